@@ -1,0 +1,30 @@
+"""The errors graftax raises on purpose, each with the exit code the command line ends with.
+
+Exit codes: 0 done, 1 bug, 2 bad input or config, 3 non-finite numbers, 42 preempted after saving.
+"""
+
+from __future__ import annotations
+
+
+class GraftaxError(Exception):
+    """Base of all deliberate errors. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class BadInput(GraftaxError, ValueError):
+    """A file, argument or config that cannot be used. The message names the thing, its value and what was expected."""
+
+    exit_code = 2
+
+
+class NonFinite(GraftaxError, ArithmeticError):
+    """A loss or gradient became NaN or infinite. The last finite state has been kept."""
+
+    exit_code = 3
+
+
+class Preempted(GraftaxError):
+    """The process was asked to stop and has saved its state; running the same command again continues."""
+
+    exit_code = 42
