@@ -1,0 +1,137 @@
+"""graftax checkpoint folders: `model.safetensors` in our own layout and `graftax.json` that says what is in it.
+
+`graftax.json` holds the SHA-256 of the weights, and spec and provenance for people and tools to read; what is loaded is
+the copy of both inside the weights, so that `model.safetensors` alone is a model.
+
+A save replaces both at one instant: the new weights are written under a name of their own, then `graftax.json` is
+replaced (from here on the new model is the one that loads), then the weights take their usual name. A save that is cut
+off anywhere leaves the old model or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from graftax import ops
+from graftax.checkpoint.files import existing_file, replacing, sha256
+from graftax.checkpoint.tensors import read_safetensors, write_safetensors
+from graftax.errors import BadInput
+from graftax.spec import SLOTS, BlockSpec, ModelSpec
+
+WEIGHTS = "model.safetensors"
+INDEX = "graftax.json"
+FORMAT = "graftax"
+DTYPES = ("float32", "float16")
+
+
+def save_model(
+    folder: str | Path, spec: ModelSpec, params: Mapping[str, Any], meta: Mapping[str, Any], dtype: str = "float32"
+) -> None:
+    """Write a checkpoint folder (made if need be), replacing the model in it.
+
+    `meta` is a dictionary of JSON values. `dtype` "float16" halves the size for shipping: values are rounded to 11
+    significant bits and come back as float32. Raises `BadInput` where a value exceeds float16, `meta` is no JSON, or
+    `folder` is a file.
+    """
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype {dtype!r}: expected one of {DTYPES}")
+    leaves = {path: _as_dtype(path, np.asarray(leaf), dtype) for path, leaf in flatten_dict(dict(params), sep="/").items()}
+    texts = {"format": FORMAT, "spec": spec.to_json(), "meta": _to_json(meta)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be made a folder ({error.strerror})") from None
+    fresh = folder / f"fresh-{WEIGHTS}"
+    write_safetensors(fresh, leaves, texts)
+    digest = sha256(fresh)
+    named = fresh.rename(_interim(folder, digest))
+    index = {"spec": json.loads(texts["spec"]), "meta": dict(meta), "sha256": digest}
+    with replacing(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n")
+    named.replace(folder / WEIGHTS)
+    for pattern in (_interim(folder, "*").name, f".fresh-{WEIGHTS}.*.tmp", f".{INDEX}.*.tmp"):
+        for stray in folder.glob(pattern):  # left by saves that were cut off
+            stray.unlink()
+
+
+def load_model(folder: str | Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any], str]:
+    """(spec, params float32 numpy, meta, SHA-256 of the weights) of a checkpoint folder.
+
+    Raises `BadInput` where the folder is no checkpoint, or its weights are not those that `graftax.json` names.
+    """
+    folder = Path(folder)
+    if not (folder / INDEX).is_file():
+        raise BadInput(f"{folder}: no {INDEX} in it, expected a folder written by graftax.save")
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        expected = str(index["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{folder / INDEX}: damaged ({error!r})") from None
+    interim = _interim(folder, expected)
+    weights = existing_file(interim if interim.is_file() else folder / WEIGHTS)
+    found = sha256(weights)
+    if found != expected:
+        raise BadInput(f"{weights}: SHA-256 {found[:12]}..., but {INDEX} says {expected[:12]}...; damaged or replaced")
+    spec, params, meta = load_file(weights)
+    return spec, params, meta, found
+
+
+def load_file(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
+    """(spec, params, meta) from a weights file of ours by itself."""
+    tensors, texts = read_safetensors(path)
+    return from_own_layout(path, tensors, texts)
+
+
+def is_own_layout(texts: Mapping[str, str]) -> bool:
+    """Whether a safetensors file's metadata says that it holds our layout."""
+    return texts.get("format") == FORMAT
+
+
+def from_own_layout(
+    path: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]
+) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
+    """(spec, params, meta) from the content of a weights file of ours."""
+    try:
+        spec, meta = read_spec(texts["spec"]), dict(json.loads(texts["meta"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"{path}: metadata not as graftax.save writes it ({error})") from None
+    params = unflatten_dict({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}, sep="/")
+    return spec, params, meta
+
+
+def read_spec(text: str) -> ModelSpec:
+    """The spec in a file's metadata, its operators checked; raises `BadInput`."""
+    try:
+        spec = ModelSpec.from_json(text)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    sizes = spec.hidden_size, spec.tokens, spec.num_heads
+    blocks = tuple(BlockSpec(*(ops.resolve(getattr(b, slot), slot, *sizes) for slot in SLOTS)) for b in spec.blocks)
+    return spec.replace(blocks=blocks)
+
+
+def _interim(folder: Path, digest: str) -> Path:
+    """Where weights lie between being complete and having their usual name."""
+    return folder / f"interim-{digest[:16]}-{WEIGHTS}"
+
+
+def _to_json(meta: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(meta))
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"meta: {error}, expected JSON values") from None
+
+
+def _as_dtype(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        stored = leaf.astype(dtype, copy=False)
+    if not np.array_equal(np.isfinite(stored), np.isfinite(leaf)):
+        raise BadInput(f"parameter {path}: |value| {np.abs(leaf).max():.3g} exceeds {dtype}")
+    return stored
