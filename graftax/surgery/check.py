@@ -1,0 +1,54 @@
+"""The check after every edit: does the parameter tree fit the spec?"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from graftax.errors import BadInput
+from graftax.models import param_shapes
+from graftax.models.stack import Params
+from graftax.spec import ModelSpec
+
+SHOWN = 5
+"""How many leaves an error message names before it only counts."""
+
+
+def leaves_by_path(params: Params) -> dict[str, Any]:
+    """The leaves of a nested dict by path, "blocks/07/mixer/qkv/kernel"."""
+    return flatten_dict(params, sep="/")
+
+
+@functools.lru_cache(maxsize=64)
+def expected_leaves(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype that every leaf of `spec`'s parameters must have, by path. Shared: do not change it."""
+    return leaves_by_path(param_shapes(spec))
+
+
+def check(spec: ModelSpec, params: Params) -> None:
+    """Raise `BadInput` unless `params` (numpy or jax leaves) has exactly the leaves of `spec`, in shape and dtype.
+
+    The message names the first few leaves that are missing, extra, mis-shaped or mis-typed and counts the rest. Values
+    are not looked at.
+    """
+    expected, found = expected_leaves(spec), leaves_by_path(params)
+    faults = [f"{path} is missing" for path in expected if path not in found]
+    faults += [f"{path} is not in the spec" for path in found if path not in expected]
+    faults += [f"{path} {fault}" for path in expected if path in found and (fault := _fault(found[path], expected[path]))]
+    if faults:
+        rest = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise BadInput(f"parameters do not fit the spec: {'; '.join(faults[:SHOWN])}{rest}")
+
+
+def _fault(leaf: Any, expected: jax.ShapeDtypeStruct) -> str | None:
+    if not isinstance(leaf, np.ndarray | jax.Array):
+        return f"is a {type(leaf).__name__}, expected an array"
+    if leaf.shape != expected.shape:
+        return f"has shape {leaf.shape}, expected {expected.shape}"
+    if leaf.dtype != expected.dtype:
+        return f"has type {leaf.dtype}, expected {expected.dtype}"
+    return None
