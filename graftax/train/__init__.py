@@ -1,0 +1,13 @@
+"""Training: optimiser, state, sharding, one compiled step, one loop. Pretraining, fine-tuning and the small networks."""
+
+from graftax.train.diffusion_task import diffusion_loss, heldout_loss
+from graftax.train.loop import Job, LoopConfig, fit
+from graftax.train.optimiser import OptimiserConfig
+from graftax.train.sharding import MeshConfig
+from graftax.train.state import TrainState
+from graftax.train.step import make_step, train_job
+
+__all__ = [
+    "Job", "LoopConfig", "MeshConfig", "OptimiserConfig", "TrainState", "diffusion_loss", "fit", "heldout_loss",
+    "make_step", "train_job",
+]  # fmt: skip
