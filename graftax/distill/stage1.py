@@ -1,0 +1,125 @@
+"""Stage 1 as a `Job` for the training loop, and as one call from a student to its distilled self."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from graftax.diffusion import Process
+from graftax.distill.config import DistillConfig
+from graftax.distill.groups import group_sites, install_scions
+from graftax.distill.heldout import heldout_errors
+from graftax.distill.step import DistillState, create_state, make_distill_step
+from graftax.distill.teacher import Teacher
+from graftax.errors import BadInput
+from graftax.models import Model
+from graftax.surgery.select import Selector, Site, select
+from graftax.train.loop import Batch, Batches, Job, LoopConfig, Metrics, fit
+from graftax.train.record import FILE, read_metrics
+from graftax.train.sharding import shard_tree
+
+History = list[dict[str, Any]]
+
+
+def distill(
+    teacher: Model, student: Model, batches: Batches, config: DistillConfig | None = None,
+    loop: LoopConfig | None = None, workdir: Path | None = None, heldout: Batch | None = None, *,
+    sites: Selector | None = None, process: Process | None = None, mesh: Mesh | None = None,
+    on_record: Callable[[dict[str, Any]], None] | None = None, show: bool = True,
+) -> tuple[Model, History]:  # fmt: skip
+    """Teach the student's scions what the teacher's operators do, all of them at once.
+
+    Returns the student with trained scions, every other leaf the same object as before, and the records of the run as
+    `graftax.train.loop.fit` writes them. No activation is ever stored. `loop` says how many of `config.steps` to run
+    (None: all, default logging). With a `workdir` the run leaves checkpoints and metrics there, and the same call
+    resumes it. `heldout` (image (n, h, w, c), label (n,)) is evaluated when the loop says so; see `heldout_errors`.
+    The rest as in `distill_job`.
+
+    Raises what `distill_job` and `fit` raise, and BadInput if the loop has more steps than the config.
+    """
+    config = config or DistillConfig()
+    loop = loop or LoopConfig(config.steps)
+    if loop.steps > config.steps:
+        raise BadInput(f"LoopConfig.steps: got {loop.steps}, expected at most DistillConfig.steps = {config.steps}")
+    job = distill_job(teacher, student, config, sites=sites, process=process, mesh=mesh, heldout=heldout)
+    history: History = []
+
+    def record(line: dict[str, Any]) -> None:
+        history.append(line)
+        if on_record:
+            on_record(line)
+
+    state = fit(job, batches, loop, workdir, on_record=record, show=show)
+    if workdir and (workdir / FILE).exists():  # a run that resumed has earlier records there
+        history = read_metrics(workdir)
+    return install(student, state, sites), history
+
+
+def distill_job(
+    teacher: Model, student: Model, config: DistillConfig, *, sites: Selector | None = None,
+    process: Process | None = None, mesh: Mesh | None = None, heldout: Batch | None = None, label: str = "distill",
+) -> Job[DistillState]:  # fmt: skip
+    """The `Job` of stage 1, ready for `graftax.train.loop.fit`.
+
+    `sites`: a selector on the student, None for `student.meta.sites`. `process`: the noising process, None for DiT's
+    1000 steps. With a `mesh` the teacher is laid out by its rules and the scions are on every device.
+
+    Raises BadInput if there are no sites, if teacher and student differ in depth, width, tokens or classes, or if a site
+    does not run exactly once in the teacher.
+    """
+    chosen = _sites(student, sites)
+    _check_pair(teacher, student)
+    process = process or Process()
+    prepared = Teacher(teacher.spec, group_sites(student.spec, chosen), process, config).prepare(teacher.params)
+    prepared = shard_tree(prepared, mesh) if mesh else prepared
+    update = make_distill_step(teacher.spec, student.spec, chosen, process, config, mesh=mesh)
+    errors = None
+    if heldout is not None:
+        errors = heldout_errors(teacher.spec, student.spec, chosen, process, heldout, config)
+
+    def init() -> DistillState:
+        state = create_state(student.spec, student.params, chosen, config)
+        return jax.device_put(state, NamedSharding(mesh, PartitionSpec())) if mesh else state
+
+    def step(state: DistillState, batch: Batch, key: jax.Array) -> tuple[DistillState, Metrics]:
+        return update(state, prepared, batch, key)
+
+    metadata = {
+        "teacher": teacher.spec.to_json(), "teacher_sha256": teacher.meta.sha256, "student": student.spec.to_json(),
+        "sites": [str(site) for site in chosen], "distill": dataclasses.asdict(config),
+        "process": dataclasses.asdict(process),
+    }  # fmt: skip
+    return Job(
+        init=init, step=step, metadata=metadata, mesh=mesh, label=label,
+        evaluate=None if errors is None else lambda state: errors(state.scions, prepared),
+    )  # fmt: skip
+
+
+def install(student: Model, state: DistillState, sites: Selector | None = None) -> Model:
+    """The student with the scions of `state` at their sites; all other leaves are the same objects.
+
+    `sites` must be those of the job that made the state.
+    """
+    groups = group_sites(student.spec, _sites(student, sites))
+    # Through the host, since the state may be spread over a mesh and the student's other leaves are not.
+    scions = jax.tree.map(jnp.asarray, jax.device_get(state.scions))
+    return student.replace(params=install_scions(student.params, groups, scions))
+
+
+def _sites(student: Model, sites: Selector | None) -> tuple[Site, ...]:
+    if sites is None and not student.meta.sites:
+        raise BadInput("distillation sites: the student's meta names none, expected a grafted student or explicit sites")
+    return select(student.meta.sites if sites is None else sites, student.spec)
+
+
+def _check_pair(teacher: Model, student: Model) -> None:
+    for name in ("depth", "hidden_size", "tokens", "num_classes"):
+        theirs, ours = getattr(teacher.spec, name), getattr(student.spec, name)
+        if theirs != ours:
+            raise BadInput(f"student {name}: {ours}, expected the teacher's {theirs}")

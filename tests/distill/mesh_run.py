@@ -1,0 +1,44 @@
+"""Script: stage 1 on meshes over 8 simulated devices; prints what came out as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+from tiny_graft import Stream, batch, mixed, teacher
+
+from graftax.distill import DistillConfig, distill, distill_job
+from graftax.train import LoopConfig, MeshConfig
+from graftax.train.sharding import shard_tree
+
+# A large eps: with the usual one Adam's first updates are signs, which turn rounding into whole steps.
+CONFIG = DistillConfig(steps=4, learning_rate=0.1, eps=0.1)
+
+
+def run(mesh: MeshConfig | None) -> dict:
+    built = mesh.build() if mesh else None
+    original = teacher(hidden_size=64)
+    grafted = mixed(original)
+    loop = LoopConfig(steps=4, log_every=1)
+    trained, history = distill(
+        original, grafted, Stream(size=16), CONFIG, loop, heldout=batch(99, 16), mesh=built, show=False
+    )
+    leaf = jax.tree.leaves(distill_job(original, grafted, CONFIG, mesh=built).init().scions)[0]
+    kernel = shard_tree(original.params, built)["blocks"]["00"]["mlp"]["fc1"]["kernel"] if built else leaf
+    return {
+        "losses": [line["loss"] for line in history if line["split"] == "train"],
+        "error": history[-1]["error"],
+        "weights": float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(trained.params))),
+        "teacher_fraction": kernel.addressable_shards[0].data.size / kernel.size,
+        "replicas": len(leaf.addressable_shards) if leaf.is_fully_replicated else 0,
+    }
+
+
+if __name__ == "__main__":
+    meshes = {"one": None, "data": MeshConfig(), "fsdp": MeshConfig(fsdp=8), "all": MeshConfig(data=2, fsdp=2, tensor=2)}
+    print(json.dumps({name: run(mesh) for name, mesh in meshes.items()}))
