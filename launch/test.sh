@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up graftax with its development tools and runs linter, type checker and tests.
+#   bash launch/test.sh [options of pytest]      e.g.  bash launch/test.sh -m slow
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh
+setup ".[dev]"
+ruff check .
+pyright
+# Two workers fill two cores; --dist loadfile keeps what a file compiles in one process.
+exec pytest -n 2 --dist loadfile "$@"
