@@ -115,7 +115,7 @@ def tensors_from_params(spec: ModelSpec, params: Mapping[str, Any]) -> dict[str,
     """
     if spec.program != sequential(spec.depth):
         raise BadInput("export: PyTorch files hold no program, and this one is not 0..L-1 in order; save a graftax folder")
-    flat = flatten_dict(dict(params), sep="/")
+    flat: dict[str, Any] = dict(flatten_dict(dict(params), sep="/"))
     keys = torch_keys(spec)
     ours = {key.leaf for key in keys}
     _refuse("parameters missing", sorted(ours - flat.keys()))

@@ -31,6 +31,9 @@ SEAL = "seal.json"
 DAMAGED = "damaged"
 """Sub-folder that damaged checkpoints are moved to: nothing is deleted."""
 
+_TEMPORARY = ".orbax-checkpoint-tmp"
+"""How orbax names the folder of an unfinished save: the step, then this."""
+
 _PIECE = 1 << 20
 
 
@@ -38,7 +41,8 @@ class Checkpoints:
     """The checkpoints in `folder` (made if need be), at most the newest `keep`.
 
     Opening it removes what a killed save left, and moves a newest checkpoint whose files changed since they were written
-    to `damaged/`, with a warning. Raises `BadInput` where `folder` is a file or `keep` is below 1.
+    to `damaged/`, with a warning. Raises `BadInput` where `folder` is a file or an address such as gs://, or `keep` is
+    below 1. One run writes to a folder at a time.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
@@ -47,7 +51,10 @@ class Checkpoints:
             raise BadInput(f"keep: got {keep}, expected 1 or more")
         if self.folder.exists() and not self.folder.is_dir():
             raise BadInput(f"{self.folder}: a file, expected a folder of checkpoints")
+        if "://" in str(folder):
+            raise BadInput(f"{folder}: expected a local or mounted folder, not an address")
         if jax.process_index() == 0:
+            _remove_left_overs(self.folder)
             _set_damaged_aside(self.folder)
         multihost_utils.sync_global_devices("graftax: checkpoints verified")
         self._saving = 0
@@ -55,7 +62,6 @@ class Checkpoints:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
-                cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()},
@@ -117,11 +123,14 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Called by orbax when all files of a save are written, before the folder gets its final name."""
-        if jax.process_index() == 0:
-            for folder in self.folder.glob(f"{self._saving}.*tmp*"):
-                files = [file for item in ITEMS for file in (folder / item).rglob("*") if file.is_file()]
-                sums = {str(file.relative_to(folder)): _checksum(file) for file in files}
-                (folder / SEAL).write_text(json.dumps(sums))
+        if jax.process_index() != 0:
+            return
+        folders = list(self.folder.glob(f"{self._saving}{_TEMPORARY}*"))
+        if len(folders) != 1:  # raised by the next `wait`: better no checkpoint than one that looks damaged
+            raise RuntimeError(f"step {self._saving}: {len(folders)} unfinished saves in {self.folder}, expected one")
+        files = [file for item in ITEMS for file in (folders[0] / item).rglob("*") if file.is_file()]
+        sums = {str(file.relative_to(folders[0])): _checksum(file) for file in files}
+        (folders[0] / SEAL).write_text(json.dumps(sums))
 
     @staticmethod
     def _check(where: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], metadata: Any) -> None:
@@ -166,6 +175,12 @@ def _encode(extra: Mapping[str, Any], data: Any) -> dict[str, Any]:
 
 def _decode(data: Mapping[str, Any]) -> Any:
     return base64.b64decode(data["value"]) if data["kind"] == "bytes" else data["value"]
+
+
+def _remove_left_overs(folder: Path) -> None:
+    """Orbax would do this too, but in the background, while the first save is already under way."""
+    for left in folder.glob(f"*{_TEMPORARY}*"):
+        shutil.rmtree(left)
 
 
 def _set_damaged_aside(folder: Path) -> None:

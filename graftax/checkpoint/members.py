@@ -77,7 +77,7 @@ def _member(file: io.FileIO, info: zipfile.ZipInfo, limit: int) -> Member:
         raise Refused(f"zip member {shown(name)} is compressed, expected stored members as torch.save writes them")
     if info.flag_bits & 1:
         raise Refused(f"zip member {shown(name)} is encrypted")
-    file.seek(info.header_offset)
+    file.seek(max(0, info.header_offset))
     header = file.read(_LOCAL_HEADER.size)
     if info.header_offset < 0 or len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
         raise Refused(f"zip member {shown(name)} has no header in the file (truncated?)")

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from graftax import ops
 from graftax.errors import BadInput
 from graftax.models.block import Block, Taps
-from graftax.models.embed import FinalLayer, LabelEmbed, PatchEmbed, TimestepEmbed, sinusoidal_positions
+from graftax.models.embed import FinalLayer, LabelEmbed, PatchEmbed, TimestepEmbed, call, sinusoidal_positions
 from graftax.models.stack import Params, prepare, run_stack
 from graftax.spec import BlockSpec, ModelSpec, OpSpec, block_key, op
 
@@ -65,7 +65,8 @@ def forward(
     (b, h, w, out_channels) float32, predicted noise first, then the variance channels; and taps[name] (l, b, n, d) for the
     names in `capture`. `dtype` is the matmul type (None: float32).
     """
-    return forward_prepared(spec, prepare_params(spec, params, plan), x, t, y, plan=plan, capture=capture, dtype=dtype, remat=remat)
+    prepared = prepare_params(spec, params, plan)
+    return forward_prepared(spec, prepared, x, t, y, plan=plan, capture=capture, dtype=dtype, remat=remat)
 
 
 def prepare_params(spec: ModelSpec, params: Params, plan: str = "auto") -> Params:
@@ -79,13 +80,12 @@ def forward_prepared(
 ) -> tuple[jax.Array, Taps]:  # fmt: skip
     """`forward` on the result of `prepare_params` with the same plan."""
     d, p = spec.hidden_size, spec.patch_size
-    x = PatchEmbed(d, p, dtype).apply({"params": prepared["x_embedder"]}, x.astype(jnp.float32))  # pyright: ignore
+    x = call(PatchEmbed(d, p, dtype), prepared["x_embedder"], x.astype(jnp.float32))
     x = x.astype(jnp.float32) + prepared["pos_embed"]  # (b, n, d)
-    c = TimestepEmbed(d).apply({"params": prepared["t_embedder"]}, t)  # (b, d)
-    c = c + LabelEmbed(spec.num_classes, d).apply({"params": prepared["y_embedder"]}, y)  # pyright: ignore
+    c = call(TimestepEmbed(d), prepared["t_embedder"], t)  # (b, d)
+    c = c + call(LabelEmbed(spec.num_classes, d), prepared["y_embedder"], y)
     x, taps = run_stack(spec, prepared["blocks"], x, c, plan=plan, capture=capture, dtype=dtype, remat=remat)
-    out = FinalLayer(p, spec.out_channels, dtype).apply({"params": prepared["final"]}, x, c)
-    return out, taps  # pyright: ignore
+    return call(FinalLayer(p, spec.out_channels, dtype), prepared["final"], x, c), taps
 
 
 class DiT(nn.Module):
@@ -103,7 +103,7 @@ class DiT(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
         if not self.is_initializing():
-            return forward(self.spec, self.variables["params"], x, t, y, plan=self.plan, dtype=self.dtype)[0]
+            return forward(self.spec, dict(self.variables["params"]), x, t, y, plan=self.plan, dtype=self.dtype)[0]
         spec, d = self.spec, self.spec.hidden_size
         grid = spec.input_size // spec.patch_size
         tokens = PatchEmbed(d, spec.patch_size, name="x_embedder")(x)
@@ -126,7 +126,7 @@ class _Blocks(nn.Module):
 def init(spec: ModelSpec, key: jax.Array) -> Params:
     """Fresh parameters in DiT's initialisation: Xavier linears, adaLN and output at zero, embeddings N(0, 0.02)."""
     x = jnp.zeros((1, spec.input_size, spec.input_size, spec.in_channels))
-    return DiT(spec).init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
+    return dict(DiT(spec).init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"])
 
 
 def param_shapes(spec: ModelSpec) -> Params:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
 FREQUENCIES = 256
 """Width of the sinusoidal timestep features."""
+
+
+def call(module: nn.Module, params: Any, *inputs: jax.Array) -> jax.Array:
+    """A Linen module that returns one array, applied to its plain parameters."""
+    return module.apply({"params": params}, *inputs)  # pyright: ignore[reportReturnType]
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
@@ -63,7 +70,7 @@ class PatchEmbed(nn.Module):
         kernel = self.param("kernel", init, (p, p, c, d), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (d,), jnp.float32)
         x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel.reshape(p * p * c, d), bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel.reshape(p * p * c, d), bias, dtype=self.dtype)
         return x @ kernel + bias
 
 
@@ -101,7 +108,7 @@ class FinalLayer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
         b, n, d = x.shape
-        p, grid = self.patch, math.isqrt(x.shape[1])
+        p, grid = self.patch, math.isqrt(n)
         zeros = nn.initializers.zeros
         shift_scale = nn.Dense(2 * d, dtype=self.dtype, kernel_init=zeros, name="adaln")(nn.silu(c))
         shift, scale = jnp.split(shift_scale[:, None].astype(jnp.float32), 2, axis=-1)  # (b, 1, d)

@@ -40,7 +40,8 @@ class Meta:
     def from_dict(cls, fields: dict[str, Any]) -> Meta:
         """Inverse of `to_dict`; fields of other writers are left out."""
         known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k in known})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k in known}
+        return cls(**plain)
 
 
 @dataclass(frozen=True, eq=False)

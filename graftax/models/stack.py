@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from graftax import ops
 from graftax.errors import BadInput
 from graftax.models.block import TAPS, Taps, block_body
+from graftax.models.embed import call
 from graftax.models.plans import Segment, segments
 from graftax.spec import ModelSpec, OpSpec, Step, block_key
 
@@ -89,7 +90,7 @@ def _block_fn(spec: ModelSpec, capture: tuple[str, ...], dtype: DTypeLike | None
 
 
 def _adaln(p: Params, c: jax.Array, dtype: DTypeLike | None) -> jax.Array:
-    return nn.Dense(p["kernel"].shape[-1], dtype=dtype).apply({"params": p}, nn.silu(c))  # pyright: ignore
+    return call(nn.Dense(p["kernel"].shape[-1], dtype=dtype), p, nn.silu(c))
 
 
 def _operator(
@@ -97,11 +98,8 @@ def _operator(
 ) -> Callable[[jax.Array], jax.Array]:
     """The operator as a function of its input; for a tuple of kinds, a switch on the traced index `p["kind"]`."""
     if isinstance(op, OpSpec):
-        return lambda u: ops.build(op, spec, dtype).apply({"params": p}, u)  # pyright: ignore
-    branches = [
-        functools.partial(lambda u, one, name: ops.build(one, spec, dtype).apply({"params": p[name]}, u), one=one, name=str(i))
-        for i, one in enumerate(op)
-    ]
+        return functools.partial(call, ops.build(op, spec, dtype), p)
+    branches = [_operator(spec, kind, p[str(i)], dtype) for i, kind in enumerate(op)]
     return lambda u: jax.lax.switch(p["kind"], branches, u)
 
 

@@ -55,4 +55,4 @@ def _typed(kind: str, name: str, value: Option, expected: type) -> Option:
 def build(op: OpSpec, spec: ModelSpec, dtype: DTypeLike | None = None, init_style: str = "torch") -> Operator:
     """The Linen module of `op` inside a model of `spec`'s sizes."""
     cls = operator_class(op.kind)
-    return cls(spec.hidden_size, spec.tokens, spec.num_heads, dtype, init_style, **dict(op.options))
+    return cls(spec.hidden_size, spec.tokens, spec.num_heads, dtype, init_style, **dict(op.options))  # pyright: ignore[reportArgumentType]

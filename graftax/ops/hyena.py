@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from graftax.errors import BadInput
 from graftax.ops.base import Cost, Operator, conv_keys, linear_keys, uniform_fan_in
 from graftax.ops.conv import causal_conv
-from graftax.spec import Option, OpSpec
+from graftax.spec import OpSpec, Option
 
 
 class ShortFilter(nn.Module):

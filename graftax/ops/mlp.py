@@ -7,7 +7,7 @@ import jax
 
 from graftax.errors import BadInput
 from graftax.ops.base import Cost, Operator, linear_keys
-from graftax.spec import Option, OpSpec
+from graftax.spec import OpSpec, Option
 
 
 class MLP(Operator):

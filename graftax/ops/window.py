@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA, attend
 from graftax.ops.base import linear_keys
-from graftax.spec import Option, OpSpec
+from graftax.spec import OpSpec, Option
 
 
 def default_block(window: int) -> int:

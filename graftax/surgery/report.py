@@ -134,7 +134,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _site_line(slot: str, change: str, sites: list[Site]) -> str:
     name = f"blocks[{compact([site.block for site in sites])}].{slot}"
-    return f"{name:<20}{change} ({len(sites)} {'site' if len(sites) == 1 else 'sites'})"
+    return f"{name:<19} {change} ({len(sites)} {'site' if len(sites) == 1 else 'sites'})"
 
 
 def _change(before: int, after: int) -> str:

@@ -100,10 +100,10 @@ def fit(
         if run.done < config.steps:
             leads = jax.process_index() == 0
             run.record = MetricsFile(workdir if leads else None, run.done, on_record)
-            label, start = job.label, run.done
-            with StopRequest(enabled=store is not None) as stop, Progress(
-                config.steps, label, initial=start, show=show and leads
-            ) as progress:
+            with (
+                StopRequest(enabled=store is not None) as stop,
+                Progress(config.steps, job.label, initial=run.done, show=show and leads) as progress,
+            ):
                 run.train(stop, progress)
         return run.state
     finally:

@@ -49,9 +49,7 @@ class MetricsFile:
     line are dropped, so that the run that resumes at `step` writes them once.
     """
 
-    def __init__(
-        self, folder: Path | None, step: int = 0, listener: Callable[[dict[str, Any]], None] | None = None
-    ) -> None:
+    def __init__(self, folder: Path | None, step: int = 0, listener: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._path = folder / FILE if folder else None
         self._listener = listener
         if self._path and self._path.exists():

@@ -13,7 +13,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """Context in which the first SIGTERM or SIGINT only sets `requested` to its name; a second one acts as usual.
 
-    Python allows handlers in the main thread only; elsewhere, and with `enabled=False`, signals are left alone.
+    Python allows handlers in the main thread only; elsewhere, and with `enabled=False`, signals are left alone. So are
+    those that whoever started the process chose to ignore, as a shell does with SIGINT for a job in the background.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
@@ -23,7 +24,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if self._enabled:
-            self._previous = {sig: signal.signal(sig, self._note) for sig in SIGNALS}
+            heard = [sig for sig in SIGNALS if signal.getsignal(sig) not in (signal.SIG_IGN, None)]
+            self._previous = {sig: signal.signal(sig, self._note) for sig in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

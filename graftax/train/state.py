@@ -42,9 +42,7 @@ class TrainState:
         return merge(self.ema, self.frozen)
 
 
-def create_state(
-    params: Params, optimiser: optax.GradientTransformation, frozen: Sequence[str] = ()
-) -> TrainState:
+def create_state(params: Params, optimiser: optax.GradientTransformation, frozen: Sequence[str] = ()) -> TrainState:
     """Initial state for `params`, with the leaves that `frozen` (see `split`) names kept out of training.
 
     Trained leaves are copied, since training steps donate their state: the caller's arrays stay valid. Frozen leaves

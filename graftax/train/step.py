@@ -22,9 +22,7 @@ LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 StepFn = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 
 
-def make_step(
-    loss_fn: LossFn, optimiser: OptimiserConfig, *, ema_decay: float = 0.9999, mesh: Mesh | None = None
-) -> StepFn:
+def make_step(loss_fn: LossFn, optimiser: OptimiserConfig, *, ema_decay: float = 0.9999, mesh: Mesh | None = None) -> StepFn:
     """The compiled `step(state, batch, key) -> (state, metrics)`.
 
     `loss_fn(params, batch, key) -> (() loss, {name: () number})` sees the whole tree; gradients are taken for the

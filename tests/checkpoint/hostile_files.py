@@ -76,7 +76,8 @@ def calls(canary: Path) -> dict[str, bytes]:
         "builtins_eval": entry(name("builtins", "eval") + tuple_(code) + REDUCE),
         "builtins_exec": entry(name("builtins", "exec") + tuple_(code) + REDUCE),
         "getattr_chain": entry(
-            name("builtins", "getattr") + tuple_(name("builtins", "__import__") + tuple_(text("os")) + REDUCE, text("system"))
+            name("builtins", "getattr")
+            + tuple_(name("builtins", "__import__") + tuple_(text("os")) + REDUCE, text("system"))
             + REDUCE + tuple_(command) + REDUCE
         ),
         "stack_global_path": b"\x80\x04" + entry(path_system + tuple_(command) + REDUCE)[2:],
@@ -156,7 +157,7 @@ def _plain(pickled: bytes, **members: bytes) -> Callable[[Path, Path], None]:
 
 
 def _deep_key() -> bytes:
-    return PROTO + b"})" + b"\x85" * 200_000 + b"Ns" + STOP
+    return PROTO + b"})" + b"\x85" * 50_000 + b"Ns" + STOP
 
 
 CORPUS: dict[str, Callable[[Path, Path], None]] = {

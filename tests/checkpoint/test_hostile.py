@@ -5,9 +5,10 @@ import random
 import tracemalloc
 
 import pytest
+from hostile_files import CORPUS, archive, calls, entry, integer, storage, tensor, text
+
 from graftax.checkpoint.torch_reader import read_torch
 from graftax.errors import BadInput
-from hostile_files import CORPUS, archive, calls, entry, integer, storage, tensor, text
 
 MEMORY = 64 << 20
 
@@ -99,10 +100,12 @@ def test_missing_and_special_files_are_refused(tmp_path):
 def test_random_damage_gives_a_dict_or_bad_input(tmp_path):
     """Flipped bytes anywhere, the weights included: never another exception."""
     draw, path = random.Random(0), tmp_path / "model.pt"
-    archive(path, entry(tensor(storage(), shape=(2, 2), strides=(2, 1)) + b"0" + integer(3)).replace(b"0J", b"sX\x01\0\0\0kJ"))
-    whole, outcomes = path.read_bytes(), {"read": 0, "refused": 0}
+    archive(
+        path, entry(tensor(storage(), shape=(2, 2), strides=(2, 1)) + b"0" + integer(3)).replace(b"0J", b"sX\x01\0\0\0kJ")
+    )
+    whole, outcomes, longest = path.read_bytes(), {"read": 0, "refused": 0}, 0
     assert set(read_torch(path)) == {"w", "k"}
-    for _ in range(3000):
+    for _ in range(1000):
         data = bytearray(whole)
         for _ in range(draw.choice((1, 1, 1, 3))):
             data[draw.randrange(len(data))] = draw.choice((0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)))
@@ -111,6 +114,7 @@ def test_random_damage_gives_a_dict_or_bad_input(tmp_path):
             assert isinstance(read_torch(path), dict)
             outcomes["read"] += 1
         except BadInput as error:
-            assert "\n" not in str(error)
             outcomes["refused"] += 1
-    assert min(outcomes.values()) > 100
+            longest = max(longest, len(str(error).splitlines()))
+    assert longest == 1
+    assert min(outcomes.values()) > 50

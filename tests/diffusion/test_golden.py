@@ -10,7 +10,6 @@ import pytest
 
 import graftax
 from graftax.diffusion import Process, guided, sample
-from graftax.models.model import Model
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NULL = 10
@@ -24,7 +23,7 @@ def golden() -> dict[str, jax.Array]:
 
 
 @functools.cache
-def model() -> Model:
+def model() -> graftax.Model:
     return graftax.load(GOLDENS / "dit.pt", num_heads=4)
 
 

@@ -47,7 +47,9 @@ def test_posterior_variance_is_that_of_the_product_of_gaussians(process):
 def test_respacing_keeps_alpha_bar_and_both_ends(count):
     full, short = Process(), Process().respaced(count)
     kept = short.timestep_map
-    assert len(short) == len(kept) == count and kept[0] == 0 and kept[-1] == 999
+    assert len(short) == len(kept) == count
+    assert kept[0] == 0
+    assert kept[-1] == 999
     assert np.ptp(np.diff(kept)) <= 1
     np.testing.assert_array_equal(short.tables.alpha_bar, full.tables.alpha_bar[kept])
     betas = np.exp(short.tables.log_variance_high)

@@ -70,6 +70,7 @@ def test_error_equals_its_definition() -> None:
     evaluate = heldout_errors(original.spec, grafted.spec, sites, Spy(), data, CONFIG)
     prepared = Teacher(original.spec, {"g": group}, Process(), CONFIG).prepare(original.params)
     found = evaluate(stack_scions(grafted.params, {"0_mixer_hyena_x": group}), prepared)
+    jax.effects_barrier()
     ((t, x_t),) = seen
     assert sorted(t) == [50 + 100 * i for i in range(10)]
     _, taps = original.apply(x_t, t, data["label"], capture=("mixer/in", "mixer/out"))

@@ -21,7 +21,7 @@ def test_closed_forms() -> None:
 @pytest.mark.parametrize("delta", [0.3, 1.0, 100.0])
 def test_huber_and_its_gradient_are_those_of_optax(delta: float) -> None:
     ours = jax.value_and_grad(lambda p: huber(p, TARGET, delta))(PREDICTION)
-    theirs = jax.value_and_grad(lambda p: optax.losses.huber_loss(p, TARGET, delta).mean())(PREDICTION)
+    theirs = jax.value_and_grad(lambda p: optax.losses.huber_loss(p, TARGET, delta=delta).mean())(PREDICTION)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), ours, theirs)
 
 

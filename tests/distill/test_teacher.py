@@ -59,7 +59,7 @@ def test_the_teacher_stops_at_its_last_site() -> None:
 
 @pytest.mark.parametrize(
     ("program", "runs"),
-    [((Step((0,)), Step((2,))), 0), ((Step((0,)), Step((1,), loops=2)), 2), ((Step((1,)), Step((1,))), 2)],
+    [((Step((0,)), Step((2,))), 0), ((Step((0,)), Step((1,), loops=2)), 2), ((Step((0,)), Step((1,)), Step((1,))), 2)],
 )
 def test_a_block_that_does_not_run_once_is_refused(program: tuple[Step, ...], runs: int) -> None:
     spec = teacher().spec.replace(program=program)

@@ -56,8 +56,8 @@ def by_hand(*blocks):
     return x
 
 
-def stack(spec):
-    return jax.jit(lambda blocks: apply_stack(spec, blocks, X, C, plan="unroll")[0])(PARAMS["blocks"])
+def stack(spec, blocks=PARAMS["blocks"]):
+    return jax.jit(lambda blocks: apply_stack(spec, blocks, X, C)[0])(blocks)
 
 
 def assert_stack(edit, expected):
@@ -83,7 +83,7 @@ def test_reverse_equals_permuted_weights():
     swapped = [0, 4, 3, 2, 1, 5]
     spec = SPEC.replace(blocks=tuple(SPEC.blocks[i] for i in swapped))
     blocks = {block_key(to): PARAMS["blocks"][block_key(i)] for to, i in enumerate(swapped)}
-    expected = apply_stack(spec, blocks, X, C, plan="unroll")[0]
+    expected = stack(spec, blocks)
     assert_stack(reverse(1, 5), expected)
     assert not np.allclose(expected, by_hand(0, 1, 2, 3, 4, 5), atol=1e-2)
 
@@ -102,8 +102,10 @@ def test_random_order_depends_on_the_seed_alone():
     orders = [tuple(order(random_order(2, 26, seed).on(spec))) for seed in (0, 0, 1, 2)]
     assert orders[0] == orders[1]
     assert len(set(orders)) == 3
-    # Python's generator, as in the paper's code: the sequence of seed 0 never changes.
-    assert orders[0][2:10] == (EXPECTED := orders[0][2:10]) and EXPECTED != tuple(range(2, 10))
+    # Python's generator, as in the paper's code: what seed 0 gives never changes.
+    assert orders[0] == (
+        0, 1, 16, 2, 19, 9, 8, 13, 24, 23, 12, 6, 4, 22, 5, 21, 7, 20, 11, 25, 17, 18, 10, 3, 15, 14, 26, 27
+    )  # fmt: skip
 
 
 def test_parallel_averages_outputs():
@@ -207,14 +209,14 @@ def test_parallel_refuses_nesting(first):
 
 # --- Residual algebra --------------------------------------------------------------------------------------------------
 
-DEPTH, START = 10, 1
+DEPTH, START = 8, 1
 LO, HI = painters_span(DEPTH, START)
-M = HI - LO  # 7 blocks in the span
+M = HI - LO  # 5 blocks in the span
 
 
 @functools.cache
 def deep_model():
-    """Ten blocks of small, nearly uncorrelated updates: random weights, gates a hundredth of their usual size."""
+    """Eight blocks of small, nearly uncorrelated updates: random weights, gates a hundredth of their usual size."""
     spec = tiny_spec(depth=DEPTH, hidden_size=96)
     params = random_params(spec, jax.random.key(11))
     gates = jnp.repeat(jnp.array([1, 1, 0.01, 1, 1, 0.01]), 96)  # shift, scale, gate of mixer and mlp
@@ -242,10 +244,12 @@ def relative_error(edit):
 def test_closed_forms_of_small_updates():
     """For updates d_i that are small and mutually uncorrelated, f_i(x) = x + d_i(x) gives these errors in closed form."""
     assert relative_error(skip(LO, HI)) == pytest.approx(1)
-    assert relative_error(parallel(LO, HI)) == pytest.approx(1 - 1 / M, rel=0.02)
-    assert relative_error(repeat(LO, HI)) == pytest.approx((M - 1) ** 0.5, rel=0.1)
+    assert relative_error(parallel(LO, HI)) == pytest.approx(1 - 1 / M, rel=0.01)
+    assert relative_error(repeat(LO, HI)) == pytest.approx((M - 1) ** 0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("edit", [reverse(LO, HI), random_order(LO, HI, 0), looped_parallel(LO, HI, M), parallel(LO, HI, 1, M)])
+@pytest.mark.parametrize(
+    "edit", [reverse(LO, HI), random_order(LO, HI, 0), looped_parallel(LO, HI, M), parallel(LO, HI, 1, M)]
+)
 def test_order_hardly_matters_for_small_updates(edit):
     assert 0 < relative_error(edit) < 0.05

@@ -55,9 +55,7 @@ def test_a_tenth_of_the_labels_is_dropped_and_times_cover_the_process() -> None:
 
 def test_heldout_is_deterministic_and_does_not_depend_on_the_batch_size(params: Any) -> None:
     data = batch(60)
-    results = [
-        heldout_loss(SPEC, PROCESS, data["image"], data["label"], batch_size=size)(params) for size in (60, 20, 20)
-    ]
+    results = [heldout_loss(SPEC, PROCESS, data["image"], data["label"], batch_size=size)(params) for size in (60, 20, 20)]
     assert results[1] == results[2]
     assert results[0] == pytest.approx(results[1], rel=1e-5)
     assert results[0]["loss"] == pytest.approx(results[0]["mse"] + results[0]["vb"], rel=1e-5)

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from graftax.train.record import MetricsFile, Window, read_metrics
 def same(a: Any, b: Any) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(autouse=True)
+def default_interrupt() -> Iterator[None]:
+    """A test run that a shell started in the background inherits an ignored SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def run(folder: Path | None = None, stream: Stream | None = None, config: LoopConfig = CONFIG, **options: Any) -> Any:
@@ -71,7 +80,7 @@ def test_more_steps_continue_and_fewer_are_refused(tmp_path: Path) -> None:
     short = LoopConfig(steps=8, seed=3, log_every=1, keep=3)
     run(tmp_path, config=short)
     same(run(tmp_path), run())
-    with pytest.raises(BadInput, match="steps 8.*step 20"):
+    with pytest.raises(BadInput, match=r"steps 8.*step 20"):
         run(tmp_path, config=short)
 
 
@@ -96,7 +105,7 @@ def test_identities_compare_as_json() -> None:
 
 @pytest.mark.parametrize("bad", [0, 9, 11, 19])  # the first step, in between, right before a save, the last
 def test_a_nan_stops_with_the_state_before_it_saved(tmp_path: Path, bad: int) -> None:
-    with pytest.raises(NonFinite, match=f"step {bad + 1}:.*step {bad}$") as caught:
+    with pytest.raises(NonFinite, match=rf"step {bad + 1}:.*step {bad}$") as caught:
         run(tmp_path, Stream(bad=bad))
     assert caught.value.exit_code == 3
     assert all(line["step"] <= bad for line in read_metrics(tmp_path)) if bad >= 4 else True
@@ -119,6 +128,11 @@ def test_a_signal_finishes_the_step_saves_and_raises_preempted(tmp_path: Path, n
     assert signal.getsignal(number) is before
     assert "saved step 9 " in str(caught.value)  # batch 9 is fetched while step 9 runs
     same(run(tmp_path), run())
+
+
+def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    same(run(tmp_path, Stream(send_at(9, signal.SIGINT))), run())
 
 
 def test_without_files_signals_are_left_alone() -> None:

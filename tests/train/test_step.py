@@ -22,9 +22,7 @@ def test_one_step_is_the_optimisers_update_and_the_average_follows() -> None:
         np.testing.assert_allclose(new.ema[name], 0.9 * params()[name] + 0.1 * wanted[name], rtol=1e-6, atol=1e-7)
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
     found = {name: float(value) for name, value in metrics.items()}
-    assert found == pytest.approx(
-        {"loss": float(loss), "grad_norm": norm, "lr": 0.01, "finite": 1.0, "bias": 0.0}, rel=1e-5
-    )
+    assert found == pytest.approx({"loss": float(loss), "grad_norm": norm, "lr": 0.01, "finite": 1.0, "bias": 0.0}, rel=1e-5)
     assert int(new.step) == 1
 
 
