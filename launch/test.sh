@@ -5,6 +5,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh
 setup ".[dev]"
+# Tests simulate several devices on the CPU, and their tolerances are those of float32 there.
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 ruff check .
 pyright
 # Two workers fill two cores; --dist loadfile keeps what a file compiles in one process.

@@ -11,7 +11,7 @@ import pytest
 from graftax.errors import BadInput
 from graftax.models import forward
 from graftax.spec import op
-from graftax.surgery import check, compose, replace, resize
+from graftax.surgery import check, compose, edits, replace, resize
 from graftax.surgery.edits import _fresh
 from graftax.testing import assert_same_leaves, assert_trees_close, random_params, tiny_spec
 
@@ -82,12 +82,13 @@ def test_a_sites_weights_do_not_depend_on_the_other_sites():
     assert not np.array_equal(later["blocks"]["03"]["mixer"]["in_proj"]["kernel"], other)
 
 
-def test_both_slots_of_a_block_draw_different_numbers():
-    edit = compose(replace("blocks[0].mixer", "mha"), replace("blocks[0].mlp", "mlp", ratio=3.0))
-    _, params, _ = edit(SPEC, PARAMS, RNG)
-    block = params["blocks"]["00"]  # both kernels are (48, 144) with fan-in 48
-    assert block["mixer"]["qkv"]["kernel"].shape == block["mlp"]["fc1"]["kernel"].shape
-    assert not np.array_equal(block["mixer"]["qkv"]["kernel"], block["mlp"]["fc1"]["kernel"])
+def test_every_site_has_a_key_of_its_own(monkeypatch):
+    """Both slots of a block too: operators there may name their layers alike."""
+    keys = []
+    monkeypatch.setattr(edits, "_fresh", lambda operator, key: keys.append(key) or _fresh(operator, key))
+    compose(replace("blocks[*].mixer", "mha"), replace("blocks[*].mlp", "mlp"))(SPEC, PARAMS, RNG)
+    assert len(keys) == 8
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 8
 
 
 def test_one_compilation_serves_all_sites():

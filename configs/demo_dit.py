@@ -1,0 +1,29 @@
+"""The demo's DiT: 10 classes of garments in the 8x8x4 latents of the demo's autoencoder.
+
+graftax train --config configs/demo_dit.py
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Settings of the shipped demo model."""
+    steps = 8_000
+    return ConfigDict(
+        {
+            "task": "dit",
+            "workdir": "runs/demo_dit",
+            "data": {"source": "fashion_mnist", "size": 32, "latents": "demo"},
+            "batch_size": 128,
+            "model": {
+                "input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 128, "depth": 10, "num_heads": 4,
+                "num_classes": 10,
+            },
+            "class_dropout": 0.1,
+            "optimiser": {
+                "learning_rate": 2e-3, "warmup_steps": 500, "schedule": "cosine", "decay_steps": steps, "grad_clip": 1.0,
+            },
+            "ema_decay": 0.999,
+            "loop": {"steps": steps, "seed": 0, "log_every": 100, "eval_every": 1000, "save_every": 1000},
+        }
+    )  # fmt: skip

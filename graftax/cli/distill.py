@@ -1,0 +1,37 @@
+"""`graftax distill`: stage 1, teach all new operators at once what the old ones did.
+
+Re-running the same command continues from the last checkpoint in WORKDIR/distill. The result is WORKDIR/distilled.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from graftax.cli import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    options.add_recipe(parser)
+    parser.add_argument("--teacher", metavar="PATH", help="default: the config's teacher")
+    parser.add_argument("--student", metavar="FOLDER", help="default: WORKDIR/grafted")
+    parser.add_argument("--out", metavar="FOLDER", help="default: WORKDIR/distilled")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load teacher and student, distil, save the student."""
+    from graftax import api
+    from graftax.cli import images, stages
+    from graftax.cli.stages import last_eval
+
+    recipe = options.recipe_of(args)
+    workdir = Path(recipe.workdir)
+    data = images.load(recipe.data)
+    teacher = stages.open_model(args.teacher or recipe.teacher, lambda spec: images.check_fit(data, spec))
+    student = stages.open_model(args.student or workdir / "grafted", lambda spec: images.check_fit(data, spec))
+    student, history = stages.run_distill(teacher, student, recipe.distill, data, workdir / "distill", recipe.mesh)
+    out = Path(args.out or workdir / "distilled")
+    api.save(student, out)
+    error = last_eval(history).get("error")
+    print(f"{out}" + (f": mean relative error of the new operators on held-out data {error:.3f}" if error else ""))

@@ -1,0 +1,108 @@
+"""Many samples of a model, and what the judge says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from graftax import api
+from graftax.checkpoint.files import replacing
+from graftax.cli import images as image_data
+from graftax.cli import nets
+from graftax.cli.schema import DataConfig, SampleConfig
+from graftax.errors import BadInput
+from graftax.evaluate import pictures
+from graftax.evaluate.classifier import ClassifierSpec, classify
+from graftax.evaluate.metrics import Gaussian, class_accuracy, frechet_distance, moments
+from graftax.models import Model
+from graftax.progress import Progress
+from graftax.spec import ModelSpec
+
+Decode = Callable[[np.ndarray], np.ndarray]
+"""From a model's arrays (n, h, w, c) to pixels in [-1, 1]."""
+
+
+def balanced_labels(count: int, classes: int) -> np.ndarray:
+    """(count,) int32: 0, 1, .., classes - 1, 0, 1, .."""
+    return np.arange(count, dtype=np.int32) % classes
+
+
+def draw(model: Model, labels: np.ndarray, config: SampleConfig, *, label: str = "sample", show: bool = True) -> np.ndarray:
+    """Samples (n, h, w, c) float32 of classes `labels` (n,), as the model makes them (latents of a latent model)."""
+    size = min(config.batch_size, len(labels))
+    padded = np.resize(labels, -(-len(labels) // size) * size)  # whole batches: one compilation
+    root, parts = jax.random.key(config.seed), []
+    with Progress(len(labels), label, unit="image", show=show) as progress:
+        for i in range(0, len(padded), size):
+            part = api.sample(
+                model, jnp.asarray(padded[i : i + size]), sampler=config.sampler, steps=config.steps,  # pyright: ignore
+                cfg_scale=config.cfg_scale, cfg_channels=config.cfg_channels, eta=config.eta,
+                rng=jax.random.fold_in(root, i),
+            )  # fmt: skip
+            parts.append(np.asarray(part))
+            progress.advance(min(size, len(labels) - i))
+    return np.concatenate(parts)[: len(labels)]
+
+
+def decoder_for(spec: ModelSpec, latents: str) -> Decode | None:
+    """How a model's samples become pixels: "none", "demo" or an autoencoder's folder; None where there is no way.
+
+    "auto" takes pixel models as they are and the demo's autoencoder where the shapes are the demo's latents.
+    """
+    shape = (spec.input_size, spec.input_size, spec.in_channels)
+    if latents == "auto":
+        if spec.in_channels in (1, 3):
+            latents = "none"
+        elif shape == nets.load_autoencoder("demo")[0].latent_shape:
+            latents = "demo"
+        else:
+            return None
+    if latents != "none" and (found := nets.load_autoencoder(latents)[0].latent_shape) != shape:
+        raise BadInput(f"latents {latents!r}: the autoencoder has {found}, the model {shape}")
+    return image_data.decoder(DataConfig(latents=latents))
+
+
+def write(path: Path, drawn: np.ndarray, decode: Decode | None, labels: np.ndarray, columns: int) -> None:
+    """A .png grid, or an .npz of `images` uint8 (`latents` float32 without a decoder) and `labels`; whole or not at all."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if decode is None:
+            np.savez(file, latents=drawn, labels=labels)
+        elif path.suffix == ".npz":
+            np.savez(file, images=pictures.to_uint8(decode(drawn)), labels=labels)
+        else:
+            pictures.save_png(file, pictures.grid(pictures.to_uint8(decode(drawn)), columns))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the judge found: share of images called by their class, Fréchet distance to the reference, and of how many."""
+
+    accuracy: float
+    frechet: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier and the features of the real images that samples are compared with."""
+
+    spec: ClassifierSpec
+    params: nets.Params
+    reference: Gaussian
+
+    def score(self, pixels: np.ndarray, labels: np.ndarray) -> Score:
+        """Judge images (n, h, w, c) in [-1, 1] against the labels (n,) they were drawn for."""
+        logits, features = classify(self.spec, self.params, pixels)
+        return Score(class_accuracy(logits, labels), frechet_distance(moments(features), self.reference), len(pixels))
+
+
+def demo_judge(reference: np.ndarray, classifier: str = "demo") -> Judge:
+    """The judge with a shipped or trained classifier, its reference the real images (n, h, w, c) in [-1, 1]."""
+    spec, params = nets.load_classifier(classifier)
+    _, features = classify(spec, params, reference)
+    return Judge(spec, params, moments(features))

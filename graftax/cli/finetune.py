@@ -1,0 +1,36 @@
+"""`graftax finetune`: stage 2, train the whole grafted model briefly on the diffusion objective.
+
+Re-running the same command continues from the last checkpoint in WORKDIR/finetune. The result, with averaged weights, is
+WORKDIR/finetuned.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from graftax.cli import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    options.add_recipe(parser)
+    parser.add_argument("--student", metavar="FOLDER", help="default: WORKDIR/distilled")
+    parser.add_argument("--out", metavar="FOLDER", help="default: WORKDIR/finetuned")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load the student, fine-tune, save."""
+    from graftax import api
+    from graftax.cli import images, stages
+    from graftax.cli.stages import last_eval
+
+    recipe = options.recipe_of(args)
+    workdir = Path(recipe.workdir)
+    data = images.load(recipe.data)
+    student = stages.open_model(args.student or workdir / "distilled", lambda spec: images.check_fit(data, spec))
+    student, history = stages.run_finetune(student, recipe.finetune, data, workdir / "finetune", recipe.mesh)
+    out = Path(args.out or workdir / "finetuned")
+    api.save(student, out)
+    loss = last_eval(history).get("loss")
+    print(f"{out}" + (f": loss on held-out data {loss:.4f}" if loss else ""))

@@ -1,0 +1,73 @@
+"""`graftax VERB ...`: parses, runs the verb, turns deliberate errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from graftax.errors import GraftaxError
+
+VERBS = (
+    "demo", "convert", "inspect", "graft", "distill", "finetune", "train", "sample", "evaluate", "bench", "doctor",
+)  # fmt: skip
+INTERRUPTED = 130
+EPILOG = """\
+exit codes:
+  0   done
+  1   a bug in graftax (a traceback is printed)
+  2   bad input, config or usage
+  3   a loss or gradient became NaN or infinite; the last good state is kept
+  42  asked to stop, state saved; the same command continues
+  130 interrupted
+
+`graftax VERB --help` describes a verb. Config files take overrides: --config FILE --config.key.sub=value."""
+CONFIG_PREFIX = "--config."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code. `argv` without the program's name; default: the process's own."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Overrides are open-ended, so they are taken out before argparse sees the rest.
+    overrides = [text.removeprefix(CONFIG_PREFIX) for text in argv if text.startswith(CONFIG_PREFIX)]
+    args = _parser().parse_args([text for text in argv if not text.startswith(CONFIG_PREFIX)])
+    args.overrides = overrides
+    try:
+        if overrides and not hasattr(args, "config"):
+            args.parser.error(f"{args.verb} takes no config, so no {CONFIG_PREFIX}{overrides[0]}")
+        args.run(args)
+        return 0
+    except GraftaxError as error:
+        print(f"graftax: error: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("graftax: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="graftax", description="Edit pretrained diffusion transformers: graft operators, distil, fine-tune.",
+        epilog=EPILOG, formatter_class=form, allow_abbrev=False,
+    )  # fmt: skip
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in VERBS:
+        module = importlib.import_module(f"graftax.cli.{name}")
+        summary, _, detail = (module.__doc__ or "").partition("\n")
+        sub = verbs.add_parser(
+            name, help=summary.partition(": ")[2], description=f"{summary}\n{detail}", formatter_class=form,
+            allow_abbrev=False,
+        )  # fmt: skip
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run, parser=sub)
+    return parser
+
+
+def _one_line(error: GraftaxError) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The small networks beside the transformer: where their weights are, and how they run over many images."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from graftax.checkpoint.tensors import read_safetensors, write_safetensors
+from graftax.errors import BadInput
+from graftax.evaluate.classifier import ClassifierSpec
+from graftax.models.autoencoder import AutoencoderSpec
+
+Params = dict[str, Any]
+SPECS = {"autoencoder": AutoencoderSpec, "classifier": ClassifierSpec}
+
+
+def demo_path(name: str) -> Path:
+    """Path of a shipped file or folder of the demo: "dit", "autoencoder.safetensors", "classifier.safetensors"."""
+    return Path(str(resources.files("graftax.data").joinpath("demo", name)))
+
+
+def load_autoencoder(name: str) -> tuple[AutoencoderSpec, Params]:
+    """The shipped autoencoder ("demo"), or one that `save` wrote to a file or into a folder."""
+    return load("autoencoder", name)
+
+
+def load_classifier(name: str) -> tuple[ClassifierSpec, Params]:
+    """The shipped classifier ("demo"), or one that `save` wrote to a file or into a folder."""
+    return load("classifier", name)
+
+
+def load(kind: str, name: str) -> Any:
+    """(spec, params float32) of a small network. Raises `BadInput` where the file is missing or of another kind."""
+    path = demo_path(f"{kind}.safetensors") if name == "demo" else Path(name)
+    path = path / f"{kind}.safetensors" if path.is_dir() else path
+    tensors, texts = read_safetensors(path)
+    if texts.get("format") != f"graftax-{kind}":
+        raise BadInput(f"{path}: format {texts.get('format')!r}, expected a graftax-{kind}")
+    params = unflatten_dict({key: np.asarray(tensor, np.float32) for key, tensor in tensors.items()}, sep="/")
+    return SPECS[kind].from_json(texts["spec"]), params
+
+
+def save(kind: str, folder: Path, spec_json: str, params: Params, meta: Mapping[str, Any], dtype: str = "float32") -> None:
+    """Write folder/KIND.safetensors; `load` reads it back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    leaves = {key: np.asarray(leaf).astype(dtype) for key, leaf in flatten_dict(params, sep="/").items()}
+    texts = {"format": f"graftax-{kind}", "spec": spec_json, "meta": json.dumps(dict(meta))}
+    write_safetensors(folder / f"{kind}.safetensors", leaves, texts)
+
+
+def in_chunks(
+    function: Callable[..., jax.Array], spec: Any, params: Params, arrays: np.ndarray, shape: tuple[int, ...], *,
+    size: int = 500,
+) -> np.ndarray:  # fmt: skip
+    """function(spec, params, arrays (n, ...)) -> (n, *shape) float32, in compiled pieces of `size`."""
+    run = jax.jit(functools.partial(function, spec))
+    parts = [np.asarray(run(params, arrays[i : i + size])) for i in range(0, len(arrays), size)]
+    return np.concatenate(parts) if parts else np.zeros((0, *shape), np.float32)

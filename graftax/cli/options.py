@@ -1,0 +1,81 @@
+"""Arguments that several verbs share, and outputs that are not overwritten by accident."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from graftax.errors import BadInput
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """What the tensors of a PyTorch file cannot tell."""
+    parser.add_argument("--num-heads", type=int, metavar="H", help="attention heads, where the file does not tell")
+    parser.add_argument("--window", type=int, metavar="W", help="window of sliding-window attention, likewise")
+
+
+def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The ones that were given."""
+    given = {"num_heads": args.num_heads, "window": args.window}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def add_recipe(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The config file of a grafting experiment."""
+    parser.add_argument("--config", required=required, metavar="FILE", help="config file of the experiment (see configs/)")
+    parser.add_argument("--workdir", metavar="FOLDER", help="short for --config.workdir=FOLDER")
+
+
+def recipe_of(args: argparse.Namespace) -> Any:
+    """The `Recipe` that --config, its overrides and --workdir describe."""
+    from graftax.cli import config
+    from graftax.cli.schema import Recipe
+
+    extra = [f"workdir={args.workdir}"] if args.workdir else []
+    return config.build(Recipe, config.read(args.config, [*args.overrides, *extra]))
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How samples are drawn; defaults are those of `SampleConfig`."""
+    parser.add_argument("--sampler", choices=("ddpm", "ddim"), default="ddim", help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
+    parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance, 1 is none (default: %(default)s)")
+    parser.add_argument(
+        "--cfg-channels", type=int, default=3, metavar="C", help="guided channels, 0 for all (default: %(default)s, as DiT)"
+    )
+    parser.add_argument("--eta", type=float, default=0.0, help="noise of DDIM, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives every model the same noise")
+    parser.add_argument("--batch-size", type=int, default=100, help="images per compiled call (default: %(default)s)")
+    parser.add_argument(
+        "--latents", default="auto", metavar="NAME",
+        help="how to decode: none, demo, or an autoencoder's folder (auto: demo where the shapes are the demo's)",
+    )  # fmt: skip
+
+
+def sampling_of(args: argparse.Namespace) -> Any:
+    """The `SampleConfig` of the arguments."""
+    from graftax.cli.schema import SampleConfig
+
+    return SampleConfig(
+        sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels or None,
+        eta=args.eta, seed=args.seed, batch_size=args.batch_size,
+    )  # fmt: skip
+
+
+def refuse_existing(path: str | Path, overwrite: bool) -> Path:
+    """`path`; raises `BadInput` where it exists and `overwrite` was not asked for, or its folder does not exist."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise BadInput(f"{path}: exists already, expected a new name or --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"{path}: folder {path.parent} does not exist")
+    return path
+
+
+def suffix_of(path: Path, allowed: Sequence[str]) -> str:
+    """The suffix of `path`, one of `allowed`."""
+    if path.suffix not in allowed:
+        raise BadInput(f"{path}: suffix {path.suffix!r}, expected one of {', '.join(allowed)}")
+    return path.suffix

@@ -1,0 +1,246 @@
+"""What config files may say, as frozen dataclasses. Their defaults are the documentation of the defaults.
+
+Two kinds of file: a `Training` from scratch (`graftax train`), chosen by its `task`; and a `Recipe`, one grafting
+experiment from teacher to fine-tuned student, of which `graftax graft`, `distill` and `finetune` each run their part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from graftax.data.pipeline import TRANSFORMS
+from graftax.data.source import FASHION_MNIST
+from graftax.diffusion import Process
+from graftax.distill import DistillConfig
+from graftax.errors import BadInput
+from graftax.evaluate.classifier import ClassifierSpec
+from graftax.models.autoencoder import AutoencoderSpec
+from graftax.models.dit import dit_spec, variant
+from graftax.spec import ModelSpec
+from graftax.train import LoopConfig, MeshConfig, OptimiserConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+SAMPLERS = ("ddpm", "ddim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, and in what form the model gets them.
+
+    `source`: "fashion_mnist" (embedded) or the path of an `.npz`. `size`: images are centred on a square of this side,
+    in pixels. `latents`: "none" for pixels, "demo" for the shipped autoencoder, or the folder of one trained with
+    `graftax train`. `transform`: "none" or "flip". `held_out`: share of an `.npz` kept for testing. `limit`: use the first
+    so many training images only.
+    """
+
+    source: str = FASHION_MNIST
+    size: int = 32
+    latents: str = "none"
+    transform: str = "none"
+    held_out: float = 0.0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        _choice("transform", self.transform, TRANSFORMS)
+        _positive(self, "size", "limit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """Sizes of a DiT from scratch: a published `variant` ("DiT-XL/2", at `resolution` pixels), or every size."""
+
+    variant: str | None = None
+    resolution: int = 256
+    input_size: int | None = None
+    patch_size: int = 2
+    in_channels: int = 4
+    hidden_size: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    num_classes: int = 1000
+
+    def spec(self) -> ModelSpec:
+        """The `ModelSpec`. Raises `BadInput` where sizes are missing or do not fit together."""
+        if self.variant is not None:
+            return variant(self.variant, self.resolution, self.num_classes)
+        sizes = {name: getattr(self, name) for name in ("input_size", "hidden_size", "depth", "num_heads")}
+        if missing := [name for name, value in sizes.items() if value is None]:
+            raise BadInput(f"model: neither variant nor {', '.join(missing)}; expected one or the other")
+        return dit_spec(patch_size=self.patch_size, in_channels=self.in_channels, num_classes=self.num_classes, **sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How a network is trained, whatever it is. `frozen`: patterns of parameter paths that stay as they are."""
+
+    loop: LoopConfig
+    batch_size: int = 128
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    ema_decay: float = 0.999
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoising(Optimisation):
+    """Training with the learned-variance diffusion objective; `plan` and `remat` as in `graftax.models.forward`."""
+
+    frozen: tuple[str, ...] = ("pos_embed",)
+    class_dropout: float = 0.1
+    compute_dtype: str = "float32"
+    plan: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("compute_dtype", self.compute_dtype, DTYPES)
+
+
+# --- From scratch ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Optimisation):
+    """What every training from scratch has."""
+
+    task: str
+    workdir: str
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTTraining(Denoising, Training):  # in this order: the defaults of `Denoising` win
+    """A class-conditional DiT."""
+
+    model: DiTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTraining(Training):
+    """The small autoencoder that gives latents."""
+
+    model: AutoencoderSpec = field(default_factory=AutoencoderSpec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierTraining(Training):
+    """The small classifier that scores samples."""
+
+    model: ClassifierSpec = field(default_factory=ClassifierSpec)
+
+
+TRAININGS: dict[str, type[Training]] = {
+    "dit": DiTTraining,
+    "autoencoder": AutoencoderTraining,
+    "classifier": ClassifierTraining,
+}
+
+
+# --- A grafting experiment -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraftConfig:
+    """The edits, as on the command line: `replace` "blocks[1::2].mixer=hyena_x(kernel=4)", `resize` "blocks[*].mlp=3".
+
+    `init`: "random" or "transplant" (`graftax.surgery.replace`); `seed` draws the scions.
+    """
+
+    replace: tuple[str, ...] = ()
+    resize: tuple[str, ...] = ()
+    init: str = "random"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillStage:
+    """Stage 1. `settings.steps` is its length; the other fields are those of the training loop."""
+
+    settings: DistillConfig = field(default_factory=DistillConfig)
+    batch_size: int = 64
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 0
+    save_every: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_size")
+
+    @property
+    def loop(self) -> LoopConfig:
+        """The loop that runs all of `settings.steps`."""
+        return LoopConfig(
+            self.settings.steps, self.seed, log_every=self.log_every, eval_every=self.eval_every, save_every=self.save_every
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment: `teacher` (a model's path, or "demo") is edited, its scions distilled, the whole fine-tuned.
+
+    Results go to `workdir`: grafted/, distilled/, finetuned/ hold models; distill/ and finetune/ metrics and checkpoints.
+    """
+
+    workdir: str
+    teacher: str
+    graft: GraftConfig
+    distill: DistillStage
+    finetune: Denoising
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """How samples are drawn. The same `seed` gives every model the same noise. Fields as in `graftax.sample`."""
+
+    sampler: str = "ddim"
+    steps: int = 50
+    cfg_scale: float = 1.5
+    cfg_channels: int | None = 3
+    eta: float = 0.0
+    seed: int = 0
+    batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        _choice("sampler", self.sampler, SAMPLERS)
+        _positive(self, "batch_size")
+        Process().respaced(self.steps)  # refuses impossible numbers of steps
+
+    def __str__(self) -> str:
+        guided = "all" if self.cfg_channels is None else f"the first {self.cfg_channels}"
+        guidance = f"guidance {self.cfg_scale:g} on {guided} channels" if self.cfg_scale != 1 else "no guidance"
+        return f"{self.sampler.upper()}, {self.steps} steps, {guidance}, seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Recipe):
+    """The demo: the recipe, the same recipe with the edit `graft_all`, and how all models are sampled and judged.
+
+    `classifier`: the judge, shipped ("demo") or trained with `graftax train`. `judged`: samples per model, classes in turn.
+    `shown`: rows of the grids, one image of each class per row.
+    """
+
+    graft_all: GraftConfig
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    classifier: str = "demo"
+    judged: int = 500
+    shown: int = 6
+
+    def __post_init__(self) -> None:
+        _positive(self, "judged", "shown")
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise BadInput(f"{name}: got {value!r}, expected one of {choices}")
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise BadInput(f"{name}: got {value}, expected 1 or more")

@@ -1,0 +1,32 @@
+"""Measurements of this installation on this machine. Each function returns rows: dicts with the same keys, one per column.
+
+Sides of a comparison are interleaved in one run, because on shared machines speed drifts by factors; ratios are medians
+over rounds. `load` is the load average of the last minute before the first round: other work shows there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graftax.evaluate.bench.attention import bench_attention
+from graftax.evaluate.bench.compile import bench_compile
+from graftax.evaluate.bench.conv import bench_conv
+from graftax.evaluate.bench.distill import bench_distill
+from graftax.evaluate.bench.forward import bench_forward
+from graftax.evaluate.bench.rows import Rows, format_table
+from graftax.evaluate.bench.sampling import bench_sampling
+
+BENCHES: dict[str, Callable[..., Rows]] = {
+    "forward": bench_forward,
+    "compile": bench_compile,
+    "attention": bench_attention,
+    "conv": bench_conv,
+    "sampling": bench_sampling,
+    "distill": bench_distill,
+}
+"""Every measurement by name."""
+
+__all__ = [
+    "BENCHES", "Rows", "bench_attention", "bench_compile", "bench_conv", "bench_distill", "bench_forward", "bench_sampling",
+    "format_table",
+]  # fmt: skip

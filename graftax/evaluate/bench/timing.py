@@ -1,0 +1,70 @@
+"""Interleaved timing: round after round of every candidate, so that all of them meet the same machine."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from graftax.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall times of one candidate in seconds, one per round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def best(self) -> float:
+        """The fastest round: what the machine can do when left alone."""
+        return min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        """The middle round."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """(median - fastest) / fastest: how much the rounds were disturbed."""
+        return self.median / self.best - 1
+
+    def over(self, other: Timing) -> float:
+        """How many times longer than `other`: the median of the ratios of neighbouring runs."""
+        return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def interleaved(candidates: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Timing]:
+    """Time each candidate `rounds` times in turn, after `warmup` calls of each that do not count.
+
+    JAX results are waited for. Raises `BadInput` if `rounds` is below 1.
+    """
+    if rounds < 1:
+        raise BadInput(f"bench rounds: got {rounds}, expected 1 or more")
+    for _ in range(warmup):
+        for candidate in candidates.values():
+            jax.block_until_ready(candidate())
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, candidate in candidates.items():
+            start = time.perf_counter()
+            jax.block_until_ready(candidate())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def temp_mb(compiled: jax.stages.Compiled) -> float | None:
+    """Working memory of a compiled function in MB, beside its arguments and results; None where XLA does not tell."""
+    memory = compiled.memory_analysis()
+    return None if memory is None else memory.temp_size_in_bytes / 1e6
+
+
+def load() -> float:
+    """Load average of the last minute, rounded: processes that wanted a core."""
+    return round(os.getloadavg()[0], 2)

@@ -1,0 +1,91 @@
+"""Pictures for people: grids of images (Pillow) and curves (Matplotlib, without a display)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from graftax.errors import BadInput
+
+
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Images in [-1, 1], any shape, as uint8: -1 is 0 and 1 is 255, what lies beyond is cut off."""
+    return np.round((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int, *, gap: int = 2, scale: int = 1, background: int = 255) -> np.ndarray:
+    """Images (n, h, w, c) uint8, c 1 or 3, row by row as one image (H, W, c), each pixel drawn `scale` x `scale`."""
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or columns < 1:
+        raise BadInput(f"grid: {images.dtype}{images.shape} in {columns} columns, expected uint8 (n, h, w, 1 or 3)")
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, c), background, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (h + gap), i % columns * (w + gap)
+        canvas[top : top + h, left : left + w] = image
+    return canvas
+
+
+def save_png(target: Path | IO[bytes], image: np.ndarray) -> None:
+    """Write an image (h, w, 1 or 3) uint8."""
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(target, format="PNG", optimize=True)
+
+
+Series = Mapping[str, Sequence[tuple[float, float]]]
+"""Curves by name: points (x, y)."""
+
+INK, COLOURS = "#777777", ("#2f6fb7", "#d9772b", "#3f9b5f", "#a04fa0")
+"""Mid-tones that are read on white and on black: the pictures' ground is transparent."""
+
+
+def curves(path: Path, series: Series, *, x: str, y: str, log: bool = False, size: tuple[float, float] = (5.6, 3.0)) -> None:
+    """Draw line charts into a PNG with transparent ground."""
+    figure, axes = _axes(x, y, size)
+    for (name, points), colour in zip(series.items(), COLOURS, strict=False):
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, label=name, color=colour, linewidth=1.6, marker="o" if len(xs) < 12 else None, markersize=3)
+    if log:
+        axes.set_yscale("log")
+    _finish(path, figure, axes, legend=len(series) > 1)
+
+
+def bars(path: Path, series: Series, *, x: str, y: str, size: tuple[float, float] = (5.6, 3.0)) -> None:
+    """Draw grouped bars, one group per x, into a PNG with transparent ground."""
+    figure, axes = _axes(x, y, size)
+    width = 0.8 / len(series)
+    for i, ((name, points), colour) in enumerate(zip(series.items(), COLOURS, strict=False)):
+        xs, ys = (np.array(values) for values in zip(*points, strict=True))
+        axes.bar(xs + (i - (len(series) - 1) / 2) * width, ys, width, label=name, color=colour)
+    axes.set_xticks(sorted({int(point[0]) for points in series.values() for point in points}))
+    _finish(path, figure, axes, legend=len(series) > 1)
+
+
+def _axes(x: str, y: str, size: tuple[float, float]):
+    # The object interface: pyplot would pick a backend and keep global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.tick_params(colors=INK)
+    axes.grid(color=INK, alpha=0.25, linewidth=0.5)
+    for name, spine in axes.spines.items():
+        spine.set_color(INK)
+        spine.set_visible(name in ("left", "bottom"))
+    return figure, axes
+
+
+def _finish(path: Path, figure, axes, *, legend: bool) -> None:
+    if legend:
+        figure.legend(frameon=False, labelcolor=INK, loc="outside upper center", ncols=4)
+    figure.savefig(path, format="png")

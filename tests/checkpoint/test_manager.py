@@ -1,0 +1,224 @@
+"""Training checkpoints: round trip, mismatches named, damage and left-overs survived."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from graftax.checkpoint.manager import SEAL, Checkpoints
+from graftax.errors import BadInput
+
+OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
+
+
+def state(step: int = 0):
+    """What a run keeps: float32, bfloat16 and integers, empty nodes and classes of optax among it."""
+    params = {"blocks": {"00": {"w/x": jnp.arange(4000.0).reshape(50, 80) + step}}, "half": jnp.ones(3, jnp.bfloat16) * step}
+    return {"params": params, "opt": OPTIMISER.init(params), "step": jnp.int32(step)}
+
+
+def shapes():
+    return jax.eval_shape(state)
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def fill(folder, steps=(1, 2, 3), keep=2):
+    store = Checkpoints(folder, keep)
+    for step in steps:
+        store.save(step, state(step), {"metadata": {"lr": 0.1, "tags": ["a"]}, "seed": 7}, {"position": step})
+    store.close()
+
+
+def largest_file(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_round_trip_and_keep(tmp_path):
+    store = Checkpoints(tmp_path / "run")
+    assert store.latest() is None
+    store.close()
+    fill(tmp_path / "run")
+    store = Checkpoints(tmp_path / "run")
+    assert store.latest() == 3
+    for step in (2, 3):
+        found, extra, position = store.restore(step, shapes())
+        assert_same(found, state(step))
+        assert extra == {"metadata": {"lr": 0.1, "tags": ["a"]}, "seed": 7}
+        assert position == {"position": step}
+    with pytest.raises(BadInput, match=r"expected one of \[2, 3\]"):
+        store.restore(1, shapes())
+    store.close()
+
+
+@pytest.mark.parametrize("position", [b"\x00\xff", {"a": [1, None]}, None, 5])
+def test_data_positions(position, tmp_path):
+    store = Checkpoints(tmp_path)
+    store.save(1, state(), {}, position)
+    assert store.restore(1, shapes())[2] == position
+    store.close()
+
+
+def test_sharding_of_the_abstract_state_is_taken(tmp_path):
+    fill(tmp_path, (1,))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    wanted = shapes() | {"params": jax.tree.map(lambda x: x.update(sharding=sharding), shapes()["params"])}
+    store = Checkpoints(tmp_path)
+    found, _, _ = store.restore(1, wanted)
+    assert all(leaf.sharding == sharding for leaf in jax.tree.leaves(found["params"]))
+    assert_same(found, state(1))
+    store.close()
+
+
+def test_saved_on_eight_devices_restored_on_one(tmp_path):
+    script = """
+import sys, jax, jax.numpy as jnp
+from graftax.checkpoint.manager import Checkpoints
+mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+store = Checkpoints(sys.argv[1])
+store.save(5, {"w": jax.device_put(jnp.arange(64.0).reshape(16, 4), sharding)}, {}, None)
+store.close()
+assert len(jax.devices()) == 8
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, env=os.environ | flags)
+    store = Checkpoints(tmp_path)
+    found, _, _ = store.restore(5, {"w": jax.ShapeDtypeStruct((16, 4), jnp.float32)})
+    assert found["w"].sharding.device_set == {jax.devices()[0]}
+    np.testing.assert_array_equal(found["w"], np.arange(64.0).reshape(16, 4))
+    store.close()
+
+
+def test_saved_arrays_may_be_donated_at_once(tmp_path):
+    store, current = Checkpoints(tmp_path, keep=3), state(1)
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+    for step in (1, 2, 3):
+        current = state(step)
+        jax.block_until_ready(current)
+        store.save(step, current, {}, None)
+        jax.block_until_ready(overwrite(current))
+    for step in (1, 2, 3):
+        assert_same(store.restore(step, shapes())[0], state(step))
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s | {"step": jax.ShapeDtypeStruct((2,), jnp.int32)}, r"step is int32 \(\), expected int32 \(2,\)"),
+        (lambda s: s | {"step": jax.ShapeDtypeStruct((), jnp.float32)}, r"step is int32 \(\), expected float32 \(\)"),
+        (lambda s: s | {"extra": s["step"]}, r"extra is absent, expected int32"),
+        (lambda s: {k: v for k, v in s.items() if k != "opt"}, r"opt/1/0/count is int32 \(\), expected absent"),
+        (lambda s: s | {"params": {"other": s["params"]}}, r"params/blocks/00/w/x is float32 \(50, 80\), expected absent"),
+    ],
+)
+def test_mismatch_names_the_path(change, words, tmp_path):
+    fill(tmp_path, (1,))
+    store = Checkpoints(tmp_path)
+    with pytest.raises(BadInput, match=words) as caught:
+        store.restore(1, change(shapes()))
+    assert "\n" not in str(caught.value)
+    assert_same(store.restore(1, shapes())[0], state(1))
+    store.close()
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda step: flip(largest_file(step)),
+        lambda step: largest_file(step).write_bytes(largest_file(step).read_bytes()[:-10]),
+        lambda step: largest_file(step).unlink(),
+        lambda step: (step / "state" / "_METADATA").write_text("{"),
+        lambda step: (step / "record" / "metadata").unlink(),
+        lambda step: (step / SEAL).unlink(),
+        lambda step: (step / SEAL).write_text("nonsense"),
+    ],
+)
+def test_damaged_newest_falls_back_with_a_warning(harm, tmp_path):
+    fill(tmp_path)
+    harm(tmp_path / "3")
+    with pytest.warns(UserWarning, match="checkpoint 3 .* damaged") as caught:
+        store = Checkpoints(tmp_path)
+    assert len(caught) == 1
+    assert store.latest() == 2
+    assert_same(store.restore(2, shapes())[0], state(2))
+    assert (tmp_path / "damaged" / "3").is_dir()
+    store.save(3, state(3), {}, None)  # the run goes on through the same step
+    store.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        store = Checkpoints(tmp_path)
+    assert_same(store.restore(3, shapes())[0], state(3))
+    store.close()
+
+
+def test_all_damaged_starts_anew(tmp_path):
+    fill(tmp_path)
+    for step in ("2", "3"):
+        flip(largest_file(tmp_path / step))
+    with pytest.warns(UserWarning, match="damaged"):
+        store = Checkpoints(tmp_path)
+    assert store.latest() is None
+    store.close()
+
+
+def test_left_overs_of_a_killed_save_are_removed(tmp_path):
+    """A folder under orbax's temporary name, as a process killed while writing step 4 leaves it. (tests/train kills one.)"""
+    fill(tmp_path)
+    left = tmp_path / "4.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    (left / "state" / "part").write_bytes(b"x" * 100)
+    store = Checkpoints(tmp_path)
+    assert store.latest() == 3
+    assert not left.exists()
+    store.save(4, state(4), {}, None)
+    assert_same(store.restore(4, shapes())[0], state(4))
+    store.close()
+
+
+def test_every_checkpoint_is_sealed(tmp_path):
+    """The seal is written before the checkpoint has its name, so no kill can leave one without."""
+    fill(tmp_path)
+    for step in ("2", "3"):
+        sums = json.loads((tmp_path / step / SEAL).read_text())
+        files = [p for item in ("state", "record") for p in (tmp_path / step / item).rglob("*") if p.is_file()]
+        assert {str(p.relative_to(tmp_path / step)) for p in files} == set(sums)
+        assert sum(size for size, _ in sums.values()) > 10_000
+
+
+def test_bad_arguments(tmp_path):
+    fill(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="a file"):
+        Checkpoints(tmp_path / "file")
+    with pytest.raises(BadInput, match="gs://bucket"):
+        Checkpoints("gs://bucket/run")
+    with pytest.raises(BadInput, match="keep"):
+        Checkpoints(tmp_path / "run", keep=0)
+    store = Checkpoints(tmp_path / "run")
+    with pytest.raises(BadInput, match="more than 3"):
+        store.save(3, state(), {}, None)
+    with pytest.raises(BadInput, match="JSON"):
+        store.save(4, state(), {"when": object()}, None)
+    assert store.latest() == 3
+    store.close()

@@ -1,0 +1,131 @@
+"""Every measurement at toy size: it runs, its columns are as documented, and what does not depend on time is right."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from graftax.errors import BadInput
+from graftax.evaluate.bench import (
+    BENCHES,
+    bench_attention,
+    bench_compile,
+    bench_conv,
+    bench_forward,
+    bench_sampling,
+    format_table,
+)
+from graftax.evaluate.bench.attention import masked_dense
+from graftax.evaluate.bench.compile import random_graft
+from graftax.evaluate.bench.conv import crossover
+from graftax.models import Model
+from graftax.ops import resolve
+from graftax.ops.window import banded_attention
+from graftax.spec import op
+from graftax.testing import random_params, tiny_spec
+
+
+def check_table(rows, count):
+    assert len(rows) == count
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    assert len(format_table(rows).splitlines()) == count + 1
+
+
+def test_forward_against_torch():
+    pytest.importorskip("torch")
+    rows = bench_forward(variant="DiT-S/8", depth=1, batches=(1, 2), rounds=1)
+    check_table(rows, 6)
+    assert [row["candidate"] for row in rows[:3]] == ["graftax", "torch eager", "torch oneDNN"]
+    assert [row["batch"] for row in rows] == [1, 1, 1, 2, 2, 2]
+    for row in rows:
+        assert row["max_difference"] < 1e-4
+        assert (row["speedup"] == 1) if row["candidate"] == "graftax" else (row["speedup"] > 0)
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+def test_torch_model_equals_ours(onednn):
+    torch = pytest.importorskip("torch")
+    from graftax.evaluate.bench.torch_dit import TorchDiT
+
+    spec = tiny_spec(depth=2)
+    params = random_params(spec, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    x, t, y = rng.standard_normal((3, 8, 8, 4), np.float32), np.array([0.0, 500.0, 999.0], np.float32), np.array([0, 5, 10])
+    expected = Model(spec, params)(x, t, y)
+    rival = TorchDiT(spec, params).use_onednn(onednn)
+    out = rival(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(t), torch.from_numpy(y))
+    np.testing.assert_allclose(out.numpy().transpose(0, 2, 3, 1), expected, atol=5e-5)
+
+
+def test_torch_model_refuses_grafts():
+    pytest.importorskip("torch")
+    from graftax.evaluate.bench.torch_dit import TorchDiT
+
+    spec = random_graft(2, 24, 0)
+    with pytest.raises(BadInput, match="hyena_x"):
+        TorchDiT(spec, {})
+
+
+@pytest.mark.parametrize(("settings", "message"), [({"depth": 13}, "depth: got 13"), ({"variant": "DiT-Z/2"}, "variant")])
+def test_forward_refuses(settings, message):
+    pytest.importorskip("torch")
+    with pytest.raises(BadInput, match=message):
+        bench_forward(**{"variant": "DiT-S/8", **settings})
+
+
+def test_random_graft():
+    spec = random_graft(28, 24, 0)
+    assert sum(block.mixer.kind == "hyena_x" for block in spec.blocks) == 14
+    assert spec != random_graft(28, 24, 1)
+    hyena = resolve(op("hyena_x"), "mixer", 24, spec.tokens, 6)
+    assert all(dataclasses.replace(b, mixer=hyena) == dataclasses.replace(spec.blocks[0], mixer=hyena) for b in spec.blocks)
+
+
+def test_compile():
+    scan, unroll = rows = bench_compile(depth=6, width=12)
+    check_table(rows, 2)
+    assert (scan["plan"], unroll["plan"]) == ("kind_scan", "unroll")
+    assert scan["hlo_lines"] < unroll["hlo_lines"]
+    assert scan["lowered_lines"] < unroll["lowered_lines"]
+    assert min(scan["compile_s"], scan["temp_mb"]) > 0
+
+
+def test_attention():
+    rows = bench_attention(tokens=(64, 128), heads=2, head_dim=4, dense_up_to=64, rounds=1)
+    check_table(rows, 2)
+    assert rows[0]["speedup"] > 0
+    assert rows[1]["speedup"] is rows[1]["dense_ms"] is None
+    # Memory: the dense side quadratic in tokens, the banded one linear.
+    assert rows[1]["dense_temp_mb"] > 3 * rows[0]["dense_temp_mb"]
+    assert rows[1]["banded_temp_mb"] < 2.5 * rows[0]["banded_temp_mb"]
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 40, 2, 4), np.float32)
+    np.testing.assert_allclose(masked_dense(q, k, v, 3), banded_attention(q, k, v, 3), atol=2e-6)
+
+
+def test_conv():
+    rows = bench_conv(tokens=(32, 64), taps=(2, 4), channels=8, rounds=1)
+    check_table(rows, 4)
+    assert all(row[key] > 0 for row in rows for key in row if key.endswith("_ms"))
+    assert set(crossover(rows)) == {32, 64}
+
+
+def test_crossover_is_where_direct_stops_winning():
+    def row(taps, direct, fft):
+        times = {"direct_ms": direct, "backward_direct_ms": direct, "fft_ms": fft, "backward_fft_ms": fft}
+        return {"tokens": 9, "taps": taps, **times}
+
+    assert crossover([row(4, 1, 5), row(16, 6, 5), row(8, 4, 5), row(32, 4, 5)]) == {9: 8}
+    assert crossover([row(4, 9, 5)]) == {9: 0}
+
+
+def test_sampling():
+    rows = bench_sampling(variant="DiT-S/8", depth=1, steps=3, rounds=1)
+    check_table(rows, 1)
+    assert rows[0]["sample_s"] > 0
+    assert rows[0]["overhead"] > -1
+
+
+def test_names():
+    assert {"forward", "compile", "attention", "conv", "sampling"} <= set(BENCHES)
+    assert all(function.__name__ == f"bench_{name}" for name, function in BENCHES.items())

@@ -1,0 +1,205 @@
+"""Execution plans: where the stack is cut, and that every cut computes the same, gradients included."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from graftax.errors import BadInput
+from graftax.models.block import TAPS
+from graftax.models.plans import Segment, segments
+from graftax.models.stack import REMAT, apply_stack, prepare, run_stack
+from graftax.ops import resolve
+from graftax.spec import Step, op
+from graftax.testing import assert_trees_close, random_params, tiny_spec
+
+D, N, B = 8, 16, 2
+SIZES = {"hidden_size": D, "num_heads": 2}
+KINDS = {"a": op("mha"), "h": op("hyena_x"), "s": op("swa", window=2)}
+
+
+def stack(pattern, mlps="", **changes):
+    """A spec whose block i has mixer `pattern[i]` ("a" attention, "h" Hyena-X, "s" window), and MLP ratio `mlps[i]`."""
+    spec = tiny_spec(depth=len(pattern), **SIZES)
+    mlps = mlps or "4" * len(pattern)
+    blocks = tuple(
+        dataclasses.replace(
+            block, mixer=resolve(KINDS[m], "mixer", D, N, 2), mlp=resolve(op("mlp", ratio=float(r)), "mlp", D, N, 2)
+        )
+        for block, m, r in zip(spec.blocks, pattern, mlps, strict=True)
+    )
+    return spec.replace(**{"blocks": blocks, "program": (), **changes})
+
+
+def tokens():
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((B, N, D), np.float32), rng.standard_normal((B, D), np.float32)
+
+
+def outcome(spec, capture=TAPS, **options):
+    """Output, taps, and the gradients of parameters and input of a loss on both, compiled as one."""
+    params = random_params(spec, jax.random.key(0))["blocks"]
+    x, c = tokens()
+
+    def loss(params, x):
+        out, taps = apply_stack(spec, params, x, c, capture=capture, **options)
+        weigh = lambda a: jnp.sum(jnp.cos(jnp.arange(a.size).reshape(a.shape)) * a)  # noqa: E731
+        return weigh(out) + sum(weigh(tap) for tap in taps.values()), (out, taps)
+
+    (_, (out, taps)), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x)
+    return out, taps, grads
+
+
+def singly(spec, i, x):
+    """Block i alone on x."""
+    params = random_params(spec, jax.random.key(0))["blocks"]
+    return apply_stack(spec.replace(program=(Step((i,)),)), params, x, tokens()[1], plan="unroll")[0]
+
+
+# --- Cutting -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "plan", "expected"),
+    [
+        ("aaaa", "auto", [("unroll", 4, 1)]),
+        ("aaaaa", "auto", [("periodic", 5, 1)]),
+        ("ahahah", "auto", [("periodic", 6, 2)]),
+        ("aaahhh", "auto", [("periodic", 3, 1), ("periodic", 3, 1)]),
+        ("aahahhah", "auto", [("kinds", 8, 1)]),
+        ("aahahhah", "unroll", [("unroll", 8, 1)]),
+        ("aahahhah", "segments", [("periodic", 2, 1), *[("unroll", 1, 1)] * 2, ("periodic", 2, 1), *[("unroll", 1, 1)] * 2]),
+        ("aaaaaa", "superblock", [("periodic", 6, 1)]),
+        ("aahaah", "superblock", [("periodic", 6, 3)]),
+        ("aaaaaa", "scan", [("periodic", 6, 1)]),
+        ("aaaaaa", "kind_scan", [("kinds", 6, 1)]),
+    ],
+)
+def test_cuts(pattern, plan, expected):
+    found = segments(stack(pattern), plan)
+    assert [(s.mode, len(s.ids), s.period) for s in found] == expected
+    assert [i for s in found for i in s.ids] == list(range(len(pattern)))
+
+
+def test_other_steps_are_segments_of_their_own():
+    step = Step((1, 2))
+    spec = stack("aaaaaa", program=(Step((0,)), step, Step((3,), loops=2), Step((5,)), Step((4,))))
+    found = segments(spec, "scan")
+    assert found[1] == Segment("parallel", (1, 2), step=step)
+    assert [(s.mode, s.ids) for s in found] == [
+        ("periodic", (0,)), ("parallel", (1, 2)), ("parallel", (3,)), ("periodic", (5, 4))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pattern", "plan", "message"),
+    [("aa", "fast", "plan: got 'fast'"), ("ah", "scan", "2 kinds"), ("ahhaa", "superblock", "repeat no pattern")],
+)
+def test_plans_that_do_not_fit(pattern, plan, message):
+    with pytest.raises(BadInput, match=message):
+        segments(stack(pattern), plan)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"capture": ("mixer/mid",)}, "unknown taps.*mixer/mid"), ({"remat": "some"}, "remat: got 'some'")],
+)
+def test_unknown_taps_and_policies(options, message):
+    spec = stack("a")
+    x, c = tokens()
+    with pytest.raises(BadInput, match=message):
+        apply_stack(spec, random_params(spec, jax.random.key(0))["blocks"], x, c, **options)
+
+
+# --- Equality ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mlps", "plans"),
+    [
+        ("aaaaa", "", ("scan", "kind_scan")),
+        ("ahah", "", ("superblock", "kind_scan")),
+        ("aahhs", "44332", ("segments", "kind_scan")),
+    ],
+)
+def test_plans_agree(pattern, mlps, plans):
+    spec = stack(pattern, mlps)
+    expected = outcome(spec, plan="unroll")
+    for plan in plans:
+        assert_trees_close(outcome(spec, plan=plan), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kind_scan_on_random_grafts(seed):
+    rng = np.random.default_rng(seed)
+    spec = stack("".join(rng.choice(list("ahs"), 5)), "".join(rng.choice(list("24"), 5)))
+    assert_trees_close(outcome(spec, plan="kind_scan"), outcome(spec, plan="unroll"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("plan", ["unroll", "kind_scan"])
+@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+def test_remat_changes_nothing(plan, remat):
+    spec = stack("aha")
+    assert_trees_close(outcome(spec, plan=plan, remat=remat), outcome(spec, plan=plan), rtol=1e-4, atol=1e-4)
+
+
+def test_remat_recomputes():
+    """Without it, every block's logits wait for the backward pass; with it, they are computed a second time."""
+
+    def exponentials(remat):
+        spec, (x, c) = stack("aa"), tokens()
+        params = random_params(spec, jax.random.key(0))["blocks"]
+        loss = lambda p: apply_stack(spec, p, x, c, plan="unroll", remat=remat)[0].sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count(" exp ")
+
+    assert exponentials("full") > exponentials("none") > 0
+
+
+# --- Taps and programs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", ["unroll", "kind_scan"])
+def test_taps_follow_the_program(plan):
+    order = (3, 0, 0, 2, 5)
+    spec = stack("ahahas", program=tuple(Step((i,)) for i in order))
+    out, taps, _ = outcome(spec, capture=("block/out", "mixer/in"), plan=plan)
+    assert set(taps) == {"block/out", "mixer/in"}
+    x = tokens()[0]
+    for row, i in enumerate(order):
+        x = singly(spec, i, x)
+        np.testing.assert_allclose(taps["block/out"][row], x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(out, x, rtol=1e-4, atol=1e-4)
+    assert taps["mixer/in"].shape == (len(order), B, N, D)
+
+
+@pytest.mark.parametrize(("merge", "loops", "alpha"), [("mean", 1, 1.0), ("sum", 1, 1.0), ("mean", 2, 0.5), ("sum", 3, 0.7)])
+def test_parallel_steps(merge, loops, alpha):
+    """Against the definition of `Step`: blocks read one input, their changes of it are merged."""
+    spec = stack("ahsa", program=(Step((0,)), Step((1, 2, 3), merge, loops, alpha)))
+    out, taps, _ = outcome(spec, capture=("block/out",), plan="auto")
+    x = singly(spec, 0, tokens()[0])
+    rows = [x]
+    for _ in range(loops):
+        outs = [singly(spec, i, x) for i in (1, 2, 3)]
+        rows += outs
+        x = x + alpha * sum(o - x for o in outs) / (3 if merge == "mean" else 1)
+    np.testing.assert_allclose(out, x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(taps["block/out"], np.stack(rows), rtol=1e-4, atol=1e-4)
+
+
+def test_unused_blocks_get_zero_gradients():
+    spec = stack("aha", program=(Step((0,)), Step((2,))))
+    _, _, (grads, _) = outcome(spec, plan="kind_scan")
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["01"]))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(grads["02"]["adaln"]))
+
+
+def test_prepared_weights_serve_many_passes():
+    spec = stack("aahahhah")
+    params = random_params(spec, jax.random.key(0))["blocks"]
+    x, c = tokens()
+    prepared = prepare(spec, params, "kind_scan")
+    out, _ = jax.jit(lambda prepared, x: run_stack(spec, prepared, x, c, plan="kind_scan"))(prepared, x)
+    np.testing.assert_allclose(out, apply_stack(spec, params, x, c, plan="unroll")[0], rtol=1e-4, atol=1e-4)

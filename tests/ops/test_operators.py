@@ -1,0 +1,168 @@
+"""What all operators share: registry, options, initialisation, cost formulas, compute dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from graftax import ops
+from graftax.errors import BadInput
+from graftax.ops import OPERATORS, build, resolve
+from graftax.spec import op
+from graftax.testing import tiny_spec
+
+SPEC = tiny_spec(hidden_size=24, num_heads=3)
+MIXERS = [op("mha"), op("swa", window=2), op("hyena_x", kernel=4), op("hyena_x", kernel=3)]
+ALL = [*MIXERS, op("mlp", ratio=4.0), op("mlp", ratio=1.7)]
+by_name = pytest.mark.parametrize("spec_op", ALL, ids=str)
+
+
+def made(spec_op, dtype=None, style="torch"):
+    full = resolve(spec_op, OPERATORS[spec_op.kind].slot, SPEC.hidden_size, SPEC.tokens, SPEC.num_heads)
+    return build(full, SPEC, dtype, style)
+
+
+def inputs():
+    return np.random.default_rng(0).standard_normal((2, SPEC.tokens, SPEC.hidden_size), np.float32)
+
+
+def dot_flops(jaxpr):
+    """2 x multiply-adds of all matrix products, those of inner functions included."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            total += 2 * eqn.outvars[0].aval.size * int(np.prod([eqn.invars[0].aval.shape[i] for i in contracted]))
+        total += sum(dot_flops(inner.jaxpr) for inner in eqn.params.values() if hasattr(inner, "jaxpr"))
+    return total
+
+
+@by_name
+def test_cost_formula(spec_op):
+    operator, x = made(spec_op), inputs()[:1]
+    params = jax.eval_shape(operator.init, jax.random.key(0), x)
+    cost = operator.cost()
+    assert cost.params == sum(leaf.size for leaf in jax.tree.leaves(params))
+    flops = dot_flops(jax.make_jaxpr(operator.apply)(params, x).jaxpr)
+    n, d, h = SPEC.tokens, SPEC.hidden_size, SPEC.num_heads
+    if spec_op.kind == "swa":
+        # The formula counts 2 w + 1 keys, the bands compute some more.
+        assert cost.flops - 2 * n * 5 * h == 8 * n * d * d + 4 * n * 5 * d < flops
+    else:
+        # The rest is no matrix product: softmax 2 n^2 h, or taps and gates.
+        taps = spec_op.option("kernel", 0)
+        rest = {"mha": 2 * n * n * h, "mlp": 0, "hyena_x": 6 * taps * n * d + 2 * n * d}
+        assert cost.flops - rest[spec_op.kind] == flops
+
+
+@by_name
+def test_compute_dtype(spec_op):
+    operator, x = made(spec_op), inputs()
+    params = operator.init(jax.random.key(0), x)
+    expected = operator.apply(params, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+    half = operator.with_dtype(jnp.bfloat16)
+    out = half.apply(params, x)
+    assert out.dtype == jnp.bfloat16
+    assert jnp.abs(out.astype(jnp.float32) - expected).max() < 0.02 * jnp.abs(expected).max()
+
+
+@by_name
+def test_torch_keys_name_every_parameter(spec_op):
+    operator = made(spec_op)
+    leaves = flatten_dict(jax.eval_shape(operator.init, jax.random.key(0), inputs())["params"], sep="/")
+    assert sorted(key.leaf for key in operator.torch_keys) == sorted(leaves)
+    shapes = {}
+    for key in operator.torch_keys:
+        shape = leaves[key.leaf].shape
+        turned = {"linear": shape[::-1], "conv": (*shape[:0:-1], 1, shape[0]), "same": shape}
+        shapes[key.name] = turned[key.layout]
+    wanted = dict(spec_op.options)
+    found = operator.recognise(shapes, {"window": 2})
+    assert found is not None
+    slot = operator.slot
+    again = resolve(op(spec_op.kind, **found), slot, SPEC.hidden_size, SPEC.tokens, SPEC.num_heads)
+    # A ratio comes back as hidden / width: 1.7 x 24 rounds to 41.
+    assert {name: again.option(name) for name in wanted} == pytest.approx(wanted, rel=0.01)
+    assert build(again, SPEC).cost() == operator.cost()
+    assert operator.recognise({**shapes, "other.weight": (1,)}, {}) is None
+
+
+@by_name
+def test_initialisation(spec_op):
+    x = inputs()
+    torch_style = flatten_dict(made(spec_op).init(jax.random.key(0), x)["params"], sep="/")
+    dit_style = flatten_dict(made(spec_op, style="dit").init(jax.random.key(0), x)["params"], sep="/")
+    for path, leaf in torch_style.items():
+        kernel = torch_style[path.replace("bias", "kernel")]
+        bound = kernel.shape[0] ** -0.5  # fan-in: inputs of a linear layer, taps of a depthwise convolution
+        assert bound * 0.8 < np.abs(leaf).max() <= bound
+    for path, leaf in dit_style.items():
+        if "short_filter" in path:
+            continue
+        if path.endswith("bias"):
+            assert not leaf.any()
+        else:
+            bound = (6 / sum(leaf.shape)) ** 0.5  # Xavier uniform
+            assert bound * 0.9 < np.abs(leaf).max() <= bound
+
+
+def test_windowed_attention_takes_over_the_weights_of_the_dense_one():
+    x = inputs()
+    mha, swa, hyena = made(op("mha")), made(op("swa", window=SPEC.tokens)), made(op("hyena_x"))
+    weights = mha.init(jax.random.key(0), x)["params"]
+    assert swa.transplant({}, mha, weights) is weights
+    assert mha.transplant({}, swa, weights) is weights
+    assert swa.transplant({}, hyena, {}) is None
+    np.testing.assert_allclose(swa.apply({"params": weights}, x), mha.apply({"params": weights}, x), atol=1e-6)
+
+
+def test_mlp_takes_over_equal_widths_only():
+    wide, narrow = made(op("mlp")), made(op("mlp", ratio=3.0))
+    weights = wide.init(jax.random.key(0), inputs())["params"]
+    assert wide.transplant({}, made(op("mlp", ratio=4.0)), weights) is weights
+    assert narrow.transplant({}, wide, weights) is None
+
+
+def test_hyena_x_equals_its_definition():
+    x = inputs()
+    operator = made(op("hyena_x", kernel=3))
+    variables = operator.init(jax.random.key(0), x)
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"])
+    u = x @ p["in_proj"]["kernel"] + p["in_proj"]["bias"]
+    padded = np.pad(u, ((0, 0), (2, 0), (0, 0)))
+    taps, bias = p["short_filter"]["kernel"], p["short_filter"]["bias"]
+    q, k, v = np.split(bias + sum(padded[:, i : i + SPEC.tokens] * taps[i] for i in range(3)), 3, axis=-1)
+    expected = (q * k * v) @ p["out_proj"]["kernel"] + p["out_proj"]["bias"]
+    np.testing.assert_allclose(operator.apply(variables, x), expected, atol=1e-6)
+
+
+def test_resolve_spells_out_defaults():
+    assert resolve(op("mlp"), "mlp", 24, 16, 3) == resolve(op("mlp", ratio=4), "mlp", 24, 16, 3) == op("mlp", ratio=4.0)
+    assert resolve(op("swa"), "mixer", 24, 16, 3) == op("swa", window=4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "slot", "message"),
+    [
+        (op("mamba9"), "mixer", r"'mamba9'.*'hyena_x'.*'mha'"),
+        (op("mlp"), "mixer", "'mlp' is a mlp, expected a mixer"),
+        (op("mha", window=4), "mixer", "'window'"),
+        (op("swa", window=2.5), "mixer", "window=2.5: expected int"),
+        (op("swa", window=True), "mixer", "window=True: expected int"),
+        (op("swa", window=0), "mixer", "window: got 0"),
+        (op("hyena_x", kernel=0), "mixer", "kernel: got 0"),
+        (op("mlp", ratio="4"), "mlp", "ratio='4': expected float"),
+        (op("mlp", ratio=0.0), "mlp", "ratio: got 0.0"),
+    ],
+)
+def test_resolve_refuses(wrong, slot, message):
+    with pytest.raises(BadInput, match=message):
+        resolve(wrong, slot, 24, 16, 3)
+
+
+def test_registry_names():
+    assert set(OPERATORS) == {"mha", "swa", "hyena_x", "mlp"}
+    assert all(cls.kind == kind for kind, cls in OPERATORS.items())
+    assert ops.operator_class("swa") is OPERATORS["swa"]
