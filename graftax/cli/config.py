@@ -136,15 +136,16 @@ def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
     return tuple(convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
-def _scalar(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(value, _Text):
-        value = value.text if hint is str else _literal(value)
+def _scalar(hint: Any, given: Any, where: str) -> Any:
+    value = given
+    if isinstance(given, _Text):
+        value = given.text if hint is str else _literal(given)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1e5 steps
     if type(value) is not hint:
-        raise BadInput(f"{where}: got {_show(value)}, expected {_describe(hint)}")
+        raise BadInput(f"{where}: got {_show(given)}, expected {_describe(hint)}")
     return value
 
 

@@ -14,7 +14,7 @@ from graftax import api
 from graftax.checkpoint.files import replacing
 from graftax.cli import images as image_data
 from graftax.cli import nets
-from graftax.cli.schema import DataConfig, SampleConfig
+from graftax.cli.schema import SampleConfig
 from graftax.errors import BadInput
 from graftax.evaluate import pictures
 from graftax.evaluate.classifier import ClassifierSpec, classify
@@ -64,7 +64,7 @@ def decoder_for(spec: ModelSpec, latents: str) -> Decode | None:
             return None
     if latents != "none" and (found := nets.load_autoencoder(latents)[0].latent_shape) != shape:
         raise BadInput(f"latents {latents!r}: the autoencoder has {found}, the model {shape}")
-    return image_data.decoder(DataConfig(latents=latents))
+    return image_data.decoder(latents)
 
 
 def write(path: Path, drawn: np.ndarray, decode: Decode | None, labels: np.ndarray, columns: int) -> None:

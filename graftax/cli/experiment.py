@@ -18,7 +18,7 @@ from graftax.cli import config as configs
 from graftax.cli import drawing, stages, tasks
 from graftax.cli import images as image_data
 from graftax.cli.drawing import Score
-from graftax.cli.schema import DataConfig, DemoConfig, GraftConfig
+from graftax.cli.schema import DemoConfig, GraftConfig
 from graftax.errors import BadInput
 from graftax.evaluate import pictures
 from graftax.evaluate.bench.timing import interleaved
@@ -84,17 +84,19 @@ class Experiment:
         """The whole experiment. Raises `BadInput` before any device work where the config does not fit the teacher."""
         config = self.config
         with self._titled("data and judge"):
-            self._load()
+            self._read()
             teacher = stages.open_model(config.teacher, self._vet)
+            self._set_up_judge()
         with self._titled("teacher"):
             judged = self._judge("teacher", teacher, "teacher")
         half, half_model = self._branch(teacher, config.graft)
         every, every_model = self._branch(teacher, config.graft_all)
         with self._titled("forward times, interleaved"):
             forward = _forward_times({"teacher": teacher, half.name: half_model, every.name: every_model})
+        counts = (len(self._data.raw_train), len(self._data.raw_test))
         return Findings(
-            config, judged, teacher.meta, half, every, self._real_score, forward, self._real_counts,
-            self._judge_net.spec.features, self._data.class_names, self.seconds,
+            config, judged, teacher.meta, half, every, self._real_score, forward, counts,
+            self._judge_net.spec.features, self._data.raw_train.class_names, self.seconds,
         )  # fmt: skip
 
     def _vet(self, spec: ModelSpec) -> None:
@@ -102,16 +104,16 @@ class Experiment:
         stages.check_edit(self.config.graft, spec)
         stages.check_edit(self.config.graft_all, spec)
 
-    def _load(self) -> None:
-        config = self.config
-        self._data = image_data.load(config.data)
-        if not len(self._data.test):
-            raise BadInput("data: nothing held out, expected held_out above 0")
-        pixels = image_data.load(DataConfig(source=config.data.source, size=config.data.size, held_out=config.data.held_out))
-        self._real_counts = (len(pixels.train), len(pixels.test))
-        self._decode = image_data.decoder(config.data)
-        self._judge_net = drawing.demo_judge(pixels.train, config.classifier)
-        self._real_score = self._judge_net.score(pixels.test, pixels.test_labels)
+    def _read(self) -> None:
+        self._data = data = image_data.load(self.config.data)
+        if not data.held_out or self.config.data.latents == "given":
+            raise BadInput("data: the demo wants images, some of them held out")
+
+    def _set_up_judge(self) -> None:
+        data = self._data
+        self._decode = image_data.decoder(self.config.data.latents)
+        self._judge_net = drawing.demo_judge(data.pixels(data.raw_train), self.config.classifier)
+        self._real_score = self._judge_net.score(data.pixels(data.raw_test), data.test_labels)
 
     def _branch(self, teacher: Model, graft: GraftConfig) -> tuple[Branch, Model]:
         student, report = stages.run_graft(teacher, graft)

@@ -28,9 +28,9 @@ class DataConfig:
     """Which images, and in what form the model gets them.
 
     `source`: "fashion_mnist" (embedded) or the path of an `.npz`. `size`: images are centred on a square of this side,
-    in pixels. `latents`: "none" for pixels, "demo" for the shipped autoencoder, or the folder of one trained with
-    `graftax train`. `transform`: "none" or "flip". `held_out`: share of an `.npz` kept for testing. `limit`: use the first
-    so many training images only.
+    in pixels. `latents`: "none" for pixels, "demo" for the shipped autoencoder, the folder of one trained with `graftax
+    train`, or "given" where the `.npz` holds `latents` instead of `images`. `transform`: "none", or "flip" for pixels.
+    `held_out`: share of an `.npz` kept for testing. `limit`: use the first so many training images only.
     """
 
     source: str = FASHION_MNIST
@@ -43,6 +43,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         _choice("transform", self.transform, TRANSFORMS)
         _positive(self, "size", "limit")
+        if self.transform == "flip" and self.latents != "none":
+            raise BadInput(
+                "transform: got 'flip' with latents, expected 'none': latents of a mirrored image are not mirrored"
+            )
+        if not 0 <= self.held_out < 1:
+            raise BadInput(f"held_out: got {self.held_out}, expected a share in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def parse_edit(config: GraftConfig) -> Edit:
     edits += [resize(s, ratio, init=config.init) for s, ratio in map(_parse_resize, config.resize)]
     if not edits:
         raise BadInput("graft: no edits, expected --replace or --resize")
-    return compose(*edits)
+    return edits[0] if len(edits) == 1 else compose(*edits)
 
 
 def check_edit(config: GraftConfig, spec: ModelSpec) -> None:
@@ -111,7 +111,7 @@ def run_distill(
     teacher: Model, student: Model, stage: DistillStage, data: Images, workdir: Path | None, mesh: MeshConfig
 ) -> tuple[Model, History]:
     """Stage 1 over all of the student's sites; `workdir` makes it resumable. Returns the student and the records."""
-    heldout = {"image": data.test, "label": data.test_labels} if len(data.test) else None
+    heldout = {"image": data.test, "label": data.test_labels} if data.held_out else None
     student, history = distill(
         teacher, student, data.batches(stage.batch_size, stage.seed), stage.settings, stage.loop, workdir, heldout,
         mesh=mesh.build(),

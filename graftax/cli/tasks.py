@@ -110,7 +110,7 @@ def _autoencoder(config: Training, data: Images) -> Task:
         nets.save("autoencoder", folder, spec.to_json(), params, _meta(record))
 
     loss = autoencoder.autoencoder_loss(spec)
-    return Task(spec.to_json(), lambda key: autoencoder.init(spec, key), loss, evaluate if len(data.test) else None, save)
+    return Task(spec.to_json(), lambda key: autoencoder.init(spec, key), loss, evaluate if data.held_out else None, save)
 
 
 def _classifier(config: Training, data: Images) -> Task:
@@ -127,7 +127,7 @@ def _classifier(config: Training, data: Images) -> Task:
         nets.save("classifier", folder, spec.to_json(), params, _meta(record))
 
     loss = classifier.classifier_loss(spec)
-    return Task(spec.to_json(), lambda key: classifier.init(spec, key), loss, evaluate if len(data.test) else None, save)
+    return Task(spec.to_json(), lambda key: classifier.init(spec, key), loss, evaluate if data.held_out else None, save)
 
 
 def denoising(config: Denoising, spec: ModelSpec, data: Images) -> tuple[LossFn, Evaluate | None]:
@@ -137,16 +137,16 @@ def denoising(config: Denoising, spec: ModelSpec, data: Images) -> tuple[LossFn,
     loss = diffusion_loss(
         spec, process, class_dropout=config.class_dropout, dtype=dtype, plan=config.plan, remat=config.remat
     )
-    held_out = len(data.test) > 0
-    evaluate = heldout_loss(spec, process, data.test, data.test_labels, dtype=dtype, plan=config.plan) if held_out else None
-    return loss, evaluate
+    if not data.held_out:
+        return loss, None
+    return loss, heldout_loss(spec, process, data.test, data.test_labels, dtype=dtype, plan=config.plan)
 
 
 def _check_pixels(config: Training, data: Images, shape: tuple[int, ...]) -> None:
     if config.data.latents != "none":
         raise BadInput(f"config.data.latents: got {config.data.latents!r}, expected 'none': this network sees pixels")
-    if data.train.shape[1:] != shape:
-        raise BadInput(f"data: images are {data.train.shape[1:]}, the network takes {shape}")
+    if data.shape != shape:
+        raise BadInput(f"data: images are {data.shape}, the network takes {shape}")
 
 
 def _meta(record: dict[str, Any]) -> dict[str, Any]:

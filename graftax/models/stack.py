@@ -20,11 +20,14 @@ from graftax.errors import BadInput
 from graftax.models.block import TAPS, Taps, block_body
 from graftax.models.embed import call
 from graftax.models.plans import Segment, segments
-from graftax.spec import ModelSpec, OpSpec, Step, block_key
+from graftax.spec import SLOTS, ModelSpec, OpSpec, Step, block_key
 
 Params = dict[str, Any]
 Prepared = tuple[Any, ...]
-BlockFn = Callable[[OpSpec, OpSpec, Params, jax.Array, jax.Array], tuple[jax.Array, Taps]]
+Kinds = OpSpec | tuple[OpSpec, ...]
+BlockFn = Callable[[Kinds, Kinds, Params, jax.Array, jax.Array], tuple[jax.Array, Taps]]
+KIND = "kind"
+"""Where `kind_scan` tells a block's operator which of several kinds it is."""
 
 REMAT = {
     "none": None,
@@ -79,7 +82,7 @@ def _check(capture: Sequence[str], remat: str) -> None:
 def _block_fn(spec: ModelSpec, capture: tuple[str, ...], dtype: DTypeLike | None, remat: str) -> BlockFn:
     """The function that runs one block, given its two operators, its weights, x and c; only captured taps leave it."""
 
-    def block(mixer: OpSpec, mlp: OpSpec, p: Params, x: jax.Array, c: jax.Array) -> tuple[jax.Array, Taps]:
+    def block(mixer: Kinds, mlp: Kinds, p: Params, x: jax.Array, c: jax.Array) -> tuple[jax.Array, Taps]:
         x, taps = block_body(
             x, _adaln(p["adaln"], c, dtype), _operator(spec, mixer, p["mixer"], dtype), _operator(spec, mlp, p["mlp"], dtype)
         )
@@ -93,14 +96,12 @@ def _adaln(p: Params, c: jax.Array, dtype: DTypeLike | None) -> jax.Array:
     return call(nn.Dense(p["kernel"].shape[-1], dtype=dtype), p, nn.silu(c))
 
 
-def _operator(
-    spec: ModelSpec, op: OpSpec | tuple[OpSpec, ...], p: Params, dtype: DTypeLike | None
-) -> Callable[[jax.Array], jax.Array]:
-    """The operator as a function of its input; for a tuple of kinds, a switch on the traced index `p["kind"]`."""
+def _operator(spec: ModelSpec, op: Kinds, p: Params, dtype: DTypeLike | None) -> Callable[[jax.Array], jax.Array]:
+    """The operator as a function of its input; for a tuple of kinds, a switch on the traced index `p[KIND]`."""
     if isinstance(op, OpSpec):
         return functools.partial(call, ops.build(op, spec, dtype), p)
     branches = [_operator(spec, kind, p[str(i)], dtype) for i, kind in enumerate(op)]
-    return lambda u: jax.lax.switch(p["kind"], branches, u)
+    return branches[0] if len(branches) == 1 else lambda u: jax.lax.switch(p[KIND], branches, u)
 
 
 # --- Segments: how weights are arranged, how they run ------------------------------------------------------------------
@@ -122,9 +123,11 @@ def _arrange(spec: ModelSpec, blocks: Params, segment: Segment) -> Any:
     return _weights(blocks, segment.ids)
 
 
-def _kinds(spec: ModelSpec, ids: Sequence[int], slot: str) -> tuple[OpSpec, ...]:
-    """The distinct operators of a slot, in order of appearance."""
-    return tuple(dict.fromkeys(getattr(spec.blocks[i], slot) for i in ids))
+def _kinds(spec: ModelSpec, ids: Sequence[int], slot: str) -> tuple[tuple[OpSpec, ...], list[int]]:
+    """The distinct operators of a slot in order of appearance, and which of them each block has."""
+    found = [getattr(spec.blocks[i], slot) for i in ids]
+    kinds = tuple(dict.fromkeys(found))
+    return kinds, [kinds.index(op) for op in found]
 
 
 def _stack_kinds(spec: ModelSpec, blocks: Params, ids: Sequence[int]) -> Params:
@@ -135,13 +138,9 @@ def _stack_kinds(spec: ModelSpec, blocks: Params, ids: Sequence[int]) -> Params:
     """
     weights = _weights(blocks, ids)
     out: Params = {"adaln": _stack([w["adaln"] for w in weights])}
-    for slot in ("mixer", "mlp"):
-        kinds = _kinds(spec, ids, slot)
-        which = [kinds.index(getattr(spec.blocks[i], slot)) for i in ids]
-        if len(kinds) == 1:
-            out[slot] = _stack([w[slot] for w in weights])
-            continue
-        out[slot] = {"kind": jnp.array(which)}
+    for slot in SLOTS:
+        kinds, which = _kinds(spec, ids, slot)
+        out[slot] = {}
         for kind in range(len(kinds)):
             zeros = jax.tree.map(jnp.zeros_like, weights[which.index(kind)][slot])
             rows = [w[slot] if k == kind else zeros for w, k in zip(weights, which, strict=True)]
@@ -168,10 +167,14 @@ def _run_periodic(spec: ModelSpec, segment: Segment, weights: Any, x: jax.Array,
 
 
 def _run_kinds(spec: ModelSpec, segment: Segment, weights: Any, x: jax.Array, c: jax.Array, block: BlockFn):
-    mixers, mlps = (_kinds(spec, segment.ids, slot) for slot in ("mixer", "mlp"))
-    mixer = mixers[0] if len(mixers) == 1 else mixers
-    mlp = mlps[0] if len(mlps) == 1 else mlps
-    return jax.lax.scan(lambda x, p: block(mixer, mlp, p, x, c), x, weights)  # pyright: ignore
+    (mixers, mixer), (mlps, mlp) = (_kinds(spec, segment.ids, slot) for slot in SLOTS)
+
+    def body(x: jax.Array, inputs: tuple[Params, jax.Array, jax.Array]) -> tuple[jax.Array, Taps]:
+        p, mixer, mlp = inputs
+        p = {**p, "mixer": {**p["mixer"], KIND: mixer}, "mlp": {**p["mlp"], KIND: mlp}}
+        return block(mixers, mlps, p, x, c)
+
+    return jax.lax.scan(body, x, (weights, jnp.array(mixer), jnp.array(mlp)))
 
 
 def _run_parallel(spec: ModelSpec, segment: Segment, weights: Any, x: jax.Array, c: jax.Array, block: BlockFn):

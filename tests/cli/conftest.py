@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from graftax.checkpoint import save_model
+from graftax.cli import main
 from graftax.testing import random_params, tiny_spec
 
 RECIPE = '''
@@ -23,6 +24,35 @@ def get_config():
         "finetune": {{"loop": {{"steps": 6, "eval_every": 3, "save_every": 2}}, "batch_size": 8, "optimiser": stage}},
     }})
 '''
+
+
+@pytest.fixture
+def run(capsys):
+    """A function from a command's arguments to (exit code, stdout, stderr), run in this process."""
+
+    def run(*argv):
+        try:
+            code = main.main([str(arg) for arg in argv])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(run):
+    """A function from a command that must be refused to its error line."""
+
+    def refused(*argv):
+        code, out, err = run(*argv)
+        assert code == 2, (out, err)
+        assert err.startswith("graftax: error: "), err
+        assert err.count("\n") == 1, err
+        return err
+
+    return refused
 
 
 @pytest.fixture

@@ -11,77 +11,62 @@ from graftax.cli import demo, main, stages
 from graftax.errors import NonFinite, Preempted
 
 
-def run(capsys, *argv):
-    """(exit code, stdout, stderr) of a command in this process."""
-    try:
-        code = main.main([str(arg) for arg in argv])
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def refused(capsys, *argv):
-    """The error line of a command that must be refused."""
-    code, out, err = run(capsys, *argv)
-    assert code == 2, (out, err)
-    assert err.startswith("graftax: error: "), err
-    assert err.count("\n") == 1, err
-    return err
-
-
-def test_help_lists_verbs_and_exit_codes(capsys):
-    code, out, _ = run(capsys, "--help")
+def test_help_lists_verbs_and_exit_codes(run):
+    code, out, _ = run("--help")
     assert code == 0
     assert all(f"    {verb} " in out for verb in main.VERBS)
     assert re.findall(r"^  (\d+) +\S", out, re.M) == ["0", "1", "2", "3", "42", "130"]
 
 
 @pytest.mark.parametrize("verb", main.VERBS)
-def test_every_verb_explains_itself(capsys, verb):
-    code, out, _ = run(capsys, verb, "--help")
+def test_every_verb_explains_itself(run, verb):
+    code, out, _ = run(verb, "--help")
     assert code == 0
     assert out.startswith(f"usage: graftax {verb}")
 
 
 @pytest.mark.parametrize(
-    "argv", [(), ("transmogrify",), ("convert", "one"), ("train",), ("inspect", "x", "--no-such"), ("sample", "x", "--steps=two")]
+    "argv",
+    [(), ("transmogrify",), ("convert", "one"), ("train",), ("inspect", "x", "--no-such"), ("sample", "x", "--steps=two")],
 )
-def test_wrong_usage(capsys, argv):
-    code, _, err = run(capsys, *argv)
+def test_wrong_usage(run, argv):
+    code, _, err = run(*argv)
     assert code == 2
     assert "usage: graftax" in err
 
 
 def test_help_loads_nothing_heavy_beside_jax():
     heavy = {"orbax", "grain", "matplotlib", "PIL", "tensorflow", "torch", "ml_collections"}
-    code = f"import sys, graftax.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: print({heavy} & set(sys.modules))"
+    code = (
+        f"import sys, graftax.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: print({heavy} & set(sys.modules))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize("argv", [("inspect", "nowhere.pt"), ("convert", "nowhere.pt", "{tmp}/x"), ("evaluate", "nowhere")])
-def test_missing_file(capsys, tmp_path, argv):
-    assert "nowhere" in refused(capsys, *(text.format(tmp=tmp_path) for text in argv))
+def test_missing_file(refused, tmp_path, argv):
+    assert "nowhere" in refused(*(text.format(tmp=tmp_path) for text in argv))
 
 
-def test_damaged_model(capsys, tmp_path):
+def test_damaged_model(refused, tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(b"PK\x03\x04 not really")
-    assert str(path) in refused(capsys, "inspect", path)
+    assert str(path) in refused("inspect", path)
 
 
-def test_hostile_model(capsys, tmp_path):
+def test_hostile_model(refused, tmp_path):
     canary = tmp_path / "canary"
     path = tmp_path / "model.pt"
     pickled = b"cos\nsystem\n(X" + len(f"touch {canary}").to_bytes(4, "little") + f"touch {canary}".encode() + b"tR."
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", b"\x80\x02" + pickled)
         file.writestr("archive/version", b"3\n")
-    for argv in (("inspect", path), ("convert", path, tmp_path / "out"), ("graft", path, "--replace=x", f"--out={tmp_path}/o")):
-        assert "os" in refused(capsys, *argv)
+    out = tmp_path / "out"
+    for argv in (("inspect", path), ("convert", path, out), ("graft", path, "--replace=blocks[0].mixer=swa", "--out", out)):
+        assert "os" in refused(*argv)
     assert not canary.exists()
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -101,9 +86,9 @@ def test_hostile_model(capsys, tmp_path):
         ("mesh.fsdp=3", "mesh"),
     ],
 )
-def test_bad_config(capsys, recipe, override, expected):
-    assert run(capsys, "graft", "--config", recipe)[0] == 0
-    assert expected in refused(capsys, "distill", "--config", recipe, f"--config.{override}")
+def test_bad_config(run, refused, recipe, override, expected):
+    assert run("graft", "--config", recipe)[0] == 0
+    assert expected in refused("distill", "--config", recipe, f"--config.{override}")
 
 
 @pytest.mark.parametrize(
@@ -117,27 +102,27 @@ def test_bad_config(capsys, recipe, override, expected):
         ("def get_config(): return {'task': 'dit'}", "missing"),
     ],
 )
-def test_broken_config_file(capsys, tmp_path, text, expected):
+def test_broken_config_file(refused, tmp_path, text, expected):
     path = tmp_path / "config.py"
     path.write_text(text)
-    assert expected in refused(capsys, "train", "--config", path)
+    assert expected in refused("train", "--config", path)
 
 
-def test_config_for_a_verb_without_one(capsys):
-    code, _, err = run(capsys, "doctor", "--config.x=1")
+def test_config_for_a_verb_without_one(run):
+    code, _, err = run("doctor", "--config.x=1")
     assert code == 2
     assert "takes no config" in err
 
 
 @pytest.mark.parametrize(
     "edit",
-    ["blocks[9].mixer=hyena_x", "blocks[1].nose=hyena_x", "blocks[1].mixer=mlp", "blocks[1].mixer=bagpipe", "blocks[1].mixer",
-     "blocks[1].mixer=hyena_x(kernel=0)", "blocks[1].mixer=hyena_x(colour=3)", "blocks[1].mixer=hyena_x(kernel)",
-     "blocks[60%].mixer=hyena_x", "=hyena_x"],
+    ["blocks[9].mixer=hyena_x", "blocks[1].nose=hyena_x", "blocks[1].mixer=mlp", "blocks[1].mixer=bagpipe",
+     "blocks[1].mixer", "blocks[1].mixer=hyena_x(kernel=0)", "blocks[1].mixer=hyena_x(colour=3)",
+     "blocks[1].mixer=hyena_x(kernel)", "blocks[60%].mixer=hyena_x", "=hyena_x"],
 )  # fmt: skip
-def test_impossible_edit_is_refused_before_weights_are_loaded(capsys, tmp_path, teacher, monkeypatch, edit):
+def test_impossible_edit_is_refused_before_weights_are_loaded(refused, tmp_path, teacher, monkeypatch, edit):
     monkeypatch.setattr(stages, "jnp", None)  # what would put them on a device
-    refused(capsys, "graft", teacher, f"--replace={edit}", "--out", tmp_path / "out")
+    refused("graft", teacher, f"--replace={edit}", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -165,19 +150,21 @@ def test_impossible_edit_is_refused_before_weights_are_loaded(capsys, tmp_path, 
         (("bench", "conv", "rounds=x"), "rounds"),
     ],
 )
-def test_bad_arguments(capsys, tmp_path, teacher, argv, expected):
+def test_bad_arguments(refused, tmp_path, teacher, argv, expected):
     before = sorted(tmp_path.rglob("*"))
-    assert expected in refused(capsys, *(text.format(m=teacher, t=tmp_path) for text in argv))
+    assert expected in refused(*(text.format(m=teacher, t=tmp_path) for text in argv))
     assert sorted(tmp_path.rglob("*")) == before, "a refused command left something behind"
 
 
-@pytest.mark.parametrize(("error", "code"), [(NonFinite("loss is nan"), 3), (Preempted("saved"), 42), (KeyboardInterrupt(), 130)])
-def test_exit_codes_of_other_ends(capsys, monkeypatch, error, code):
+@pytest.mark.parametrize(
+    ("error", "code"), [(NonFinite("loss is nan"), 3), (Preempted("saved"), 42), (KeyboardInterrupt(), 130)]
+)
+def test_exit_codes_of_other_ends(run, monkeypatch, error, code):
     def fail(args):
         raise error
 
     monkeypatch.setattr(demo, "run", fail)
-    found, _, err = run(capsys, "demo")
+    found, _, err = run("demo")
     assert found == code
     assert err.count("\n") == 1
 

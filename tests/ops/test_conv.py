@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graftax.errors import BadInput
-from graftax.ops.conv import CROSSOVER, causal_conv
+from graftax.ops.conv import CROSSOVER, causal_conv, smooth_size
 
 SIZES = [(1, 1), (1, 4), (2, 7), (16, 4), (33, 33), (40, 5)]
 """(tokens, taps)"""
@@ -106,3 +106,7 @@ def test_bfloat16_stays_near(method):
 def test_unknown_method():
     with pytest.raises(BadInput, match="'winograd'"):
         causal_conv(*inputs(4, 2), method="winograd")
+
+
+def test_smooth_sizes():
+    assert [smooth_size(n) for n in (1, 7, 16, 17, 263, 16387)] == [1, 8, 16, 18, 270, 16875]
