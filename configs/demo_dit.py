@@ -1,6 +1,10 @@
 """The demo's DiT: 10 classes of garments in the 8x8x4 latents of the demo's autoencoder.
 
-graftax train --config configs/demo_dit.py
+    graftax train --config configs/demo_dit.py
+
+Expect a held-out loss of 0.134 after 8,000 steps, 50 minutes of two busy CPU cores (20 of quiet ones); with guidance 1.5
+the demo's classifier calls about 93 % of its samples by their class. It ships as graftax/data/demo/dit, in float16, with its
+training record in dit.record.json.
 """
 
 from ml_collections import ConfigDict

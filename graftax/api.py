@@ -41,7 +41,7 @@ def save(model: Model, folder: str | Path, dtype: str = "float32") -> None:
 
 
 def export(model: Model, file: str | Path) -> None:
-    """Write `.safetensors` or `.pt` in the PyTorch DiT layout, readable by the reference code. Raises `BadInput` on others."""
+    """Write `.safetensors` or `.pt` in the PyTorch DiT layout, as the reference code reads it. `BadInput` on others."""
     from graftax.checkpoint import export_torch
 
     export_torch(Path(file), model.spec, model.params)

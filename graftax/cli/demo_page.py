@@ -17,6 +17,7 @@ from graftax.cli.stages import last_eval
 from graftax.evaluate import pictures
 from graftax.evaluate.report import Figure, Report
 from graftax.models.cost import count_params, flops
+from graftax.spec import ModelSpec
 
 MAX_POINTS_LOST, MAX_FRECHET_RATIO = 5.0, 1.5
 """What the 50 % graft should reach: class accuracy within 5 points of the teacher's, Fréchet distance within 1.5 times."""
@@ -72,20 +73,20 @@ def _samples(page: Report, found: Findings, folder: Path) -> None:
 
 def _numbers(page: Report, found: Findings) -> None:
     page.section("In numbers")
-    head = ["", "parameters", "FLOPs / image", "forward", "held-out loss", "Fréchet", "class accuracy"]
+    head = ["", "class accuracy", "Fréchet", "held-out loss", "parameters", "FLOPs / image", "forward"]
     rows = [_row(found, "teacher", "teacher", found.teacher, found.half.report.before)]
     for branch in (found.half, found.all):
         rows += [_row(found, branch.name, f"{branch.name}, {j.title}", j, branch.report.after) for j in branch.judged]
     real = found.real
-    rows.append(["real images, held out", "", "", "", "", f"{real.frechet:.3g}", f"{real.accuracy:.1%}"])
+    rows.append(["real images, held out", f"{real.accuracy:.1%}", f"{real.frechet:.3g}", "", "", "", ""])
     page.table(head, rows, strong=(0, 3))
 
 
-def _row(found: Findings, timed: str, name: str, judged: Judged, spec) -> list[str]:
+def _row(found: Findings, timed: str, name: str, judged: Judged, spec: ModelSpec) -> list[str]:
     forward = f"{1e3 * found.forward[timed]:.1f} ms"
     score = judged.score
     cost = [f"{count_params(spec):,}", f"{flops(spec) / 1e6:.1f} M", forward]
-    return [name, *cost, f"{judged.loss:.4f}", f"{score.frechet:.3g}", f"{score.accuracy:.1%}"]
+    return [name, f"{score.accuracy:.1%}", f"{score.frechet:.3g}", f"{judged.loss:.4f}", *cost]
 
 
 def _distillation(page: Report, found: Findings, folder: Path) -> None:
@@ -143,7 +144,7 @@ def _everything(page: Report, found: Findings, folder: Path) -> None:
 
 
 def _protocol(page: Report, found: Findings) -> None:
-    c, meta = found.config, found.teacher_meta
+    c = found.config
     page.section(
         "How this was measured",
         f"Samples: {found.teacher.score.count} per model, classes in turn, all from the same noise; {c.sample}.",
@@ -155,7 +156,7 @@ def _protocol(page: Report, found: Findings) -> None:
         f"Forward: median of {TIMED_ROUNDS} passes over {TIMED_BATCH} images, the models taking turns. FLOPs and "
         "parameters follow from the specification. On so few tokens attention is a small part of the work; what a graft "
         "saves grows with their number.",
-        f"Teacher: {meta.source or 'unknown source'}, SHA-256 {meta.sha256[:16] or 'unknown'}.",
+        f"Teacher: {found.teacher_meta.source or 'unknown source'}; its weights have the SHA-256 {found.teacher_hash[:16]}.",
     )
     page.text(f"{found.half.name}\n{found.half.report}\n\n{found.all.name}\n{found.all.report}")
     page.text("\n".join(f"{seconds:7.1f} s  {title}" for title, seconds in found.seconds.items()))

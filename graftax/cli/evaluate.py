@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from graftax.cli import options
 
@@ -27,21 +28,23 @@ def run(args: argparse.Namespace) -> None:
     """Draw, decode, judge, print."""
     import dataclasses
 
+    from graftax.checkpoint.files import replacing
     from graftax.cli import drawing, images, stages
     from graftax.cli.schema import DataConfig
     from graftax.errors import BadInput
 
     settings = options.sampling_of(args)
-    model = stages.open_model(args.model, **options.overrides_of(args))
     real = images.load(DataConfig(source=args.source))
-    judge = drawing.demo_judge(real.train, args.classifier)
+    model = stages.open_model(args.model, **options.overrides_of(args))
     decode = drawing.decoder_for(model.spec, args.latents)
     if decode is None:
         raise BadInput(f"model {args.model}: its latents have no decoder here, expected --latents")
+    judge = drawing.demo_judge(real.train, args.classifier)
     labels = drawing.balanced_labels(args.count, model.spec.num_classes)
     score = judge.score(decode(drawing.draw(model, labels, settings)), labels)
     print(f"{args.model}: class accuracy {score.accuracy:.1%}, Fréchet distance {score.frechet:.3g}, {score.count} samples")
     print(f"({settings}; reference: {len(real.train):,} real images, features of the demo's classifier)")
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump({**dataclasses.asdict(score), "sampling": dataclasses.asdict(settings)}, file, indent=1)
+        numbers = {**dataclasses.asdict(score), "sampling": dataclasses.asdict(settings)}
+        with replacing(Path(args.json)) as temporary:
+            temporary.write_text(json.dumps(numbers, indent=1) + "\n")

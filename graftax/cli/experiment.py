@@ -62,6 +62,7 @@ class Findings:
     config: DemoConfig
     teacher: Judged
     teacher_meta: Meta
+    teacher_hash: str
     half: Branch
     all: Branch
     real: Score
@@ -86,6 +87,7 @@ class Experiment:
         with self._titled("data and judge"):
             self._read()
             teacher = stages.open_model(config.teacher, self._vet)
+            self._teacher_hash = stages.fingerprint(teacher)
             self._set_up_judge()
         with self._titled("teacher"):
             judged = self._judge("teacher", teacher, "teacher")
@@ -95,7 +97,7 @@ class Experiment:
             forward = _forward_times({"teacher": teacher, half.name: half_model, every.name: every_model})
         counts = (len(self._data.raw_train), len(self._data.raw_test))
         return Findings(
-            config, judged, teacher.meta, half, every, self._real_score, forward, counts,
+            config, judged, teacher.meta, self._teacher_hash, half, every, self._real_score, forward, counts,
             self._judge_net.spec.features, self._data.raw_train.class_names, self.seconds,
         )  # fmt: skip
 
@@ -118,7 +120,7 @@ class Experiment:
     def _branch(self, teacher: Model, graft: GraftConfig) -> tuple[Branch, Model]:
         student, report = stages.run_graft(teacher, graft)
         name = f"{len(report.sites) / teacher.spec.depth:.0%}".replace("%", " %") + " grafted"
-        work = self.folder / "work" / self._identity(teacher, graft)
+        work = self.folder / "work" / self._identity(graft)
         with self._titled(f"{name}: without training"):
             raw = self._judge(name, student, "without training")
         with self._titled(f"{name}: stage 1, distillation"):
@@ -146,11 +148,11 @@ class Experiment:
         print(f"    {name}, {title}: {numbers}", flush=True)
         return Judged(title, pictures.to_uint8(pixels), score, loss)
 
-    def _identity(self, teacher: Model, graft: GraftConfig) -> str:
+    def _identity(self, graft: GraftConfig) -> str:
         """Names the folder of a branch's trainings: another config or teacher never meets its checkpoints."""
         config = configs.as_tree(self.config)
         parts = [configs.as_tree(graft), *(config[key] for key in ("distill", "finetune", "data"))]
-        text = json.dumps([*parts, stages.fingerprint(teacher)], sort_keys=True)
+        text = json.dumps([*parts, self._teacher_hash], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @contextmanager

@@ -115,7 +115,7 @@ def check_fit(images: Images, spec: ModelSpec) -> None:
 
 
 def decoder(latents: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from a model's arrays (n, h, w, c) to pixels in [-1, 1], for "none", "demo" or an autoencoder's folder."""
+    """From a model's arrays (n, h, w, c) to pixels in [-1, 1]: for "none", "demo" or an autoencoder's folder."""
     if latents == "none":
         return lambda arrays: np.clip(arrays, -1, 1)
     spec, params = nets.load_autoencoder(latents)

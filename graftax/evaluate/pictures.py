@@ -17,7 +17,7 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
     return np.round((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
-def grid(images: np.ndarray, columns: int, *, gap: int = 2, scale: int = 1, background: int = 255) -> np.ndarray:
+def grid(images: np.ndarray, columns: int, *, gap: int = 2, scale: int = 1, background: int = 96) -> np.ndarray:
     """Images (n, h, w, c) uint8, c 1 or 3, row by row as one image (H, W, c), each pixel drawn `scale` x `scale`."""
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or columns < 1:
         raise BadInput(f"grid: {images.dtype}{images.shape} in {columns} columns, expected uint8 (n, h, w, 1 or 3)")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from graftax.errors import BadInput
-from graftax.ops.attention import MHA, attend
+from graftax.ops.attention import MHA
 from graftax.ops.base import linear_keys
 from graftax.spec import OpSpec, Option
 

@@ -37,5 +37,5 @@ def run(mesh: MeshConfig | None) -> dict:
 
 
 if __name__ == "__main__":
-    meshes = {"one": None, "data": MeshConfig(), "fsdp": MeshConfig(fsdp=8), "all": MeshConfig(data=2, fsdp=2, tensor=2)}
+    meshes = {"one": None, "data": MeshConfig(), "all": MeshConfig(data=2, fsdp=2, tensor=2)}
     print(json.dumps({name: run(mesh) for name, mesh in meshes.items()}))

@@ -1,0 +1,49 @@
+"""Grids hold every image where it belongs; charts are pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from graftax.errors import BadInput
+from graftax.evaluate import pictures
+
+
+def test_to_uint8_maps_ends_and_middle_and_cuts_off():
+    assert pictures.to_uint8(np.array([-2.0, -1.0, 0.0, 1.0, 3.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_places_images_row_by_row(channels):
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 3, channels), np.uint8)
+    found = pictures.grid(images, 2, gap=1, background=9)
+    assert found.shape == (3 * 2 + 2, 2 * 3 + 1, channels)
+    assert [found[3 * (i // 2), 4 * (i % 2), 0] for i in range(5)] == [0, 1, 2, 3, 4]
+    assert (found[2] == 9).all(), "the gap between two rows"
+    assert (found[6:, 4:] == 9).all(), "the place of the missing sixth"
+
+
+def test_grid_magnifies_pixels():
+    image = np.array([[[[1], [2]]]], np.uint8)
+    assert pictures.grid(image, 1, scale=2)[..., 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3, 3, 2), np.uint8), np.zeros((2, 3, 3, 1), np.float32)]
+)
+def test_grid_refuses_other_arrays(images):
+    with pytest.raises(BadInput, match="grid"):
+        pictures.grid(images, 1)
+
+
+def test_png_comes_back(tmp_path):
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+    pictures.save_png(tmp_path / "x.png", image)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), image[..., 0])
+
+
+@pytest.mark.parametrize("draw", [pictures.curves, pictures.bars])
+def test_charts_have_ink_on_transparent_ground(tmp_path, draw):
+    draw(tmp_path / "x.png", {"a": [(0, 1.0), (1, 2.0)], "b": [(1, 3.0)]}, x="step", y="loss")
+    alpha = np.asarray(Image.open(tmp_path / "x.png"))[..., 3]
+    assert alpha.min() == 0
+    assert 0.001 < (alpha > 0).mean() < 0.5
