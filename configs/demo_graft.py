@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
             "graft": {"replace": ("blocks[50%].mixer=hyena_x(kernel=4)",), "seed": 0},
             "graft_all": {"replace": ("blocks[*].mixer=hyena_x(kernel=4)",), "seed": 0},
             "distill": {
-                "settings": {"steps": 300, "learning_rate": 1e-2, "schedule": "cosine"},
+                "settings": {"steps": 300, "learning_rate": 3e-3, "schedule": "cosine"},
                 "batch_size": 64, "log_every": 20, "eval_every": 100,
             },
             "finetune": {
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
                 },
                 "ema_decay": 0.98,
             },
-            "sample": {"sampler": "ddim", "steps": 20, "cfg_scale": 1.5, "cfg_channels": None, "batch_size": 100},
+            "sample": {"sampler": "ddim", "steps": 25, "cfg_scale": 1.5, "cfg_channels": None, "batch_size": 100},
             "judged": 500,
             "shown": 6,
         }

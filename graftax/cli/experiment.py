@@ -91,8 +91,11 @@ class Experiment:
             self._set_up_judge()
         with self._titled("teacher"):
             judged = self._judge("teacher", teacher, "teacher")
-        half, half_model = self._branch(teacher, config.graft)
-        every, every_model = self._branch(teacher, config.graft_all)
+        grafts = [stages.run_graft(teacher, graft) for graft in (config.graft, config.graft_all)]
+        if len({len(report.sites) for _, report in grafts}) < 2:
+            raise BadInput("demo: graft and graft_all exchange equally many operators, expected different numbers")
+        half, half_model = self._branch(teacher, config.graft, *grafts[0])
+        every, every_model = self._branch(teacher, config.graft_all, *grafts[1])
         with self._titled("forward times, interleaved"):
             forward = _forward_times({"teacher": teacher, half.name: half_model, every.name: every_model})
         counts = (len(self._data.raw_train), len(self._data.raw_test))
@@ -117,8 +120,7 @@ class Experiment:
         self._judge_net = drawing.demo_judge(data.pixels(data.raw_train), self.config.classifier)
         self._real_score = self._judge_net.score(data.pixels(data.raw_test), data.test_labels)
 
-    def _branch(self, teacher: Model, graft: GraftConfig) -> tuple[Branch, Model]:
-        student, report = stages.run_graft(teacher, graft)
+    def _branch(self, teacher: Model, graft: GraftConfig, student: Model, report: Report) -> tuple[Branch, Model]:
         name = f"{len(report.sites) / teacher.spec.depth:.0%}".replace("%", " %") + " grafted"
         work = self.folder / "work" / self._identity(graft)
         with self._titled(f"{name}: without training"):

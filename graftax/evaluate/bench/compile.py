@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +12,11 @@ import optax
 
 from graftax import ops
 from graftax.diffusion import Process
-from graftax.evaluate.bench.rows import Rows
+from graftax.evaluate.bench.rows import Row, Rows
 from graftax.evaluate.bench.timing import load, temp_mb
-from graftax.models.dit import dit_spec, param_shapes
+from graftax.models.dit import dit_spec, forward, forward_prepared, param_shapes, prepare_params
+from graftax.models.stack import Params
 from graftax.spec import ModelSpec, op
-from graftax.train.diffusion_task import diffusion_loss
 
 HEADS = 6
 
@@ -27,11 +26,17 @@ def bench_compile(
 ) -> Rows:
     """Compiling one train step (diffusion loss, gradient, AdamW) with Hyena-X in a random half of the blocks.
 
-    Nothing is run, so the width hardly matters. Columns: plan, depth, lowered_lines (StableHLO), hlo_lines (optimised),
-    lower_s, compile_s, temp_mb (working memory of the step), load. Raises `BadInput` where a plan does not fit.
+    Nothing is run, so the width hardly matters. `weights` says what the step takes and returns, optimiser state alike:
+    "arranged" as `prepare_params` arranges them for the plan, or the "plain" tree, where a scan must stack them first and
+    the optimiser has hundreds of leaves; for unroll the two are one.
+
+    Columns: plan, weights, depth, lowered_lines (StableHLO), hlo_lines (optimised), lower_s, compile_s, temp_mb (working
+    memory of the step), load. Raises `BadInput` where a plan does not fit.
     """
     spec = random_graft(depth, width, seed)
-    return [_measure(spec, plan) for plan in plans]
+    return [
+        _measure(spec, plan, arranged) for plan in plans for arranged in ((True,) if plan == "unroll" else (True, False))
+    ]
 
 
 def random_graft(depth: int, width: int, seed: int) -> ModelSpec:
@@ -43,32 +48,38 @@ def random_graft(depth: int, width: int, seed: int) -> ModelSpec:
     return spec.replace(blocks=tuple(blocks))
 
 
-def _measure(spec: ModelSpec, plan: str) -> dict[str, Any]:
+def _measure(spec: ModelSpec, plan: str, arranged: bool) -> Row:
     before, start = load(), time.perf_counter()
-    lowered = _lower(spec, plan)
+    lowered = _lower(spec, plan, arranged)
     middle = time.perf_counter()
     compiled = lowered.compile()
     end = time.perf_counter()
     return {
-        "plan": plan, "depth": spec.depth, "lowered_lines": _lines(lowered.as_text()),
-        "hlo_lines": _lines(compiled.as_text()), "lower_s": middle - start, "compile_s": end - middle,
-        "temp_mb": temp_mb(compiled), "load": before,
+        "plan": plan, "weights": "arranged" if arranged else "plain", "depth": spec.depth,
+        "lowered_lines": _lines(lowered.as_text()), "hlo_lines": _lines(compiled.as_text()), "lower_s": middle - start,
+        "compile_s": end - middle, "temp_mb": temp_mb(compiled), "load": before,
     }  # fmt: skip
 
 
-def _lower(spec: ModelSpec, plan: str, batch: int = 4) -> jax.stages.Lowered:
-    loss, optimiser = diffusion_loss(spec, Process(), plan=plan), optax.adamw(1e-4)
+def _lower(spec: ModelSpec, plan: str, arranged: bool, batch: int = 4) -> jax.stages.Lowered:
+    process, optimiser = Process(), optax.adamw(1e-4)
+    run = forward_prepared if arranged else forward
 
-    def step(params: Any, opt_state: Any, batch: Any, key: jax.Array) -> Any:
-        (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
-        updates, opt_state = optimiser.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
+    def loss(params: Params, x0: jax.Array, t: jax.Array, y: jax.Array, noise: jax.Array) -> jax.Array:
+        out, _ = run(spec, params, process.q_sample(x0, t, noise), t, y, plan=plan)
+        return jnp.mean(process.training_losses(out, x0, t, noise)["loss"])
+
+    def step(params: Params, state: optax.OptState, *batch: jax.Array) -> tuple[Params, optax.OptState, jax.Array]:
+        value, grads = jax.value_and_grad(loss)(params, *batch)
+        updates, state = optimiser.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value  # pyright: ignore[reportReturnType]
 
     params = param_shapes(spec)
+    if arranged:
+        params = jax.eval_shape(lambda params: prepare_params(spec, params, plan), params)
     image = jax.ShapeDtypeStruct((batch, spec.input_size, spec.input_size, spec.in_channels), jnp.float32)
-    label = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    state = jax.eval_shape(optimiser.init, params)
-    return jax.jit(step).lower(params, state, {"image": image, "label": label}, jax.eval_shape(lambda: jax.random.key(0)))
+    integers = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    return jax.jit(step).lower(params, jax.eval_shape(optimiser.init, params), image, integers, integers, image)
 
 
 def _lines(text: str | None) -> int:
