@@ -29,12 +29,13 @@ def add_recipe(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 
 def recipe_of(args: argparse.Namespace) -> Any:
-    """The `Recipe` that --config, its overrides and --workdir describe."""
+    """The `Recipe` that --config, its overrides and --workdir describe; the demo's config is one too."""
     from graftax.cli import config
-    from graftax.cli.schema import Recipe
+    from graftax.cli.schema import DemoConfig, Recipe
 
     extra = [f"workdir={args.workdir}"] if args.workdir else []
-    return config.build(Recipe, config.read(args.config, [*args.overrides, *extra]))
+    tree = config.read(args.config, [*args.overrides, *extra])
+    return config.build(DemoConfig if "graft_all" in tree else Recipe, tree)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

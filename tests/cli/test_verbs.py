@@ -1,6 +1,7 @@
 """The verbs that need no training: convert, inspect, graft, doctor; and that nothing on disk is lost."""
 
 import hashlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from graftax.checkpoint import open_checkpoint
 from graftax.surgery import diff
 from graftax.testing import assert_trees_close
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 DESCRIPTION = """\
 backbone    dit, 4 blocks, width 32, 4 heads
 input       8x8x1, patch 2, 16 tokens, 3 classes, learned variance
@@ -84,6 +86,11 @@ def test_graft_by_arguments_equals_graft_by_config(run, recipe, tmp_path, teache
     assert a.spec == b.spec
     assert a.meta.sites == ("blocks[1].mixer", "blocks[3].mixer")
     assert_trees_close(a.params, b.params, rtol=0, atol=0)
+
+
+def test_the_demo_config_serves_the_single_verbs_too(run, tmp_path):
+    assert run("graft", "--config", CONFIGS / "demo_graft.py", "--workdir", tmp_path / "demo")[0] == 0
+    assert len(api.load(tmp_path / "demo" / "grafted").meta.sites) == 5
 
 
 def test_graft_seeds_and_resizes(run, tmp_path, teacher):
