@@ -7,12 +7,20 @@ from jax.typing import DTypeLike
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA
 from graftax.ops.base import Cost, Operator, TorchKey
-from graftax.ops.hyena import HyenaX
+from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
+from graftax.ops.hyena_2d import Hyena2D
+from graftax.ops.hyena_long import HyenaLong
+from graftax.ops.mamba2 import Mamba2
 from graftax.ops.mlp import MLP
+from graftax.ops.mlp_hyena import MLPHyenaX, MLPHyenaXSplit
 from graftax.ops.window import SWA
+from graftax.ops.window_2d import SWA2D
 from graftax.spec import ModelSpec, OpSpec, Option
 
-_CLASSES: tuple[type[Operator], ...] = (MHA, SWA, HyenaX, MLP)
+_CLASSES: tuple[type[Operator], ...] = (
+    MHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2,
+    MLP, MLPHyenaX, MLPHyenaXSplit,
+)  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {cls.kind: cls for cls in _CLASSES}
 
 __all__ = ["OPERATORS", "Cost", "Operator", "TorchKey", "build", "resolve"]

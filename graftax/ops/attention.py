@@ -31,6 +31,7 @@ class MHA(Operator):
 
     kind = "mha"
     torch_keys = linear_keys("qkv", "qkv") + linear_keys("proj", "proj")
+    readout = "proj"
 
     def setup(self) -> None:
         self.qkv = self.linear(3 * self.width, self.width)

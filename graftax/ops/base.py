@@ -39,7 +39,8 @@ class TorchKey:
     """One parameter's place in both worlds.
 
     `leaf` is our path inside the operator ("qkv/kernel"), `name` PyTorch's ("qkv.weight"); `layout` says how to get from
-    theirs to ours: "linear" transposes (out, in) to (in, out), "conv" turns (c, 1, K) into (K, c), "same" keeps.
+    theirs to ours: "linear" transposes (out, in) to (in, out), "conv" turns (c, 1, K) into (K, c), "patch" (out, in, K, K)
+    into (K, K, in, out), "same" keeps.
     """
 
     leaf: str
@@ -73,7 +74,7 @@ class Operator(nn.Module):
     The fields here are what the model gives every operator; the fields a subclass adds are its options, the names and
     defaults that `OpSpec.options` may set. `init_style` is "torch" for scions (PyTorch's defaults, as in the grafting
     paper) or "dit" for a model trained from scratch (Xavier uniform, zero bias, as in DiT). `dtype` is the matmul type;
-    parameters stay float32.
+    parameters stay float32. `readout` names the last layer, a `Dense` whose output is the operator's.
     """
 
     width: int
@@ -86,6 +87,7 @@ class Operator(nn.Module):
     slot: ClassVar[str] = "mixer"
     torch_keys: ClassVar[tuple[TorchKey, ...]] = ()
     regression_loss: ClassVar[str] = "l1"
+    readout: ClassVar[str] = "out_proj"
 
     @classmethod
     def options(cls) -> dict[str, Option]:
@@ -113,11 +115,12 @@ class Operator(nn.Module):
         """Initial parameters from those of the replaced operator, or None where nothing can be carried over."""
         return None
 
-    def linear(self, features: int, fan_in: int) -> nn.Dense:
-        """A biased dense layer initialised in this operator's style."""
+    def linear(self, features: int, fan_in: int, bias: bool = True) -> nn.Dense:
+        """A dense layer initialised in this operator's style."""
         torch = self.init_style == "torch"
         return nn.Dense(
             features,
+            use_bias=bias,
             dtype=self.dtype,
             kernel_init=uniform_fan_in(fan_in) if torch else nn.initializers.xavier_uniform(),
             bias_init=uniform_fan_in(fan_in) if torch else nn.initializers.zeros,
@@ -126,3 +129,20 @@ class Operator(nn.Module):
     def with_dtype(self, dtype: DTypeLike | None) -> Self:
         """The same operator computing in another type."""
         return self.clone(dtype=dtype)
+
+
+def apply_with_features(operator: Operator, params: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The operator's output (b, n, d) on x (b, n, d), and the features (b, n, p) that enter its last layer.
+
+    The output is linear in the weights of that layer, `params[operator.readout]`: features @ kernel (+ bias).
+    """
+    features: list[jax.Array] = []
+
+    def watch(call: Any, inputs: tuple[Any, ...], keywords: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
+        if context.module.path == (operator.readout,) and context.method_name == "__call__":
+            features.extend(inputs)
+        return call(*inputs, **keywords)
+
+    with nn.intercept_methods(watch):
+        out: Any = operator.apply({"params": params}, x)
+    return out, features[0]

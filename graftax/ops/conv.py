@@ -1,7 +1,8 @@
-"""Causal depthwise convolution over tokens: one function, two implementations that agree to 1e-6.
+"""Depthwise convolution over tokens: `causal_conv` for short filters, `long_conv` for filters of up to all tokens.
 
-`direct` adds K shifted products and suits short filters; `fft` multiplies spectra (`jnp.fft`), costs O(n log n) whatever K
-is, and is the reference. `auto` takes the faster one, by the crossover that `graftax bench conv` measures.
+`causal_conv` has two implementations that agree to 1e-6: `direct` adds K shifted products and suits short filters; `fft`
+multiplies spectra (`jnp.fft`), costs O(n log n) whatever K is, and is the reference. `auto` takes the faster one, by the
+crossover that `graftax bench conv` measures.
 """
 
 from __future__ import annotations
@@ -29,8 +30,27 @@ def causal_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, 
         raise BadInput(f"causal_conv method: got {method!r}, expected one of {METHODS}")
     kernel = kernel.astype(x.dtype)
     use_fft = method == "fft" or (method == "auto" and kernel.shape[0] > CROSSOVER)
-    out = _fft(x, kernel) if use_fft else _direct(x, kernel)
+    out = long_conv(x, kernel) if use_fft else _direct(x, kernel)
     return out if bias is None else out + bias.astype(x.dtype)
+
+
+def long_conv(x: jax.Array, kernel: jax.Array, ahead: int = 0) -> jax.Array:
+    """out[i] = sum_k kernel[k] * x[i - (K - 1 - ahead) + k], zeros outside the sequence: a product of spectra, in float32.
+
+    x (b, n, c), kernel (K, c) with its last `ahead` taps on later tokens -> (b, n, c) in x's type. O(n log n) for K up to
+    2 n - 1, where ahead = n - 1 lets every token see all others (the convolutions of Hyena, arXiv 2302.10866, Section 3).
+    """
+    n, taps = x.shape[1], kernel.shape[0]
+    size = long_conv_size(n, taps, ahead)
+    # A cross-correlation is a convolution with the reversed filter; its first `ahead` outputs lie before the first token.
+    spectrum = jnp.fft.rfft(x.astype(jnp.float32), size, axis=1)  # (b, size // 2 + 1, c)
+    filters = jnp.fft.rfft(kernel[::-1].astype(jnp.float32), size, axis=0)  # (size // 2 + 1, c)
+    return jnp.fft.irfft(spectrum * filters[None], size, axis=1)[:, ahead : ahead + n].astype(x.dtype)
+
+
+def long_conv_size(n: int, taps: int, ahead: int = 0) -> int:
+    """Points of the FFTs that `long_conv` takes: the fewest, rounded up to a fast size, at which no kept output wraps."""
+    return smooth_size(max(n + taps - 1 - ahead, n + ahead, taps))
 
 
 def smooth_size(size: int) -> int:
@@ -40,16 +60,6 @@ def smooth_size(size: int) -> int:
         while rest % prime == 0:
             rest //= prime
     return size if rest == 1 else smooth_size(size + 1)
-
-
-def _fft(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Linear convolution as a product of spectra, padded so that nothing wraps. Computed in float32."""
-    n, taps = x.shape[1], kernel.shape[0]
-    size = smooth_size(n + taps - 1)
-    # A cross-correlation whose last tap is the present is a convolution with the reversed filter.
-    spectrum = jnp.fft.rfft(x.astype(jnp.float32), size, axis=1)  # (b, size // 2 + 1, c)
-    filters = jnp.fft.rfft(kernel[::-1].astype(jnp.float32), size, axis=0)  # (size // 2 + 1, c)
-    return jnp.fft.irfft(spectrum * filters[None], size, axis=1)[:, :n].astype(x.dtype)
 
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array, pad: tuple[int, int]) -> jax.Array:

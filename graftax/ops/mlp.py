@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
+import numpy as np
+from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
 from graftax.ops.base import Cost, Operator, linear_keys
@@ -19,6 +23,7 @@ class MLP(Operator):
     slot = "mlp"
     regression_loss = "l2"
     torch_keys = linear_keys("fc1", "fc1") + linear_keys("fc2", "fc2")
+    readout = "fc2"
 
     @property
     def hidden(self) -> int:
@@ -49,4 +54,33 @@ class MLP(Operator):
         return {"ratio": hidden / width}
 
     def transplant(self, fresh, donor, weights):
-        return weights if isinstance(donor, MLP) and donor.hidden == self.hidden else None
+        """The weights of an MLP of the same width, or those of a narrower one with its neurons split to fill the width."""
+        if not isinstance(donor, MLP) or donor.hidden > self.hidden:
+            return None
+        return weights if donor.hidden == self.hidden else split_neurons(weights, fresh)
+
+
+def keep_neurons(weights: dict[str, Any], importance: ArrayLike, count: int) -> dict[str, Any]:
+    """An MLP's weights with only its `count` most important neurons, in their old order; importance (m,), one per neuron."""
+    chosen = np.sort(np.argsort(-np.asarray(importance), kind="stable")[:count])
+    return {
+        "fc1": {"kernel": weights["fc1"]["kernel"][:, chosen], "bias": weights["fc1"]["bias"][chosen]},
+        "fc2": {"kernel": weights["fc2"]["kernel"][chosen], "bias": weights["fc2"]["bias"]},
+    }
+
+
+def split_neurons(weights: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+    """Weights that compute the same function in the larger hidden width of `fresh`: the first neurons get copies.
+
+    Copies have equal input weights, so any output weights that add up to the old ones will do (Net2Net, arXiv 1511.05641,
+    Section 2.2, takes equal shares). Here they are the `fresh` ones plus what is missing, in equal shares: equal output
+    weights would give all copies equal gradients, and they would learn as one neuron.
+    """
+    old, new = (tree["fc1"]["bias"].shape[0] for tree in (weights, fresh))
+    source = np.arange(new) % old
+    missing = weights["fc2"]["kernel"] - jax.ops.segment_sum(fresh["fc2"]["kernel"], source, old)
+    shares = missing / np.bincount(source)[:, None]  # (old, d)
+    return {
+        "fc1": {"kernel": weights["fc1"]["kernel"][:, source], "bias": weights["fc1"]["bias"][source]},
+        "fc2": {"kernel": fresh["fc2"]["kernel"] + shares[source], "bias": weights["fc2"]["bias"]},
+    }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from graftax.errors import BadInput
-from graftax.ops.attention import MHA
+from graftax.ops.attention import MHA, attend
 from graftax.ops.base import linear_keys
 from graftax.spec import OpSpec, Option
+
+LOOP_FROM = 2**16
+"""Elements of q from which CPUs take one block of queries after the other; fewer are in cache anyway."""
 
 
 def default_block(window: int) -> int:
@@ -20,9 +25,44 @@ def banded_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int, bloc
     """Attention of every token to tokens at most `window` before or after it, clipped at the ends.
 
     q, k, v (b, n, h, k) -> (b, n, h, k). Queries are taken in blocks of s tokens; each block meets s + 2 window keys, so
-    memory is n (s + 2 window) per head. Equal to dense attention under the mask |i - j| <= window (the grafting paper's
-    SWA, w = 4; reference: flash attention with window_size=(w, w)).
+    memory is at most n (s + 2 window) per head. Equal to dense attention under the mask |i - j| <= window (the grafting
+    paper's SWA, w = 4; reference: flash attention with window_size=(w, w)).
+
+    On CPU the blocks run one after the other and stay in cache; elsewhere, and under differentiation, all at once.
     """
+    size = block or max(24, 2 * window)
+    if jax.default_backend() == "cpu" and q.size >= LOOP_FROM and q.shape[1] >= size + 2 * window:
+        return _one_by_one(q, k, v, window, size)
+    return _all_at_once(q, k, v, window, block)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _one_by_one(q: jax.Array, k: jax.Array, v: jax.Array, window: int, size: int) -> jax.Array:
+    """The bands in a loop over blocks of queries, nothing copied; needs n >= size + 2 window."""
+    n, seen = q.shape[1], size + 2 * window
+
+    def block(i: jax.Array, out: jax.Array) -> jax.Array:
+        # At the ends blocks and bands move inwards instead of hanging over; the mask goes by true positions.
+        query, key = jnp.minimum(i * size, n - size), jnp.clip(i * size - window, 0, n - seen)
+        q_i, (k_i, v_i) = _slice(q, query, size), (_slice(a, key, seen) for a in (k, v))
+        near = abs(query + jnp.arange(size)[:, None] - key - jnp.arange(seen)) <= window
+        return jax.lax.dynamic_update_slice_in_dim(out, attend(q_i, k_i, v_i, near), query, axis=1)
+
+    return jax.lax.fori_loop(0, -(-n // size), block, jnp.zeros_like(q))
+
+
+@_one_by_one.defjvp
+def _one_by_one_jvp(window, size, primals, tangents):
+    # The loop backwards would add every block's gradient to whole arrays; all at once it is twice as fast.
+    return jax.jvp(functools.partial(_all_at_once, window=window), primals, tangents)
+
+
+def _slice(a: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(a, start, size, axis=1)
+
+
+def _all_at_once(q: jax.Array, k: jax.Array, v: jax.Array, window: int, block: int | None = None) -> jax.Array:
+    """The bands as two batched products over all blocks."""
     b, n, h, width = q.shape
     size = max(block or default_block(window), window)  # a block sees no further than its neighbours
     blocks = -(-n // size)
@@ -31,7 +71,7 @@ def banded_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int, bloc
     # Heads before tokens, so that both products are plain batched matmuls.
     q, k, v = (a.transpose(0, 1, 3, 2, 4) for a in (q, k, v))
     logits = jnp.einsum("bjhqk,bjhmk->bjhqm", q, k, preferred_element_type=jnp.float32) * width**-0.5
-    logits = jnp.where(_band_mask(n, window, blocks, size), logits, -jnp.inf)
+    logits = jnp.where(band_mask(n, window, blocks, size), logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum("bjhqm,bjhmk->bjhqk", weights, v).transpose(0, 1, 3, 2, 4)
     return out.reshape(b, blocks * size, h, width)[:, :n]
@@ -54,7 +94,7 @@ def _with_neighbours(a: jax.Array, window: int) -> jax.Array:
     return jnp.concatenate([before, a, after], axis=2)
 
 
-def _band_mask(n: int, window: int, blocks: int, size: int) -> jax.Array:
+def band_mask(n: int, window: int, blocks: int, size: int) -> jax.Array:
     """(blocks, 1, size, size + 2 window): True where a query may look. Padded queries see themselves, to stay finite."""
     query = size * jnp.arange(blocks)[:, None, None, None] + jnp.arange(size)[:, None]
     key = size * jnp.arange(blocks)[:, None, None, None] + jnp.arange(size + 2 * window) - window

@@ -163,6 +163,6 @@ def test_resolve_refuses(wrong, slot, message):
 
 
 def test_registry_names():
-    assert set(OPERATORS) == {"mha", "swa", "hyena_x", "mlp"}
+    assert {"mha", "swa", "hyena_x", "mlp"} <= set(OPERATORS)
     assert all(cls.kind == kind for kind, cls in OPERATORS.items())
     assert ops.operator_class("swa") is OPERATORS["swa"]

@@ -13,6 +13,8 @@ from graftax.evaluate.bench.compile import bench_compile
 from graftax.evaluate.bench.conv import bench_conv
 from graftax.evaluate.bench.distill import bench_distill
 from graftax.evaluate.bench.forward import bench_forward
+from graftax.evaluate.bench.hyena import bench_hyena
+from graftax.evaluate.bench.mamba2 import bench_mamba2
 from graftax.evaluate.bench.rows import Rows, format_table
 from graftax.evaluate.bench.sampling import bench_sampling
 
@@ -21,12 +23,14 @@ BENCHES: dict[str, Callable[..., Rows]] = {
     "compile": bench_compile,
     "attention": bench_attention,
     "conv": bench_conv,
+    "hyena": bench_hyena,
+    "mamba2": bench_mamba2,
     "sampling": bench_sampling,
     "distill": bench_distill,
 }
 """Every measurement by name."""
 
 __all__ = [
-    "BENCHES", "Rows", "bench_attention", "bench_compile", "bench_conv", "bench_distill", "bench_forward", "bench_sampling",
-    "format_table",
+    "BENCHES", "Rows", "bench_attention", "bench_compile", "bench_conv", "bench_distill", "bench_forward", "bench_hyena",
+    "bench_mamba2", "bench_sampling", "format_table",
 ]  # fmt: skip

@@ -14,9 +14,11 @@ from graftax import ops
 from graftax.diffusion import Process
 from graftax.evaluate.bench.rows import Row, Rows
 from graftax.evaluate.bench.timing import load, temp_mb
-from graftax.models.dit import dit_spec, forward, forward_prepared, param_shapes, prepare_params
-from graftax.models.stack import Params
+from graftax.models.collect import collect
+from graftax.models.dit import dit_spec, forward, param_shapes
 from graftax.spec import ModelSpec, op
+from graftax.train import OptimiserConfig, diffusion_loss, make_step
+from graftax.train.state import Params, create_state
 
 HEADS = 6
 
@@ -24,19 +26,19 @@ HEADS = 6
 def bench_compile(
     depth: int = 28, width: int = 192, plans: tuple[str, ...] = ("kind_scan", "unroll"), seed: int = 0
 ) -> Rows:
-    """Compiling one train step (diffusion loss, gradient, AdamW) with Hyena-X in a random half of the blocks.
+    """Compiling a training step of a DiT with Hyena-X in a random half of the blocks.
 
-    Nothing is run, so the width hardly matters. `weights` says what the step takes and returns, optimiser state alike:
-    "arranged" as `prepare_params` arranges them for the plan, or the "plain" tree, where a scan must stack them first and
-    the optimiser has hundreds of leaves; for unroll the two are one.
+    Nothing is run, so the width hardly matters. `step` "plain" is diffusion loss on given times and noise, gradient and
+    AdamW; "full" is what fine-tuning runs: it also draws times, noise and dropped labels, clips, averages, and keeps the old
+    state where a number is not finite. `weights` says how the state holds the blocks: "collected" by operator, as
+    training does, or as the "tree" that is saved, whose leaves the optimiser takes one by one; unrolling is for the latter.
 
-    Columns: plan, weights, depth, lowered_lines (StableHLO), hlo_lines (optimised), lower_s, compile_s, temp_mb (working
-    memory of the step), load. Raises `BadInput` where a plan does not fit.
+    Columns: plan, step, weights, lowered_lines (StableHLO), hlo_lines (optimised, without its tables of source lines),
+    lower_s, compile_s, temp_mb (working memory of the step), load. Raises `BadInput` where a plan does not fit.
     """
     spec = random_graft(depth, width, seed)
-    return [
-        _measure(spec, plan, arranged) for plan in plans for arranged in ((True,) if plan == "unroll" else (True, False))
-    ]
+    sides = [(plan, full, plan != "unroll") for plan in plans for full in (False, True)]
+    return [_measure(spec, *side) for side in sides]
 
 
 def random_graft(depth: int, width: int, seed: int) -> ModelSpec:
@@ -48,25 +50,24 @@ def random_graft(depth: int, width: int, seed: int) -> ModelSpec:
     return spec.replace(blocks=tuple(blocks))
 
 
-def _measure(spec: ModelSpec, plan: str, arranged: bool) -> Row:
+def _measure(spec: ModelSpec, plan: str, full: bool, collected: bool) -> Row:
     before, start = load(), time.perf_counter()
-    lowered = _lower(spec, plan, arranged)
+    lowered = (_full_step if full else _plain_step)(spec, plan, collected)
     middle = time.perf_counter()
     compiled = lowered.compile()
     end = time.perf_counter()
     return {
-        "plan": plan, "weights": "arranged" if arranged else "plain", "depth": spec.depth,
-        "lowered_lines": _lines(lowered.as_text()), "hlo_lines": _lines(compiled.as_text()), "lower_s": middle - start,
+        "plan": plan, "step": "full" if full else "plain", "weights": "collected" if collected else "tree",
+        "lowered_lines": lowered.as_text().count("\n"), "hlo_lines": _hlo_lines(compiled), "lower_s": middle - start,
         "compile_s": end - middle, "temp_mb": temp_mb(compiled), "load": before,
     }  # fmt: skip
 
 
-def _lower(spec: ModelSpec, plan: str, arranged: bool, batch: int = 4) -> jax.stages.Lowered:
+def _plain_step(spec: ModelSpec, plan: str, collected: bool) -> jax.stages.Lowered:
     process, optimiser = Process(), optax.adamw(1e-4)
-    run = forward_prepared if arranged else forward
 
     def loss(params: Params, x0: jax.Array, t: jax.Array, y: jax.Array, noise: jax.Array) -> jax.Array:
-        out, _ = run(spec, params, process.q_sample(x0, t, noise), t, y, plan=plan)
+        out, _ = forward(spec, params, process.q_sample(x0, t, noise), t, y, plan=plan)
         return jnp.mean(process.training_losses(out, x0, t, noise)["loss"])
 
     def step(params: Params, state: optax.OptState, *batch: jax.Array) -> tuple[Params, optax.OptState, jax.Array]:
@@ -74,13 +75,30 @@ def _lower(spec: ModelSpec, plan: str, arranged: bool, batch: int = 4) -> jax.st
         updates, state = optimiser.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value  # pyright: ignore[reportReturnType]
 
-    params = param_shapes(spec)
-    if arranged:
-        params = jax.eval_shape(lambda params: prepare_params(spec, params, plan), params)
-    image = jax.ShapeDtypeStruct((batch, spec.input_size, spec.input_size, spec.in_channels), jnp.float32)
-    integers = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    return jax.jit(step).lower(params, jax.eval_shape(optimiser.init, params), image, integers, integers, image)
+    params = _param_shapes(spec, collected)
+    image, label = _batch(spec)
+    return jax.jit(step).lower(params, jax.eval_shape(optimiser.init, params), image, label, label, image)
 
 
-def _lines(text: str | None) -> int:
-    return (text or "").count("\n")
+def _full_step(spec: ModelSpec, plan: str, collected: bool) -> jax.stages.Lowered:
+    optimiser = OptimiserConfig()
+    step = make_step(diffusion_loss(spec, Process(), plan=plan), optimiser)
+    state = jax.eval_shape(lambda p: create_state(p, optimiser.build(), ("pos_embed",)), _param_shapes(spec, collected))
+    image, label = _batch(spec)
+    return jax.jit(step).lower(state, {"image": image, "label": label}, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _param_shapes(spec: ModelSpec, collected: bool) -> Params:
+    shapes = param_shapes(spec)
+    return jax.eval_shape(lambda params: collect(spec, params), shapes) if collected else shapes
+
+
+def _batch(spec: ModelSpec, size: int = 4) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Shapes of images (b, h, w, c) and labels (b,)."""
+    image = jax.ShapeDtypeStruct((size, spec.input_size, spec.input_size, spec.in_channels), jnp.float32)
+    return image, jax.ShapeDtypeStruct((size,), jnp.int32)
+
+
+def _hlo_lines(compiled: jax.stages.Compiled) -> int:
+    text = compiled.as_text() or ""
+    return text[text.find("\n%") :].count("\n")

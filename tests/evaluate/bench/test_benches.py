@@ -83,11 +83,12 @@ def test_random_graft():
 
 
 def test_compile():
-    arranged, plain, unroll = rows = bench_compile(depth=6, width=12)
-    check_table(rows, 3)
-    assert [row["plan"] for row in rows] == ["kind_scan", "kind_scan", "unroll"]
-    assert [row["weights"] for row in rows] == ["arranged", "plain", "arranged"]
-    assert arranged["hlo_lines"] < min(plain["hlo_lines"], unroll["hlo_lines"])
+    plain, full, *unrolled = rows = bench_compile(depth=6, width=12)
+    check_table(rows, 4)
+    assert [row["plan"] for row in rows] == ["kind_scan"] * 2 + ["unroll"] * 2
+    assert [row["step"] for row in rows] == ["plain", "full"] * 2
+    assert [row["weights"] for row in rows] == ["collected"] * 2 + ["tree"] * 2
+    assert plain["hlo_lines"] < full["hlo_lines"] < unrolled[1]["hlo_lines"]
     assert min(row["compile_s"] for row in rows) > 0
 
 

@@ -1,0 +1,142 @@
+"""Attention in windows: both forms of the band, and the window over the image grid, against dense attention with a mask."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from operator_checks import assert_exports, assert_gradients, made, weights_of
+
+from graftax.errors import BadInput
+from graftax.ops import window as window_file
+from graftax.ops.attention import attend
+from graftax.ops.window import banded_attention
+from graftax.ops.window_2d import grid_attention
+from graftax.spec import op
+from graftax.testing import tiny_spec
+
+
+def qkv(n, heads=2, width=3, batch=2, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal((batch, n, heads, width)), dtype) for _ in range(3)]
+
+
+def masked(args, mask):
+    return attend(*(a.astype(jnp.float32) for a in args), mask)
+
+
+def both(function, args, directions):
+    """Value and derivative along `directions`, compiled as one: much quicker than operation by operation."""
+    return jax.jit(lambda args, directions: jax.jvp(function, args, directions))(args, directions)
+
+
+def near(n, window):
+    token = np.arange(n)
+    return abs(token[:, None] - token) <= window
+
+
+@pytest.mark.parametrize(("n", "window", "block"), [(3, 4, None), (32, 4, None), (33, 4, None), (71, 4, 16), (64, 20, 8)])
+def test_plain_and_differentiated_bands_agree(monkeypatch, n, window, block):
+    """On CPU the plain call loops over blocks, `jvp` takes all at once: values and derivatives are those of the mask."""
+    monkeypatch.setattr(window_file, "LOOP_FROM", 0)
+    args, directions = qkv(n), qkv(n)[::-1]
+    bands = functools.partial(banded_attention, window=window, block=block)
+    dense = lambda *args: masked(args, near(n, window))  # noqa: E731
+    expected, expected_change = both(dense, args, directions)
+    out, change = both(bands, args, directions)
+    for actual in (out, jax.jit(bands)(*args), jax.jit(jax.vmap(bands))(*(a[:, None] for a in args))[:, 0]):
+        np.testing.assert_allclose(actual, expected, atol=3e-6)
+    np.testing.assert_allclose(change, expected_change, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [7, 50])
+def test_bands_in_bfloat16(monkeypatch, n):
+    monkeypatch.setattr(window_file, "LOOP_FROM", 0)
+    args = qkv(n, dtype=jnp.bfloat16)
+    bands = functools.partial(banded_attention, window=4)
+    for out in (jax.jit(bands)(*args), both(bands, args, args)[0]):
+        assert out.dtype == jnp.bfloat16
+        assert abs(out.astype(jnp.float32) - masked(args, near(n, 4))).max() < 0.03
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere all blocks run at once")
+def test_bands_on_cpu_work_in_constant_memory():
+    def temporaries(n):
+        shape = jax.ShapeDtypeStruct((1, n, 4, 16), jnp.float32)
+        run = jax.jit(functools.partial(banded_attention, window=4)).lower(shape, shape, shape).compile()
+        return run.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8192) == temporaries(1024) < 1024 * 4 * 16 * 4
+
+
+# --- The window over the image grid ------------------------------------------------------------------------------------
+
+SPEC = tiny_spec(input_size=12, hidden_size=24, num_heads=3)  # 6 x 6 tokens
+
+
+def near_2d(side, window):
+    """(n, n): True where neither rows nor columns differ by more than `window`, pair by pair."""
+    places = [divmod(i, side) for i in range(side**2)]
+    return np.array([[max(abs(r - s), abs(c - d)) <= window for s, d in places] for r, c in places])
+
+
+@pytest.mark.parametrize(("side", "window", "tile"), [(1, 1, 8), (4, 1, 8), (7, 2, 4), (9, 3, 2), (5, 9, 3), (10, 1, 8)])
+def test_grid_windows_equal_masked_attention(side, window, tile):
+    args, directions = qkv(side**2), qkv(side**2)[::-1]
+    dense = lambda *args: masked(args, near_2d(side, window))  # noqa: E731
+    expected = both(dense, args, directions)
+    out = both(lambda *args: grid_attention(*args, window, tile), args, directions)
+    np.testing.assert_allclose(out[0], expected[0], atol=3e-6)
+    np.testing.assert_allclose(out[1], expected[1], atol=1e-5)
+
+
+def test_grid_windows_in_bfloat16():
+    args = qkv(49, dtype=jnp.bfloat16)
+    out = jax.jit(functools.partial(grid_attention, window=2, tile=4))(*args)
+    assert out.dtype == jnp.bfloat16
+    assert abs(out.astype(jnp.float32) - masked(args, near_2d(7, 2))).max() < 0.03
+
+
+def test_grid_windows_never_hold_all_pairs():
+    def largest(n):
+        shape = jax.ShapeDtypeStruct((1, n, 1, 4), jnp.float32)
+        loss = lambda q, k, v: grid_attention(q, k, v, 2).sum()  # noqa: E731
+        jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(shape, shape, shape)
+        return max(np.prod(var.aval.shape) for eqn in jaxpr.eqns for var in eqn.outvars)
+
+    assert largest(128**2) <= 4.1 * largest(64**2) < 4096**2
+
+
+def test_swa_2d_gradients():
+    scion = made(op("swa_2d", window=1), SPEC)
+    x = np.random.default_rng(0).standard_normal((2, SPEC.tokens, SPEC.hidden_size), np.float32)
+    assert_gradients(scion, weights_of(scion), x, step=0.05)
+
+
+def test_swa_2d_takes_over_attention():
+    mha, wide, narrow = (made(scion, SPEC) for scion in (op("mha"), op("swa_2d", window=5), op("swa_2d", window=1)))
+    weights = weights_of(mha)
+    assert wide.transplant({}, mha, weights) is weights
+    x = np.random.default_rng(0).standard_normal((2, SPEC.tokens, SPEC.hidden_size), np.float32)
+    dense, far, close = (jax.jit(scion.apply)({"params": weights}, x) for scion in (mha, wide, narrow))
+    np.testing.assert_allclose(far, dense, atol=1e-5)
+    assert abs(close - dense).max() > 0.01
+
+
+def test_swa_2d_cost_counts_whole_windows():
+    swa, swa_2d = (made(scion, SPEC).cost() for scion in (op("swa", window=4), op("swa_2d", window=1)))
+    assert swa_2d == swa  # 2 * 4 + 1 = (2 * 1 + 1)^2 keys
+    assert made(op("swa_2d", window=99), SPEC).cost() == made(op("mha"), SPEC).cost()
+
+
+def test_swa_2d_is_not_taken_for_swa():
+    assert_exports(op("swa_2d", window=2))
+    assert_exports(op("swa", window=4))
+
+
+def test_swa_2d_refuses():
+    with pytest.raises(BadInput, match="swa_2d window: got 0"):
+        made(op("swa_2d", window=0), SPEC)
+    with pytest.raises(BadInput, match="swa_2d: got 12 tokens"):
+        type(made(op("swa_2d"), SPEC)).check(op("swa_2d", window=2), 24, 12, 3)
