@@ -15,7 +15,8 @@ from graftax.errors import BadInput
 
 Option = int | float | bool | str
 SLOTS = ("mixer", "mlp")
-MERGES = ("mean", "sum")
+MERGES = ("mean", "sum", "project")
+COMPAT = ("dit", "diffusers")
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,25 @@ class Step:
     """One step of a program.
 
     A single block runs as it is. Several blocks all read the same input x and their whole outputs f_i(x) (residual
-    included) are merged: `mean` gives x + alpha * mean_i(f_i(x) - x), `sum` gives x + alpha * sum_i(f_i(x) - x). The
-    step is repeated `loops` times. Source: "Transformer Layers as Painters" (arXiv 2407.09298), Figure 2; alpha = 1
-    is the paper.
+    included) are merged: `mean` gives x + alpha * mean_i(f_i(x) - x), `sum` gives x + alpha * sum_i(f_i(x) - x),
+    `project` gives x + alpha * (W [f_1(x), f_2(x), ...] + b - x) with a learned W (width of all outputs -> width). The
+    step is repeated `loops` times. Sources: "Transformer Layers as Painters" (arXiv 2407.09298), Figure 2, for the mean;
+    the grafting paper's parallel blocks (arXiv 2506.05340) for the projection; alpha = 1 is both papers.
     """
 
     blocks: tuple[int, ...]
     merge: str = "mean"
     loops: int = 1
     alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A low-rank adapter (LoRA) on the kernel at `path`, "blocks/03/mixer/qkv/kernel": it acts as W + alpha / rank a b."""
+
+    path: str
+    rank: int
+    alpha: float
 
 
 def sequential(depth: int) -> tuple[Step, ...]:
@@ -73,7 +84,9 @@ class ModelSpec:
     """A diffusion transformer: sizes, operators of every block, and the order in which blocks run.
 
     `input_size` is the side of the (latent) image in pixels of the model, `program` a tuple of `Step`s over block ids.
-    Raises `BadInput` where the fields contradict each other.
+    `adapters` are sorted by path, each path once. `compat` "diffusers" computes as Hugging Face diffusers'
+    DiTTransformer2DModel where that deviates from Facebook's DiT: timestep frequencies 10000^(-i / 127), and eps 1e-5 in
+    the norm before the channel mixer. Raises `BadInput` where the fields contradict each other.
     """
 
     input_size: int
@@ -86,6 +99,8 @@ class ModelSpec:
     program: tuple[Step, ...] = ()
     learn_sigma: bool = True
     backbone: str = "dit"
+    adapters: tuple[Adapter, ...] = ()
+    compat: str = "dit"
 
     def __post_init__(self) -> None:
         if not self.program:
@@ -105,6 +120,9 @@ class ModelSpec:
             raise BadInput("ModelSpec.blocks: got none, expected at least one block")
         for step in self.program:
             _check_step(step, len(self.blocks))
+        if self.compat not in COMPAT:
+            raise BadInput(f"ModelSpec.compat: got {self.compat!r}, expected one of {COMPAT}")
+        _check_adapters(self.adapters)
 
     @property
     def depth(self) -> int:
@@ -115,6 +133,11 @@ class ModelSpec:
     def tokens(self) -> int:
         """Tokens per image, n = (input_size / patch_size) ** 2."""
         return (self.input_size // self.patch_size) ** 2
+
+    @property
+    def merges(self) -> tuple[tuple[int, ...], ...]:
+        """Blocks of the steps that merge by a learned projection, in order, each tuple once: it has one projection."""
+        return tuple(dict.fromkeys(step.blocks for step in self.program if step.merge == "project"))
 
     @property
     def out_channels(self) -> int:
@@ -136,7 +159,8 @@ class ModelSpec:
             fields = json.loads(text)
             blocks = tuple(BlockSpec(_op(b["mixer"]), _op(b["mlp"])) for b in fields.pop("blocks"))
             program = tuple(Step(**{**s, "blocks": tuple(s["blocks"])}) for s in fields.pop("program"))
-            return cls(blocks=blocks, program=program, **fields)
+            adapters = tuple(Adapter(**a) for a in fields.pop("adapters", ()))
+            return cls(blocks=blocks, program=program, adapters=adapters, **fields)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise BadInput(f"model spec: {error!r} while reading JSON {text[:80]!r}, expected ModelSpec fields") from None
 
@@ -155,6 +179,22 @@ def _check_step(step: Step, depth: int) -> None:
         raise BadInput(f"program step {step.blocks}: loops {step.loops}, expected 1 or more")
 
 
+def _check_adapters(adapters: tuple[Adapter, ...]) -> None:
+    paths = [adapter.path for adapter in adapters]
+    if paths != sorted(set(paths)):
+        raise BadInput(f"ModelSpec.adapters: paths {paths}, expected them sorted, each once")
+    for adapter in adapters:
+        if not isinstance(adapter.rank, int) or adapter.rank < 1:
+            raise BadInput(f"adapter {adapter.path}: rank {adapter.rank!r}, expected a positive integer")
+        if not isinstance(adapter.alpha, int | float):
+            raise BadInput(f"adapter {adapter.path}: alpha {adapter.alpha!r}, expected a number")
+
+
 def block_key(index: int) -> str:
     """Key of block `index` in `params["blocks"]`: two digits, so that keys sort in order."""
     return f"{index:02d}"
+
+
+def merge_key(blocks: tuple[int, ...]) -> str:
+    """Key of the projection that merges `blocks` in `params["merges"]`: "00_01"."""
+    return "_".join(map(block_key, blocks))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from graftax import ops
+from graftax.models.dit import param_shapes
 from graftax.models.embed import FREQUENCIES
+from graftax.models.lora import count_adapters
 from graftax.ops import Cost
 from graftax.spec import SLOTS, ModelSpec
 
@@ -19,20 +24,24 @@ def count_trainable(spec: ModelSpec) -> int:
     embedders = _linear(patch * spec.in_channels, d) + _linear(FREQUENCIES, d) + _linear(d, d) + (spec.num_classes + 1) * d
     final = _linear(d, 2 * d) + _linear(d, patch * spec.out_channels)
     blocks = spec.depth * _linear(d, 6 * d) + sum(slot_cost(spec, slot).params for slot in SLOTS)
-    return embedders + blocks + final
+    merges = sum(_linear(len(ids) * d, d) for ids in spec.merges)
+    adapters = count_adapters(spec.adapters, param_shapes(spec.replace(adapters=()))) if spec.adapters else 0
+    return embedders + blocks + merges + final + adapters
 
 
 def flops(spec: ModelSpec) -> int:
     """FLOPs of one forward pass on one image, 2 per multiply-add, blocks counted as often as the program runs them.
 
-    Matrix products, softmax, gates and convolutions count; norms, activations, residual sums, merges and table look-ups
-    do not (DiT-XL/2 at 256 pixels: 237.3 G, twice the published 118.6 G multiply-adds).
+    Matrix products, softmax, gates and convolutions count; norms, activations, residual sums and table look-ups do not,
+    nor do adapters, folded into their kernels beforehand (DiT-XL/2 at 256 pixels: 237.3 G, twice the published 118.6 G
+    multiply-adds).
     """
     d, n, patch = spec.hidden_size, spec.tokens, spec.patch_size**2
     ends = 2 * n * d * patch * (spec.in_channels + spec.out_channels)
     conditioning = 2 * d * (FREQUENCIES + d + 2 * d)  # timestep MLP and the final layer's adaLN
     adaln = len(runs(spec)) * 12 * d * d
-    return ends + conditioning + adaln + sum(slot_cost(spec, slot).flops for slot in SLOTS)
+    merges = sum(2 * n * len(step.blocks) * d * d * step.loops for step in spec.program if step.merge == "project")
+    return ends + conditioning + adaln + merges + sum(slot_cost(spec, slot).flops for slot in SLOTS)
 
 
 def slot_cost(spec: ModelSpec, slot: str) -> Cost:
@@ -45,6 +54,16 @@ def slot_cost(spec: ModelSpec, slot: str) -> Cost:
         sum(cost.params for cost in costs),
         sum(costs[i].op_flops for i in runs(spec)),
         sum(costs[i].featurizer_flops for i in runs(spec)),
+    )
+
+
+def block_cost(spec: ModelSpec, ids: Sequence[int]) -> tuple[int, int]:
+    """Parameters of some blocks, and FLOPs per image of all runs of them: operators and adaLN, without adapters."""
+    d, times = spec.hidden_size, Counter(runs(spec))
+    costs = {i: [ops.build(getattr(spec.blocks[i], slot), spec).cost() for slot in SLOTS] for i in ids}
+    return (
+        sum(_linear(d, 6 * d) + sum(cost.params for cost in costs[i]) for i in ids),
+        sum(times[i] * (12 * d * d + sum(cost.flops for cost in costs[i])) for i in ids),
     )
 
 

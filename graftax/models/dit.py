@@ -13,6 +13,8 @@ from graftax import ops
 from graftax.errors import BadInput
 from graftax.models.block import Block, Taps
 from graftax.models.embed import FinalLayer, LabelEmbed, PatchEmbed, TimestepEmbed, call, sinusoidal_positions
+from graftax.models.lora import LORA, init_adapters, materialise
+from graftax.models.merge import Merges
 from graftax.models.stack import Params, prepare, run_stack
 from graftax.spec import BlockSpec, ModelSpec, OpSpec, block_key, op
 
@@ -70,8 +72,9 @@ def forward(
 
 
 def prepare_params(spec: ModelSpec, params: Params, plan: str = "auto") -> Params:
-    """`params` with its blocks arranged for `plan`; do this once where the same weights serve many passes."""
-    return {**params, "blocks": prepare(spec, params["blocks"], plan)}
+    """`params` with adapters folded in and blocks arranged for `plan`; do this once where the weights serve many passes."""
+    params = materialise(spec, params)
+    return {**params, "blocks": prepare(spec, params["blocks"], plan, params.get("merges"))}
 
 
 def forward_prepared(
@@ -79,13 +82,20 @@ def forward_prepared(
     capture: Sequence[str] = (), dtype: DTypeLike | None = None, remat: str = "none",
 ) -> tuple[jax.Array, Taps]:  # fmt: skip
     """`forward` on the result of `prepare_params` with the same plan."""
-    d, p = spec.hidden_size, spec.patch_size
-    x = call(PatchEmbed(d, p, dtype), prepared["x_embedder"], x.astype(jnp.float32))
-    x = x.astype(jnp.float32) + prepared["pos_embed"]  # (b, n, d)
-    c = call(TimestepEmbed(d), prepared["t_embedder"], t)  # (b, d)
-    c = c + call(LabelEmbed(spec.num_classes, d), prepared["y_embedder"], y)
+    x, c = embed(spec, prepared, x, t, y, dtype)
     x, taps = run_stack(spec, prepared["blocks"], x, c, plan=plan, capture=capture, dtype=dtype, remat=remat)
-    return call(FinalLayer(p, spec.out_channels, dtype), prepared["final"], x, c), taps
+    return call(FinalLayer(spec.patch_size, spec.out_channels, dtype), prepared["final"], x, c), taps
+
+
+def embed(
+    spec: ModelSpec, params: Params, x: jax.Array, t: jax.Array, y: jax.Array, dtype: DTypeLike | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """What the blocks run on: tokens (b, n, d) of the images x (b, h, w, c) and the conditioning (b, d) of t and y."""
+    d = spec.hidden_size
+    x = call(PatchEmbed(d, spec.patch_size, dtype), params["x_embedder"], x.astype(jnp.float32))
+    x = x.astype(jnp.float32) + params["pos_embed"]  # (b, n, d)
+    c = call(TimestepEmbed(d, spec.compat), params["t_embedder"], t)  # (b, d)
+    return x, c + call(LabelEmbed(spec.num_classes, d), params["y_embedder"], y)
 
 
 class DiT(nn.Module):
@@ -110,7 +120,12 @@ class DiT(nn.Module):
         tokens = tokens + self.param("pos_embed", lambda _: jnp.asarray(sinusoidal_positions(d, grid)))
         c = TimestepEmbed(d, name="t_embedder")(t) + LabelEmbed(spec.num_classes, d, name="y_embedder")(y)
         _Blocks(spec, self.init_style, name="blocks")(tokens, c)
-        return FinalLayer(spec.patch_size, spec.out_channels, name="final")(tokens, c)
+        if spec.merges:
+            Merges(spec, name="merges")(tokens)
+        out = FinalLayer(spec.patch_size, spec.out_channels, name="final")(tokens, c)
+        if spec.adapters:  # last: they are made to the shapes of the kernels
+            self.param(LORA, init_adapters, spec.adapters, self.variables["params"])
+        return out
 
 
 class _Blocks(nn.Module):

@@ -1,4 +1,8 @@
-"""What surrounds the blocks of a DiT: patches in, conditioning, patches out. Facebook's DiT (arXiv 2212.09748) semantics."""
+"""What surrounds the blocks of a DiT: patches in, conditioning, patches out. Facebook's DiT (arXiv 2212.09748) semantics.
+
+`compat` "diffusers" (`ModelSpec.compat`) names the two places where Hugging Face diffusers' DiTTransformer2DModel (0.42)
+computes otherwise: `timestep_features` and `MLP_NORM_EPS`.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +19,21 @@ from jax.typing import DTypeLike
 FREQUENCIES = 256
 """Width of the sinusoidal timestep features."""
 
+MLP_NORM_EPS = {"dit": 1e-6, "diffusers": 1e-5}
+"""`compat` -> eps of the norm before the channel mixer; all other norms have 1e-6 in both."""
+
 
 def call(module: nn.Module, params: Any, *inputs: jax.Array) -> jax.Array:
     """A Linen module that returns one array, applied to its plain parameters."""
     return module.apply({"params": params}, *inputs)  # pyright: ignore[reportReturnType]
 
 
-def layer_norm(x: jax.Array) -> jax.Array:
-    """LayerNorm without parameters over the last axis, eps 1e-6, in float32."""
+def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """LayerNorm without parameters over the last axis, in float32."""
     x = x.astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
     variance = jnp.square(x - mean).mean(-1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(variance + 1e-6)
+    return (x - mean) * jax.lax.rsqrt(variance + eps)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -46,10 +53,13 @@ def sinusoidal_positions(width: int, grid: int) -> np.ndarray:
     return table[None].astype(np.float32)
 
 
-def timestep_features(t: jax.Array) -> jax.Array:
-    """t (b,) in [0, 1000) -> (b, 256): cosines then sines, frequencies 10000^(-i / 128), in float32."""
+def timestep_features(t: jax.Array, compat: str = "dit") -> jax.Array:
+    """t (b,) in [0, 1000) -> (b, 256): cosines then sines, in float32; frequencies 10000^(-i / 128), in diffusers / 127."""
     half = FREQUENCIES // 2
-    frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
+    last = half - 1 if compat == "diffusers" else half
+    # By numpy, rounded once: XLA's exp is off by an ulp here and there, which at t = 999 turns angles by up to 6e-5.
+    exponents = -math.log(10000) * np.arange(half, dtype=np.float32) / np.float32(last)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -78,11 +88,12 @@ class TimestepEmbed(nn.Module):
     """t (b,) -> (b, d): sinusoids, then a two-layer SiLU MLP; all in float32."""
 
     width: int
+    compat: str = "dit"
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         init = nn.initializers.normal(0.02)
-        x = nn.silu(nn.Dense(self.width, kernel_init=init, name="fc1")(timestep_features(t)))
+        x = nn.silu(nn.Dense(self.width, kernel_init=init, name="fc1")(timestep_features(t, self.compat)))
         return nn.Dense(self.width, kernel_init=init, name="fc2")(x)
 
 

@@ -25,7 +25,8 @@ class Segment:
     """Part of a program that is compiled as one piece.
 
     mode "unroll": `ids` one after the other. "periodic": a scan over groups of `period` blocks. "kinds": a scan with a
-    switch. "parallel": the one `step`, whose blocks share their input.
+    switch. "parallel": the one `step`, whose blocks share their input. "parallel_scan": a scan over steps that are like
+    `step` but for the blocks' numbers, which `ids` lists for all of them.
     """
 
     mode: str
@@ -35,7 +36,7 @@ class Segment:
 
 
 def segments(spec: ModelSpec, plan: str = "auto") -> tuple[Segment, ...]:
-    """Cut `spec.program` by `plan`; parallel and looped steps become segments of their own.
+    """Cut `spec.program` by `plan`; parallel and looped steps become segments of their own, runs of equal ones a scan.
 
     Raises `BadInput` for an unknown plan or one that does not fit the blocks.
     """
@@ -46,12 +47,12 @@ def segments(spec: ModelSpec, plan: str = "auto") -> tuple[Segment, ...]:
         if single:
             out += _cut(spec, tuple(step.blocks[0] for step in steps), plan)
         else:
-            out += [Segment("parallel", step.blocks, step=step) for step in steps]
+            out += _cut_parallel(spec, tuple(steps), plan)
     return tuple(out)
 
 
 def _is_single(step: Step) -> bool:
-    return len(step.blocks) == 1 and step.loops == 1 and step.alpha == 1
+    return len(step.blocks) == 1 and step.loops == 1 and step.alpha == 1 and step.merge != "project"
 
 
 def _cut(spec: ModelSpec, ids: tuple[int, ...], plan: str) -> list[Segment]:
@@ -67,6 +68,19 @@ def _cut(spec: ModelSpec, ids: tuple[int, ...], plan: str) -> list[Segment]:
     if plan == "segments":
         return [Segment("periodic" if len(run) > 1 else "unroll", run) for run in runs]
     return [Segment("kinds" if plan == "kind_scan" else "unroll", ids)]
+
+
+def _cut_parallel(spec: ModelSpec, steps: tuple[Step, ...], plan: str) -> list[Segment]:
+    out: list[Segment] = []
+    for _, run in itertools.groupby(steps, key=lambda step: (_kinds(spec, step.blocks), step.merge, step.loops, step.alpha)):
+        alike = list(run)
+        ids = tuple(i for step in alike for i in step.blocks)
+        together = plan != "unroll" and alike[0].loops == 1 and len(alike) > 1
+        if together and (plan != "auto" or len(ids) >= UNROLL_BELOW):
+            out.append(Segment("parallel_scan", ids, step=alike[0]))
+        else:
+            out += [Segment("parallel", step.blocks, step=step) for step in alike]
+    return out
 
 
 def _choose(ids: tuple[int, ...], period: int | None, runs: int) -> str:
