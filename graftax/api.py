@@ -19,16 +19,18 @@ from graftax.spec import ModelSpec
 from graftax.surgery import check, graft
 
 
-def load(path: str | Path, **overrides: int) -> Model:
-    """Read a model: a PyTorch `.pt`, a `.safetensors`, or a graftax checkpoint folder.
+def load(path: str | Path, *, compat: str | None = None, **overrides: int) -> Model:
+    """Read a model: a PyTorch `.pt`, a `.safetensors`, a graftax checkpoint folder, or a diffusers folder.
 
     PyTorch-layout files may be flat state dicts or training checkpoints (EMA weights preferred); the structure, grafted
     operators included, is recognised from the tensors. `overrides` give what tensors cannot tell: `num_heads=4`,
-    `window=4`. Nothing in the file is executed. Raises `BadInput` naming what is missing, extra, mis-shaped or hostile.
+    `window=4`. A folder of diffusers' DiTTransformer2DModel, or of its pipeline, is computed as DiT is unless `compat` is
+    "diffusers": that code deviates (`ModelSpec`). Nothing in the file is executed. Raises `BadInput` naming what is
+    missing, extra, mis-shaped or hostile.
     """
     from graftax.checkpoint import open_checkpoint  # reads orbax and safetensors: half a second that `import` saves
 
-    spec, params, meta = open_checkpoint(path, **overrides)
+    spec, params, meta = open_checkpoint(path, compat=compat, **overrides)
     check(spec, params)
     return Model(spec, jax.tree.map(jnp.asarray, params), Meta.from_dict(meta))
 
@@ -41,10 +43,15 @@ def save(model: Model, folder: str | Path, dtype: str = "float32") -> None:
 
 
 def export(model: Model, file: str | Path) -> None:
-    """Write `.safetensors` or `.pt` in the PyTorch DiT layout, as the reference code reads it. `BadInput` on others."""
-    from graftax.checkpoint import export_torch
+    """Write `.safetensors` or `.pt` in the PyTorch DiT layout, as the reference code reads it.
 
-    export_torch(Path(file), model.spec, model.params)
+    A path without suffix becomes a folder that Hugging Face diffusers reads; the model must have compat "diffusers", for
+    with it alone the outputs agree. Raises `BadInput` on other suffixes and on models that the layout cannot hold.
+    """
+    from graftax.checkpoint import export_diffusers, export_torch
+
+    write = export_torch if Path(file).suffix else export_diffusers
+    write(Path(file), model.spec, model.params)
 
 
 def sample(
@@ -95,8 +102,6 @@ def _sample(
 
     guide = guided(model_fn, cfg_scale, spec.num_classes, cfg_channels)
     return denoise(guide, process, x, labels, key, sampler, eta, step_noise)
-
-
 
 
 __all__ = ["export", "graft", "load", "sample", "save"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 from graftax.models import Model, param_shapes
 from graftax.models.cost import count_params, flops
 from graftax.models.stack import Params
-from graftax.spec import SLOTS, ModelSpec, Step
+from graftax.spec import SLOTS, ModelSpec, OpSpec, Step, block_key
 from graftax.surgery.check import leaves_by_path
 from graftax.surgery.select import Site, compact, ranges
+
+_NUMBERED = re.compile(r"(?P<part>blocks|merges)/(?P<numbers>\d+(?:_\d+)*)")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Report:
     """The difference between two models. Leaves are named by path, "blocks/07/mixer/qkv/kernel".
 
     `kept`: the same weights at the same path on both sides. `dropped`: all other leaves of the model before; `new`: all
-    others of the model after. A leaf that was initialised afresh is therefore in both. `str` gives a short summary.
+    others of the model after. A leaf that was initialised afresh is therefore in both. `origin[i]` is the number that block
+    i had before, where blocks were taken out; kept leaves then have the path of after. `str` gives a short summary.
     """
 
     before: ModelSpec
@@ -31,6 +35,7 @@ class Report:
     kept: tuple[str, ...]
     new: tuple[str, ...]
     dropped: tuple[str, ...]
+    origin: tuple[int, ...]
 
     @property
     def params(self) -> tuple[int, int]:
@@ -44,26 +49,43 @@ class Report:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Sites whose operator was exchanged or whose weights are not those of before, in order."""
+        """Sites whose operator was exchanged or whose weights are not those of before, in order.
+
+        Adapters that were folded into an operator do not make it another.
+        """
         sites = [Site(i, slot) for i in range(self.after.depth) for slot in SLOTS]
         return tuple(site for site in sites if self._exchanged(site) or self.new_leaves(site))
 
     def new_leaves(self, site: Site) -> tuple[str, ...]:
-        """New leaves of one site."""
-        return tuple(path for path in self.new if path.startswith(f"{site.path}/"))
+        """New leaves of one site, without kernels that an adapter was folded into."""
+        folded = {adapter.path for adapter in self.before.adapters} - {adapter.path for adapter in self.after.adapters}
+        return tuple(path for path in self.new if path.startswith(f"{site.path}/") and path not in folded)
 
     def then(self, later: Report) -> Report:
         """This edit followed by `later` as one: a leaf is kept if both kept it; what only lived in between is gone."""
-        kept = set(self.kept) & set(later.kept)
-        return _report(self.before, {*self.kept, *self.dropped}, later.after, {*later.kept, *later.new}, kept)
+        old = {*(_path_before(path, self.origin) for path in self.kept), *self.dropped}
+        kept = {path for path in later.kept if _path_before(path, later.origin) in self.kept}
+        origin = tuple(self.origin[i] for i in later.origin if i < len(self.origin))
+        return _report(self.before, old, later.after, {*later.kept, *later.new}, kept, origin)
+
+    def moved(self, sites: Iterable[Site]) -> set[Site]:
+        """Where sites of the model before are in the model after, without those that are gone."""
+        return {Site(new, site.slot) for site in sites for new, old in enumerate(self.origin) if old == site.block}
+
+    def _old_operator(self, site: Site) -> OpSpec | None:
+        """What a site of the model after held before; None for a block that was not there."""
+        known = site.block < len(self.origin)
+        return _operator(self.before, Site(self.origin[site.block], site.slot)) if known else None
 
     def _exchanged(self, site: Site) -> bool:
-        return site.block >= self.before.depth or _operator(self.before, site) != _operator(self.after, site)
+        return self._old_operator(site) != _operator(self.after, site)
 
     def __str__(self) -> str:
         lines = self._site_lines() or ["operators           unchanged"]
         if self.before.program != self.after.program:
             lines.append(f"{'program':<20}{program_text(self.before.program)} -> {program_text(self.after.program)}")
+        if self.before.adapters != self.after.adapters:
+            lines.append(f"{'adapters':<20}{len(self.before.adapters)} -> {len(self.after.adapters)}")
         lines.append(f"{'leaves':<20}{len(self.kept)} kept, {len(self.new)} new, {len(self.dropped)} dropped")
         lines.append(f"{'parameters':<20}{_change(*self.params)}")
         lines.append(f"{'FLOPs per image':<20}{_change(*self.flops)}")
@@ -73,20 +95,24 @@ class Report:
         """One line for all sites of a slot that went through the same exchange."""
         runs: dict[tuple[str, str], list[Site]] = {}
         for site in self.sites:
-            old = str(_operator(self.before, site)) if site.block < self.before.depth else "none"
             weights = "new weights" if self.new_leaves(site) else "weights kept"
-            change = f"{old} -> {_operator(self.after, site)}, {weights}"
+            change = f"{self._old_operator(site) or 'none'} -> {_operator(self.after, site)}, {weights}"
             runs.setdefault((site.slot, change), []).append(site)
         return [_site_line(slot, change, sites) for (slot, change), sites in runs.items()]
 
 
 def compare(
-    before: tuple[ModelSpec, Params], after: tuple[ModelSpec, Params], same: Callable[[Any, Any], bool] = operator.is_
-) -> Report:
-    """Report on two (spec, params); two leaves at one path are kept if `same`, by default if they are one object."""
+    before: tuple[ModelSpec, Params], after: tuple[ModelSpec, Params], same: Callable[[Any, Any], bool] = operator.is_, *,
+    origin: tuple[int, ...] | None = None,
+) -> Report:  # fmt: skip
+    """Report on two (spec, params); two leaves at one path are kept if `same`, by default if they are one object.
+
+    `origin`: the numbers that the blocks of `after` had before, None where no block has another number.
+    """
+    origin = tuple(range(min(before[0].depth, after[0].depth))) if origin is None else origin
     old, new = leaves_by_path(before[1]), leaves_by_path(after[1])
-    kept = {path for path, leaf in old.items() if path in new and same(leaf, new[path])}
-    return _report(before[0], set(old), after[0], set(new), kept)
+    kept = {path for path, leaf in new.items() if (was := _path_before(path, origin)) in old and same(old[was], leaf)}
+    return _report(before[0], set(old), after[0], set(new), kept, origin)
 
 
 def diff(before: Model | ModelSpec, after: Model | ModelSpec) -> Report:
@@ -120,8 +146,22 @@ def _step_text(step: Step) -> str:
     return f"{step.merge}({ranges(step.blocks)}){loops}{alpha}"
 
 
-def _report(before: ModelSpec, old: set[str], after: ModelSpec, new: set[str], kept: set[str]) -> Report:
-    return Report(before, after, *(tuple(sorted(paths)) for paths in (kept, new - kept, old - kept)))
+def _path_before(path: str, origin: tuple[int, ...]) -> str:
+    """The path that a leaf had before its block was numbered anew; "" where the block was not there."""
+    place = _NUMBERED.match(path)
+    if place is None:
+        return path
+    blocks = [int(number) for number in place["numbers"].split("_")]
+    if max(blocks) >= len(origin):
+        return ""
+    return f"{place['part']}/{'_'.join(block_key(origin[i]) for i in blocks)}{path[place.end() :]}"
+
+
+def _report(
+    before: ModelSpec, old: set[str], after: ModelSpec, new: set[str], kept: set[str], origin: tuple[int, ...]
+) -> Report:
+    gone = old - {_path_before(path, origin) for path in kept}
+    return Report(before, after, tuple(sorted(kept)), tuple(sorted(new - kept)), tuple(sorted(gone)), origin)
 
 
 def _operator(spec: ModelSpec, site: Site) -> Any:

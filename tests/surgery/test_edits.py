@@ -125,8 +125,30 @@ def test_transplant_there_and_back_is_the_identity():
 def test_impossible_transplants_are_refused():
     with pytest.raises(BadInput, match=r"blocks\[2\]\.mixer: nothing of mha fits hyena_x\(kernel=4\)"):
         replace("blocks[2].mixer", "hyena_x", init="transplant")(SPEC, PARAMS, RNG)
-    with pytest.raises(BadInput, match=r"blocks\[0\]\.mlp: nothing of mlp\(ratio=4\.0\) fits"):
+    with pytest.raises(BadInput, match=r"blocks\[0\]\.mlp: fewer neurons, and importance is none, expected \(192,\)"):
         resize("blocks[0].mlp", 3, init="transplant")(SPEC, PARAMS, RNG)
+    with pytest.raises(BadInput, match=r"blocks\[1\]\.mlp: .* importance is shape \(144,\), expected \(192,\)"):
+        resize("blocks[1].mlp", 3, init="transplant", importance={"blocks[1].mlp": np.ones(144)})(SPEC, PARAMS, RNG)
+
+
+def test_a_narrower_mlp_keeps_its_most_important_neurons():
+    importance = np.random.default_rng(0).random(192)
+    edit = resize("blocks[1].mlp", 3, init="transplant", importance={"blocks[1].mlp": importance})
+    spec, params, _ = edit(SPEC, PARAMS, RNG)
+    check(spec, params)
+    kept = np.flatnonzero(importance >= np.sort(importance)[-144])
+    old, new = PARAMS["blocks"]["01"]["mlp"], params["blocks"]["01"]["mlp"]
+    np.testing.assert_array_equal(new["fc1"]["kernel"], old["fc1"]["kernel"][:, kept])
+    np.testing.assert_array_equal(new["fc1"]["bias"], old["fc1"]["bias"][kept])
+    np.testing.assert_array_equal(new["fc2"]["kernel"], old["fc2"]["kernel"][kept])
+    assert_same_leaves(PARAMS, params, ["blocks/01/mlp/fc1", "blocks/01/mlp/fc2/kernel"])
+
+
+@pytest.mark.parametrize("ratio", [4.5, 6, 9])
+def test_a_wider_mlp_computes_the_same(ratio):
+    spec, params, _ = resize("blocks[*].mlp", ratio, init="transplant")(SPEC, PARAMS, RNG)
+    check(spec, params)
+    np.testing.assert_allclose(output(spec, params), teacher_output(), atol=2e-5)
 
 
 def test_resize_changes_the_ratio():
