@@ -115,6 +115,10 @@ def tensors_from_params(spec: ModelSpec, params: Mapping[str, Any]) -> dict[str,
     """
     if spec.program != sequential(spec.depth):
         raise BadInput("export: PyTorch files hold no program, and this one is not 0..L-1 in order; save a graftax folder")
+    if spec.adapters:
+        raise BadInput(
+            f"export: PyTorch files hold no adapters, and this model has {len(spec.adapters)}; merge_lora() first"
+        )
     flat: dict[str, Any] = dict(flatten_dict(dict(params), sep="/"))
     keys = torch_keys(spec)
     ours = {key.leaf for key in keys}
@@ -264,13 +268,27 @@ def _recognise(
             continue
         options = cls.recognise(shapes, overrides)
         if options is not None:
-            return ops.resolve(OpSpec(kind, tuple(options.items())), slot, frame.hidden_size, frame.tokens, frame.num_heads)
+            return _resolve(frame, slot, prefix, OpSpec(kind, tuple(options.items())), shapes)
     raise _unrecognised(slot, prefix, shapes)
 
 
+def _resolve(frame: ModelSpec, slot: str, prefix: str, found: OpSpec, shapes: Mapping[str, Shape]) -> OpSpec:
+    """`found` with all options, checked; where its options are impossible, so are the shapes they were read from."""
+    try:
+        return ops.resolve(found, slot, frame.hidden_size, frame.tokens, frame.num_heads)
+    except BadInput as error:
+        tensors = _listed([f"{prefix}{name} {shape}" for name, shape in shapes.items() if len(shape) > 1])
+        raise BadInput(f"{prefix.rstrip('.')}: {error}; read from {tensors}") from None
+
+
 def _ranks_fit(cls: type[Operator], shapes: Mapping[str, Shape]) -> bool:
+    return not _wrong_rank(cls, shapes)
+
+
+def _wrong_rank(cls: type[Operator], shapes: Mapping[str, Shape]) -> list[str]:
+    """Tensors whose number of axes is not the operator's, or that are empty."""
     ranks = {key.name: _RANK[key.layout] for key in cls.torch_keys if key.layout in _RANK}
-    return all(len(shapes[name]) == rank and min(shapes[name]) > 0 for name, rank in ranks.items() if name in shapes)
+    return [n for n, rank in ranks.items() if n in shapes and (len(shapes[n]) != rank or min(shapes[n]) == 0)]
 
 
 def _unrecognised(slot: str, prefix: str, shapes: Mapping[str, Shape]) -> BadInput:
@@ -283,7 +301,8 @@ def _unrecognised(slot: str, prefix: str, shapes: Mapping[str, Shape]) -> BadInp
     nearest = min(classes, key=lambda cls: len(names(cls) ^ shapes.keys()))
     missing = _listed([prefix + name for name in sorted(names(nearest) - shapes.keys())])
     extra = _listed([prefix + name for name in sorted(shapes.keys() - names(nearest))])
-    ranks = _listed([f"{prefix}{name} {shape}" for name, shape in shapes.items()])
+    suspects = _wrong_rank(nearest, shapes) or shapes
+    ranks = _listed([f"{prefix}{name} {shapes[name]}" for name in suspects])
     reasons = [f"missing {missing}" * bool(missing), f"unexpected {extra}" * bool(extra)]
     found = "; ".join(filter(None, reasons)) or f"mis-shaped, one of {ranks}"
     return BadInput(f"{prefix.rstrip('.')}: no known operator has these tensors; nearest is {nearest.kind}: {found}")

@@ -13,7 +13,7 @@ import json
 import shutil
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,12 @@ class Checkpoints:
         if not self._manager.save(step, args=args):
             raise RuntimeError(f"step {step}: orbax declined to save into {self.folder}")
 
-    def restore(self, step: int, abstract_state: Any) -> tuple[Any, Any, Any]:
+    def restore(self, step: int, abstract_state: Any, vet: Callable[[Any], object] = bool) -> tuple[Any, Any, Any]:
         """(state, extra, data_state) of `step`.
 
         `abstract_state` is a pytree of arrays or `jax.ShapeDtypeStruct`s; the state comes back in its structure with its
-        shardings. Raises `BadInput` naming the paths where shapes, types or structure differ from what is saved, and
-        where the checkpoint does not exist or cannot be read.
+        shardings. `vet(extra)` may refuse before any array is looked at. Raises `BadInput` naming the paths where shapes,
+        types or structure differ from what is saved, and where the checkpoint does not exist or cannot be read.
         """
         self.wait()
         where = self.folder / str(step)
@@ -101,17 +101,18 @@ class Checkpoints:
             raise BadInput(f"{where}: no such checkpoint, expected one of {sorted(self._manager.all_steps())}")
         wanted = {path: _abstract(leaf) for path, leaf in _paths(abstract_state).items()}
         try:
+            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            vet(record["extra"])
             self._check(where, wanted, self._manager.item_metadata(step)["state"])
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), record=ocp.args.JsonRestore())
-            restored = self._manager.restore(step, args=args)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+            restored = self._manager.restore(step, args=args)["state"]
         except BadInput:
             raise
         except Exception as error:  # orbax and tensorstore raise what they like on damaged files
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise BadInput(f"{where}: cannot be read ({reason[0][:200]}); move it away to use an older one") from error
-        leaves = [restored["state"][path] for path in wanted]
-        state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-        return state, restored["record"]["extra"], _decode(restored["record"]["data"])
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[path] for path in wanted])
+        return state, record["extra"], _decode(record["data"])
 
     def wait(self) -> None:
         """Return when everything is on disk; raises what went wrong in the background."""

@@ -15,6 +15,9 @@ from graftax.checkpoint.torch_reader import read_torch
 from graftax.errors import BadInput
 
 TORCH_SUFFIXES = (".pt", ".pth")
+HUGGING_FACE_SUFFIX = ".bin"
+"""Another name for the same; read, never written."""
+
 ENTRIES = ("ema", "model", "state_dict")
 """Where training checkpoints keep the weights, best first."""
 
@@ -31,19 +34,21 @@ class Source:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], Source]:
-    """The flat state dict in a `.pt`, `.pth` or `.safetensors` file: name -> array, and its `Source`.
+    """The flat state dict in a `.pt`, `.pth`, `.bin` or `.safetensors` file: name -> array, and its `Source`.
 
     `.pt`: see `torch_reader.read_torch`; of a training checkpoint the EMA weights are taken, else the model's. Arrays of
     `.pt` files are views of the mapped file. Raises `BadInput` on other suffixes and on unreadable or refused files.
     """
     path = existing_file(path)
-    if path.suffix in TORCH_SUFFIXES:
+    if path.suffix in (*TORCH_SUFFIXES, HUGGING_FACE_SUFFIX):
         tensors, entry = _state_dict(path, read_torch(path))
         return tensors, Source(path.name, sha256(path), entry)
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return tensors, Source(path.name, sha256(path), metadata=metadata)
-    raise BadInput(f"{path}: suffix {path.suffix!r}, expected one of {(*TORCH_SUFFIXES, '.safetensors')}")
+    raise BadInput(
+        f"{path}: suffix {path.suffix!r}, expected one of {(*TORCH_SUFFIXES, HUGGING_FACE_SUFFIX, '.safetensors')}"
+    )
 
 
 def _state_dict(path: Path, content: dict[Any, Any]) -> tuple[dict[str, np.ndarray], str]:

@@ -1,6 +1,6 @@
 """Training: optimiser, state, sharding, one compiled step, one loop. Pretraining, fine-tuning and the small networks."""
 
-from graftax.train.diffusion_task import diffusion_loss, heldout_loss
+from graftax.train.diffusion_task import diffusion_loss, heldout_loss, training_tree
 from graftax.train.loop import Job, LoopConfig, fit
 from graftax.train.optimiser import OptimiserConfig
 from graftax.train.sharding import MeshConfig
@@ -9,5 +9,5 @@ from graftax.train.step import make_step, train_job
 
 __all__ = [
     "Job", "LoopConfig", "MeshConfig", "OptimiserConfig", "TrainState", "diffusion_loss", "fit", "heldout_loss",
-    "make_step", "train_job",
+    "make_step", "train_job", "training_tree",
 ]  # fmt: skip

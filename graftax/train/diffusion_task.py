@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,10 @@ from jax.typing import ArrayLike, DTypeLike
 from graftax.diffusion import Process
 from graftax.errors import BadInput
 from graftax.models import forward
+from graftax.models.collect import collect
 from graftax.spec import ModelSpec
 from graftax.train.loop import Batch, Metrics
-from graftax.train.state import Params
+from graftax.train.state import Params, split
 from graftax.train.step import LossFn
 
 TIME, NOISE, DROP = range(3)  # streams of a step's key
@@ -27,9 +28,9 @@ def diffusion_loss(
 ) -> LossFn:  # fmt: skip
     """`loss_fn(params, batch, key) -> (() loss, {"mse", "vb"})` of class-conditional diffusion training.
 
-    batch: image (b, h, w, c) clean data, label (b,) int. t is uniform over the steps of `process`; a label becomes the
-    null class with probability `class_dropout` (classifier-free guidance, arXiv 2207.12598; 0.1 in DiT,
-    arXiv 2212.09748). `dtype`, `plan`, `remat` as in `graftax.models.forward`.
+    `params` plain or collected; batch: image (b, h, w, c) clean data, label (b,) int. t is uniform over the steps of
+    `process`; a label becomes the null class with probability `class_dropout` (classifier-free guidance,
+    arXiv 2207.12598; 0.1 in DiT, arXiv 2212.09748). `dtype`, `plan`, `remat` as in `graftax.models.forward`.
 
     Raises BadInput if `class_dropout` is no probability or the model does not learn its variance.
     """
@@ -47,6 +48,15 @@ def diffusion_loss(
         return jnp.mean(losses["loss"]), {name: jnp.mean(losses[name]) for name in ("mse", "vb")}
 
     return loss_fn
+
+
+def training_tree(spec: ModelSpec, params: Params, frozen: Sequence[str] = ()) -> Params:
+    """`params` as a training state should hold them: blocks collected, unless `frozen` names leaves inside blocks.
+
+    Collected blocks keep the compiled step small (`graftax.models.collect`), but the leaves of one stack can only be
+    trained or frozen together. `spread` gives the plain tree back. Raises BadInput where `split` does.
+    """
+    return params if "blocks" in split(params, frozen)[1] else collect(spec, params)
 
 
 def heldout_loss(

@@ -149,8 +149,7 @@ class _Run(Generic[S]):
     def _resume(self, store: Checkpoints, latest: int) -> None:
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
         del self.state  # before the restored one takes the same room
-        self.state, extra, position = store.restore(latest, like)
-        check_identity(extra, self.identity)
+        self.state, _, position = store.restore(latest, like, lambda extra: check_identity(extra, self.identity))
         if latest > self.config.steps:
             raise BadInput(f"steps {self.config.steps}: the checkpoint is at step {latest}, expected that or more")
         self.batches.restore(position)

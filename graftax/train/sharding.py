@@ -94,19 +94,29 @@ def leaf_spec(names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> Par
     """How one leaf is split: `names` are the keys on its path, root first.
 
     `tensor` takes the last dimension of column kernels and the first of row kernels; `fsdp` the largest other
-    dimension. Where a size does not divide, or the leaf is small, the axis leaves it whole.
+    dimension. Where a size does not divide, or the leaf is small, the axis leaves it whole. The leading axis of
+    collected blocks is never split: the loop over blocks takes one row at a time.
     """
+    if _collected(names):
+        return PartitionSpec(None, *leaf_spec(names[-2:], shape[1:], mesh))
     if math.prod(shape) < SMALL:
         return PartitionSpec()
     axes: list[str | None] = [None] * len(shape)
     owner = names[-2] if len(names) > 1 and names[-1] == "kernel" else ""
-    side = -1 if owner in COLUMN else 0 if owner in ROW else None
+    row = owner in ROW or (bool(owner) and "merges" in names)  # merges take in what lies whole on every device
+    side = -1 if owner in COLUMN else 0 if row else None
     if side is not None and len(shape) == 2 and shape[side] % mesh.shape["tensor"] == 0:
         axes[side] = "tensor"
     free = [i for i, size in enumerate(shape) if axes[i] is None and size % mesh.shape["fsdp"] == 0]
     if free:
         axes[max(free, key=lambda i: shape[i])] = "fsdp"
     return PartitionSpec(*axes)
+
+
+def _collected(names: tuple[str, ...]) -> bool:
+    """Whether a leaf belongs to collected blocks: ".../blocks/mixer/..." and not ".../blocks/07/..."."""
+    inside = names[names.index("blocks") + 1 :] if "blocks" in names else ()
+    return bool(inside) and not inside[0].isdigit()
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

@@ -222,3 +222,14 @@ def test_bad_arguments(tmp_path):
         store.save(4, state(), {"when": object()}, None)
     assert store.latest() == 3
     store.close()
+
+
+def test_the_record_is_vetted_before_the_arrays(tmp_path):
+    def refuse(extra):
+        raise BadInput(f"this run has more than {extra}")
+
+    fill(tmp_path, (1,))
+    store = Checkpoints(tmp_path)
+    with pytest.raises(BadInput, match="this run has more than {"):
+        store.restore(1, {"other": jax.ShapeDtypeStruct((3,), jnp.float32)}, refuse)
+    store.close()

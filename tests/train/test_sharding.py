@@ -27,6 +27,11 @@ MESH = SimpleNamespace(shape={"data": 1, "fsdp": 4, "tensor": 2})
         ("blocks/00/mlp/fc1/kernel", (65, 127), P()),  # nothing divides
         ("blocks/00/mixer/qkv/bias", (192,), P()),  # small
         ("step", (), P()),
+        # Collected blocks: as above behind an axis over blocks, which stays whole.
+        ("trainable/blocks/mixer/0_mha/qkv/kernel", (12, 64, 192), P(None, "fsdp", "tensor")),
+        ("opt_state/1/0/mu/blocks/mlp/0_mlp/fc2/kernel", (12, 256, 64), P(None, "tensor", "fsdp")),
+        ("blocks/adaln/kernel", (8, 64, 384), P(None, None, "fsdp")),
+        ("blocks/adaln/bias", (28, 384), P()),
     ],
 )
 def test_the_table(path: str, shape: tuple[int, ...], wanted: P) -> None:
