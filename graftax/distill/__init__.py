@@ -1,11 +1,12 @@
 """Stage 1 of grafting: scions learn the input-output behaviour of the operators they replace."""
 
+from graftax.distill.closed_form import calibrate, neuron_importance
 from graftax.distill.config import PAPER_BATCH, PAPER_EPOCHS, PAPER_SAMPLES, DistillConfig
 from graftax.distill.losses import huber, l1, l2
 from graftax.distill.stage1 import distill, distill_job, install
 from graftax.distill.step import DistillState, create_state, make_distill_step
 
 __all__ = [
-    "PAPER_BATCH", "PAPER_EPOCHS", "PAPER_SAMPLES", "DistillConfig", "DistillState", "create_state", "distill",
-    "distill_job", "huber", "install", "l1", "l2", "make_distill_step",
+    "PAPER_BATCH", "PAPER_EPOCHS", "PAPER_SAMPLES", "DistillConfig", "DistillState", "calibrate",
+    "create_state", "distill", "distill_job", "huber", "install", "l1", "l2", "make_distill_step", "neuron_importance",
 ]  # fmt: skip

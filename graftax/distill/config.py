@@ -16,6 +16,7 @@ PAPER_SAMPLES, PAPER_EPOCHS, PAPER_BATCH = 8_000, 200, 64
 """Stage 1 of arXiv 2506.05340: 200 epochs over 8,000 images in batches of 64."""
 
 SCHEDULES = ("paper", "constant", "cosine")
+MERGE_TARGETS = ("pair", "residual_sum")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -28,8 +29,14 @@ class DistillConfig:
     "cosine" goes down to 0 at its end. `grad_clip`: largest gradient norm of one site, None for no clipping.
     `weight_decay` acts on every leaf, as PyTorch's AdamW does.
 
+    `calibration`: on how many batches `distill` first fits the last layer of every scion by least squares
+    (`graftax.distill.calibrate`), 0 for not at all; `distill_job` does not. `merge_target`: what it fits the projection of a
+    merged step to, "pair", the output of its blocks one after the other, or "residual_sum", its input plus the change that
+    each block makes of it.
+
     `mixer_loss`, `mlp_loss`: "l1", "l2" or "huber" for all sites of that slot; None leaves it to the operator (l1 for
-    mixers, l2 for MLPs). `huber_delta` has the unit of the activations. `dtype`: matmul type of teacher and scions.
+    mixers, l2 for MLPs). `step_loss`: that of merged steps (l1, as in the paper). `huber_delta` has the unit of the
+    activations. `dtype`: matmul type of teacher and scions.
     `plan`: how the teacher's blocks are compiled (`graftax.models.forward`): "unroll" runs fastest, "auto" compiles
     fastest.
 
@@ -44,8 +51,11 @@ class DistillConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     grad_clip: float | None = 10.0
+    calibration: int = 0
     mixer_loss: str | None = None
     mlp_loss: str | None = None
+    step_loss: str = "l1"
+    merge_target: str = "pair"
     huber_delta: float = 1.0
     dtype: str = "float32"
     plan: str = "unroll"
@@ -59,8 +69,11 @@ class DistillConfig:
         self._require(self.eps > 0, "eps", "a positive number")
         self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
         self._require(self.grad_clip is None or self.grad_clip > 0, "grad_clip", "a positive number or None")
+        self._require(self.calibration >= 0, "calibration", "0 or more")
         for name in ("mixer_loss", "mlp_loss"):
             self._require(getattr(self, name) in (None, *LOSSES), name, f"one of {LOSSES} or None")
+        self._require(self.merge_target in MERGE_TARGETS, "merge_target", f"one of {MERGE_TARGETS}")
+        self._require(self.step_loss in LOSSES, "step_loss", f"one of {LOSSES}")
         self._require(self.huber_delta > 0, "huber_delta", "a positive number")
         self._require(self.dtype in DTYPES, "dtype", f"one of {DTYPES}")
         self._require(self.plan in PLANS, "plan", f"one of {PLANS}")

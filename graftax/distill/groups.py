@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -12,8 +14,11 @@ import jax.numpy as jnp
 from graftax import ops
 from graftax.distill.config import DistillConfig
 from graftax.distill.losses import regression_loss
+from graftax.distill.normal_equations import RIDGE
+from graftax.distill.steps import MergedStep, StepGroup, group_steps
+from graftax.models.embed import call
 from graftax.models.stack import Params
-from graftax.ops.base import Operator
+from graftax.ops.base import Operator, apply_with_features
 from graftax.spec import ModelSpec, OpSpec, block_key
 from graftax.surgery.select import Site
 
@@ -28,22 +33,71 @@ class Group:
     op: OpSpec
     sites: tuple[Site, ...]
 
+    ridge = RIDGE
+
+    @property
+    def spans(self) -> tuple[tuple[int, ...], ...]:
+        """The blocks whose input and output each site learns from: its own."""
+        return tuple((site.block,) for site in self.sites)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Taps of the teacher that the scions get."""
+        return (f"{self.slot}/in",)
+
+    @property
+    def output(self) -> str:
+        """The tap that they learn."""
+        return f"{self.slot}/out"
+
     def operator(self, spec: ModelSpec, config: DistillConfig) -> Operator:
         """The scions' module in a model of `spec`'s sizes."""
         return ops.build(self.op, spec, config.dtype)
 
     def loss_fn(self, spec: ModelSpec, config: DistillConfig) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
         """Loss of one site: (scion, teacher's input (b, n, d), teacher's output (b, n, d)) -> () float32."""
-        module = self.operator(spec, config)
-        name = getattr(config, f"{self.slot}_loss") or module.regression_loss
+        apply, name = self.apply_fn(spec, config), getattr(config, f"{self.slot}_loss")
+        name = name or self.operator(spec, config).regression_loss
 
         def loss(scion: Params, x: jax.Array, target: jax.Array) -> jax.Array:
-            return regression_loss(name, module.apply({"params": scion}, x), target, config.huber_delta)  # pyright: ignore
+            return regression_loss(name, apply(scion, x), target, config.huber_delta)
 
         return loss
 
+    def apply_fn(self, spec: ModelSpec, config: DistillConfig) -> Callable[[Params, jax.Array], jax.Array]:
+        """One scion as a function: (its weights, x (b, n, d)) -> (b, n, d)."""
+        return partial(call, self.operator(spec, config))
+
+    def linear_part(
+        self, spec: ModelSpec, config: DistillConfig, scion: Params, x: jax.Array, target: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What enters the last layer of one scion (b, n, p), and what its output lacks (b, n, d) float32."""
+        out, features = apply_with_features(self.operator(spec, config), scion, x)
+        return features, target - out.astype(jnp.float32)
+
+    def readout(self, scion: Params) -> Params:
+        """The last layer of a scion, which `linear_part` feeds."""
+        return scion[ops.operator_class(self.op.kind).readout]
+
+    def with_readout(self, scion: Params, layer: Params) -> Params:
+        """The scion with another last layer."""
+        return {**scion, ops.operator_class(self.op.kind).readout: layer}
+
+    def weights(self, params: Params) -> list[Params]:
+        """The weights of every site."""
+        return [params["blocks"][block_key(site.block)][site.slot] for site in self.sites]
+
+    def install(self, params: Params, scions: Iterable[Params]) -> Params:
+        """`params` with the weights of every site in their places; inverse of `weights`."""
+        blocks = dict(params["blocks"])
+        for site, scion in zip(self.sites, scions, strict=True):
+            blocks[block_key(site.block)] = {**blocks[block_key(site.block)], site.slot: scion}
+        return {**params, "blocks": blocks}
+
 
 Groups = dict[str, Group]
+Units = Mapping[str, Group | StepGroup]
+"""Groups of all that stage 1 trains: operators at their sites and merged steps."""
 
 
 def group_sites(spec: ModelSpec, sites: Iterable[Site]) -> Groups:
@@ -56,22 +110,23 @@ def group_sites(spec: ModelSpec, sites: Iterable[Site]) -> Groups:
     }
 
 
-def stack_scions(params: Params, groups: Groups) -> Params:
+def group_units(spec: ModelSpec, units: Iterable[Site | MergedStep]) -> Units:
+    """Groups of `units` in a student of `spec`: `group_sites` of the sites, then `group_steps` of the merged steps."""
+    units = list(units)
+    steps = group_steps(spec, (unit for unit in units if isinstance(unit, MergedStep)))
+    return {**group_sites(spec, (unit for unit in units if isinstance(unit, Site))), **steps}
+
+
+def stack_scions(params: Params, groups: Units) -> Params:
     """{group: the weights at its sites, stacked: leaves (s, ...)}, copies all of them."""
-    return {
-        name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *[_weights(params, site) for site in group.sites])
-        for name, group in groups.items()
-    }
+    return {name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *group.weights(params)) for name, group in groups.items()}
 
 
-def install_scions(params: Params, groups: Groups, scions: Params) -> Params:
+def install_scions(params: Params, groups: Units, scions: Params) -> Params:
     """`params` with the stacked `scions` back at their sites; all other leaves are the same objects."""
-    blocks = dict(params["blocks"])
     for name, group in groups.items():
-        for i, site in enumerate(group.sites):
-            scion = jax.tree.map(lambda leaf, i=i: leaf[i], scions[name])
-            blocks[block_key(site.block)] = {**blocks[block_key(site.block)], site.slot: scion}
-    return {**params, "blocks": blocks}
+        params = group.install(params, [jax.tree.map(itemgetter(i), scions[name]) for i in range(len(group.sites))])
+    return params
 
 
 def over_sites(function: Callable[..., Any], method: str = "auto") -> Callable[..., Any]:
@@ -83,7 +138,3 @@ def over_sites(function: Callable[..., Any], method: str = "auto") -> Callable[.
     if method == "map" or (method == "auto" and jax.default_backend() == "cpu"):
         return lambda *stacks: jax.lax.map(lambda one: function(*one), stacks)
     return jax.vmap(function)
-
-
-def _weights(params: Params, site: Site) -> Params:
-    return params["blocks"][block_key(site.block)][site.slot]

@@ -11,7 +11,8 @@ import numpy as np
 
 from graftax.diffusion import Process
 from graftax.distill.config import PAPER_BATCH, DistillConfig
-from graftax.distill.groups import Group, group_sites, over_sites
+from graftax.distill.groups import Group, group_units, over_sites
+from graftax.distill.steps import MergedStep, StepGroup
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
 from graftax.models.stack import Params
@@ -21,7 +22,7 @@ from graftax.train.loop import Batch
 
 
 def heldout_errors(
-    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site], process: Process, heldout: Batch,
+    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Process, heldout: Batch,
     config: DistillConfig, *, seed: int = 0, batch_size: int = PAPER_BATCH,
 ) -> Callable[[Params, Params], dict[str, float]]:  # fmt: skip
     """A function (stacked scions, prepared teacher) -> numbers over a fixed set of (x0, t, noise).
@@ -42,7 +43,7 @@ def heldout_errors(
     rng = np.random.default_rng(seed)
     t = rng.permutation(((np.arange(count) + 0.5) / count * len(process)).astype(np.int32))
     noise = rng.standard_normal(x0[:count].shape, np.float32)
-    groups = group_sites(student, sites)
+    groups = group_units(student, sites)
     source = Teacher(teacher, groups, process, config)
     names = [str(site) for group in groups.values() for site in group.sites]
 
@@ -64,12 +65,13 @@ def heldout_errors(
     return evaluate
 
 
-def _site_sums(group: Group, student: ModelSpec, config: DistillConfig) -> Callable[..., jax.Array]:
-    """(scion, inputs, targets) -> (3,): loss, sum of squared errors, sum of squared targets."""
-    loss_fn, module = group.loss_fn(student, config), group.operator(student, config)
+def _site_sums(group: Group | StepGroup, student: ModelSpec, config: DistillConfig) -> Callable[..., jax.Array]:
+    """(scion, inputs ..., targets) -> (3,): loss, sum of squared errors, sum of squared targets."""
+    loss_fn, apply = group.loss_fn(student, config), group.apply_fn(student, config)
 
-    def sums(scion: Params, x: jax.Array, target: jax.Array) -> jax.Array:
-        error = module.apply({"params": scion}, x).astype(jnp.float32) - target  # pyright: ignore
-        return jnp.stack([loss_fn(scion, x, target), jnp.square(error).sum(), jnp.square(target).sum()])
+    def sums(scion: Params, *arrays: jax.Array) -> jax.Array:
+        *inputs, target = arrays
+        error = apply(scion, *inputs).astype(jnp.float32) - target
+        return jnp.stack([loss_fn(scion, *arrays), jnp.square(error).sum(), jnp.square(target).sum()])
 
     return sums

@@ -12,14 +12,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from graftax.diffusion import Process
+from graftax.distill.closed_form import calibrate
 from graftax.distill.config import DistillConfig
-from graftax.distill.groups import group_sites, install_scions
+from graftax.distill.groups import group_units, install_scions
 from graftax.distill.heldout import heldout_errors
+from graftax.distill.sites import check_pair
 from graftax.distill.step import DistillState, create_state, make_distill_step
+from graftax.distill.steps import regression_units
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.surgery.select import Selector, Site, select
+from graftax.surgery.select import Selector
 from graftax.train.loop import Batch, Batches, Job, LoopConfig, Metrics, fit
 from graftax.train.record import FILE, read_metrics
 from graftax.train.sharding import shard_tree
@@ -38,7 +41,8 @@ def distill(
     Returns the student with trained scions, every other leaf the same object as before, and the records of the run as
     `graftax.train.loop.fit` writes them. No activation is ever stored. `loop` says how many of `config.steps` to run
     (None: all, default logging). With a `workdir` the run leaves checkpoints and metrics there, and the same call
-    resumes it. `heldout` (image (n, h, w, c), label (n,)) is evaluated when the loop says so; see `heldout_errors`.
+    resumes it. With `config.calibration` the last layers are fitted before the first step, on the batches that training
+    starts with. `heldout` (image (n, h, w, c), label (n,)) is evaluated when the loop says so; see `heldout_errors`.
     The rest as in `distill_job`.
 
     Raises what `distill_job` and `fit` raise, and BadInput if the loop has more steps than the config.
@@ -47,6 +51,8 @@ def distill(
     loop = loop or LoopConfig(config.steps)
     if loop.steps > config.steps:
         raise BadInput(f"LoopConfig.steps: got {loop.steps}, expected at most DistillConfig.steps = {config.steps}")
+    if config.calibration:
+        student = _calibrated(teacher, student, batches, config, loop, sites, process, mesh, show)
     job = distill_job(teacher, student, config, sites=sites, process=process, mesh=mesh, heldout=heldout)
     history: History = []
 
@@ -61,22 +67,37 @@ def distill(
     return install(student, state, sites), history
 
 
+def _calibrated(
+    teacher: Model, student: Model, batches: Batches, config: DistillConfig, loop: LoopConfig, sites: Selector | None,
+    process: Process | None, mesh: Mesh | None, show: bool,
+) -> Model:  # fmt: skip
+    """The student as `calibrate` leaves it; the batches go back, so that training sees the same with and without."""
+    start = batches.state()
+    rng = jax.random.fold_in(jax.random.key(loop.seed), config.steps)  # training folds in the numbers below
+    student = calibrate(
+        teacher, student, batches, config.calibration, config, sites=sites, process=process, mesh=mesh, rng=rng, show=show
+    )
+    batches.restore(start)
+    return student
+
+
 def distill_job(
     teacher: Model, student: Model, config: DistillConfig, *, sites: Selector | None = None,
     process: Process | None = None, mesh: Mesh | None = None, heldout: Batch | None = None, label: str = "distill",
 ) -> Job[DistillState]:  # fmt: skip
     """The `Job` of stage 1, ready for `graftax.train.loop.fit`.
 
-    `sites`: a selector on the student, None for `student.meta.sites`. `process`: the noising process, None for DiT's
-    1000 steps. With a `mesh` the teacher is laid out by its rules and the scions are on every device.
+    `sites`: a selector on the student; None for its merged steps and, outside of them, `student.meta.sites`. `process`:
+    the noising process, None for DiT's 1000 steps. With a `mesh` the teacher is laid out by its rules and the scions
+    are on every device.
 
     Raises BadInput if there are no sites, if teacher and student differ in depth, width, tokens or classes, or if a site
     does not run exactly once in the teacher.
     """
-    chosen = _sites(student, sites)
-    _check_pair(teacher, student)
+    chosen = regression_units(student, sites)
+    check_pair(teacher, student)
     process = process or Process()
-    prepared = Teacher(teacher.spec, group_sites(student.spec, chosen), process, config).prepare(teacher.params)
+    prepared = Teacher(teacher.spec, group_units(student.spec, chosen), process, config).prepare(teacher.params)
     prepared = shard_tree(prepared, mesh) if mesh else prepared
     update = make_distill_step(teacher.spec, student.spec, chosen, process, config, mesh=mesh)
     errors = None
@@ -106,20 +127,7 @@ def install(student: Model, state: DistillState, sites: Selector | None = None) 
 
     `sites` must be those of the job that made the state.
     """
-    groups = group_sites(student.spec, _sites(student, sites))
+    groups = group_units(student.spec, regression_units(student, sites))
     # Through the host, since the state may be spread over a mesh and the student's other leaves are not.
     scions = jax.tree.map(jnp.asarray, jax.device_get(state.scions))
     return student.replace(params=install_scions(student.params, groups, scions))
-
-
-def _sites(student: Model, sites: Selector | None) -> tuple[Site, ...]:
-    if sites is None and not student.meta.sites:
-        raise BadInput("distillation sites: the student's meta names none, expected a grafted student or explicit sites")
-    return select(student.meta.sites if sites is None else sites, student.spec)
-
-
-def _check_pair(teacher: Model, student: Model) -> None:
-    for name in ("depth", "hidden_size", "tokens", "num_classes"):
-        theirs, ours = getattr(teacher.spec, name), getattr(student.spec, name)
-        if theirs != ours:
-            raise BadInput(f"student {name}: {ours}, expected the teacher's {theirs}")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tiny_graft import Stream, batch, mixed, teacher
 
-from graftax.distill import DistillConfig, distill, distill_job
+from graftax.distill import DistillConfig, calibrate, distill, distill_job
 from graftax.train import LoopConfig, MeshConfig
 
 # A large eps: with the usual one Adam's first updates are signs, which turn rounding into whole steps.
@@ -27,10 +27,16 @@ def run(mesh: MeshConfig | None) -> dict:
     trained, history = distill(
         original, grafted, Stream(size=16), CONFIG, loop, heldout=batch(99, 16), mesh=built, show=False
     )
+    fitted = distill_job(
+        original, calibrate(original, grafted, Stream(size=16), 4, CONFIG, mesh=built, show=False), CONFIG,
+        heldout=batch(99, 16), mesh=built,
+    )  # fmt: skip
+    assert fitted.evaluate is not None
     leaf = jax.tree.leaves(distill_job(original, grafted, CONFIG, mesh=built).init().scions)[0]
     return {
         "losses": [line["loss"] for line in history if line["split"] == "train"],
         "error": history[-1]["error"],
+        "fitted_error": fitted.evaluate(fitted.init())["error"],
         "weights": float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(trained.params))),
         "replicas": len(leaf.addressable_shards) if leaf.is_fully_replicated else 0,
     }

@@ -127,6 +127,7 @@ def test_runs_alike_on_eight_devices() -> None:
         np.testing.assert_allclose(found[name]["losses"], found["one"]["losses"], rtol=1e-4)
         assert found[name]["weights"] == pytest.approx(found["one"]["weights"], rel=1e-4)
         assert found[name]["error"] == pytest.approx(found["one"]["error"], rel=1e-4)
+        assert found[name]["fitted_error"] == pytest.approx(found["one"]["fitted_error"], rel=1e-3)
     assert [found[name]["replicas"] for name in ("data", "all")] == [8, 8]
 
 

@@ -1,0 +1,166 @@
+"""What of a scion is linear in its weights needs no gradient steps: one pass of the teacher over some batches fits it.
+
+The regression pairs are those of stage 1 (arXiv 2506.05340, Eq. 2): the frozen teacher's on freshly noised images, times
+uniform over the process, true classes. Sums over tokens are kept, activations are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from operator import itemgetter
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from graftax.diffusion import Process
+from graftax.distill.config import DistillConfig
+from graftax.distill.groups import Group, Units, group_sites, group_units, over_sites, stack_scions
+from graftax.distill.layout import replicate, split_batch
+from graftax.distill.normal_equations import Sums, accumulate, solve, zeros
+from graftax.distill.sites import check_pair
+from graftax.distill.steps import StepGroup, regression_units
+from graftax.distill.teacher import Teacher
+from graftax.errors import BadInput
+from graftax.models import Model
+from graftax.models.stack import Params
+from graftax.ops.base import apply_with_features
+from graftax.progress import Progress
+from graftax.surgery.select import Selector, select
+from graftax.train.loop import Batch, Batches
+from graftax.train.sharding import put_batch, shard_tree
+
+T = TypeVar("T")
+Add = Callable[..., T]
+"""(group, one site's sums so far, its weights, the teacher's inputs and its output (b, n, d)) -> its sums."""
+
+
+def calibrate(
+    teacher: Model, student: Model, batches: Batches, steps: int, config: DistillConfig | None = None, *,
+    sites: Selector | None = None, process: Process | None = None, mesh: Mesh | None = None, rng: jax.Array | None = None,
+    show: bool = True,
+) -> Model:  # fmt: skip
+    """The student with the last layer of every scion fitted to the teacher's output by linear least squares.
+
+    The last layer is `Operator.readout`: a mixer's output projection, an MLP's second layer; of a merged step it is the
+    projection, and `config.merge_target` says what it is fitted to. All other weights stay, the
+    same objects, whatever they were initialised with. The fit is of a correction to the layer that is there: what the
+    data do not determine is left alone, and a scion that already does what the teacher's operator does stays as it is.
+
+    One pass over the next `steps` of `batches` serves all sites; a site of p features keeps p^2 sums meanwhile. The loss
+    is the squared one, whatever `config` says of losses; matmul type and plan are its. `rng` draws times and noise. The
+    rest as in `graftax.distill.distill_job`, which lists what raises BadInput; so do `steps` below 1.
+    """
+    chosen = regression_units(student, sites)
+    check_pair(teacher, student)
+    config = config or DistillConfig()
+    groups = group_units(student.spec, chosen)
+    source = Teacher(teacher.spec, groups, process or Process(), config)
+    scions = stack_scions(student.params, groups)
+
+    def add(group: Group | StepGroup, sums: Sums, scion: Params, *arrays: jax.Array) -> Sums:
+        features, missing = group.linear_part(student.spec, config, scion, *arrays)
+        return accumulate(sums, features, missing)
+
+    sums = {name: _no_rows(group.readout(scions[name])["kernel"]) for name, group in groups.items()}
+    prepared, step = _prepare(source, teacher, mesh), _summing_step(source, groups, add, mesh)
+    for batch, key in _keyed(batches, steps, rng, mesh, "least squares", show):
+        sums = step(sums, scions, prepared, batch, key)
+    params = student.params
+    for name, group in groups.items():
+        per_site = [jax.tree.map(itemgetter(i), sums[name]) for i in range(len(group.sites))]
+        layers = [_corrected(group.readout(p), s, group.ridge) for p, s in zip(group.weights(params), per_site, strict=True)]
+        params = group.install(params, map(group.with_readout, group.weights(params), layers))
+    return student.replace(params=params)
+
+
+def neuron_importance(
+    teacher: Model, batches: Batches, steps: int, sites: Selector = "blocks[mlp].mlp", config: DistillConfig | None = None,
+    *, process: Process | None = None, mesh: Mesh | None = None, rng: jax.Array | None = None, show: bool = True,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """What every hidden neuron of the selected MLPs contributes to the output: {"blocks[3].mlp": (m,) float32}.
+
+    E[h^2] ||w||^2, with h the neuron's activation and w its output weights: the mean squared norm of its term in the
+    output. For `init="transplant"` of `graftax.replace` and `resize` where the new MLP is narrower. Measured on the next
+    `steps` of `batches`; parameters as in `calibrate`. Raises BadInput where a site holds no MLP, and as `calibrate` does.
+    """
+    chosen = select(sites, teacher.spec)
+    for site in chosen:
+        held = getattr(teacher.spec.blocks[site.block], site.slot)
+        if held.kind != "mlp":
+            raise BadInput(f"neuron importance at {site}: holds {held}, expected an mlp")
+    config = config or DistillConfig()
+    groups = group_sites(teacher.spec, chosen)
+    source = Teacher(teacher.spec, groups, process or Process(), config)
+    weights = stack_scions(teacher.params, groups)
+
+    def add(group: Group, power: jax.Array, mlp: Params, x: jax.Array, target: jax.Array) -> jax.Array:
+        _, hidden = apply_with_features(group.operator(teacher.spec, config), mlp, x)  # (b, n, m)
+        return power + jnp.square(hidden.astype(jnp.float32)).mean((0, 1)) / steps
+
+    power = {name: jnp.zeros(weights[name]["fc1"]["bias"].shape) for name in groups}  # (s, m)
+    prepared, step = _prepare(source, teacher, mesh), _summing_step(source, groups, add, mesh)
+    for batch, key in _keyed(batches, steps, rng, mesh, "neuron importance", show):
+        power = step(power, weights, prepared, batch, key)
+    norms = {name: np.square(weights[name]["fc2"]["kernel"]).sum(-1) for name in groups}  # (s, m)
+    return {
+        str(site): np.asarray(power[name])[i] * norms[name][i]
+        for name, group in groups.items() for i, site in enumerate(group.sites)
+    }  # fmt: skip
+
+
+# --- One pass of the teacher ------------------------------------------------------------------------------------------
+
+
+def _prepare(source: Teacher, teacher: Model, mesh: Mesh | None) -> Params:
+    prepared = source.prepare(teacher.params)
+    return shard_tree(prepared, mesh) if mesh else prepared
+
+
+def _summing_step(source: Teacher, groups: Units, add: Add[Any], mesh: Mesh | None) -> Callable[..., dict[str, Any]]:
+    """The compiled (sums, weights, prepared teacher, batch, key) -> sums, both of the first by group, stacked over sites."""
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(sums: dict[str, Any], weights: Params, prepared: Params, batch: Batch, key: jax.Array) -> dict[str, Any]:
+        image, label = split_batch((batch["image"], batch["label"]), mesh)
+        pairs = source.sample_pairs(prepared, image, label, key)
+        added = {
+            name: over_sites(partial(add, group))(sums[name], weights[name], *pairs[name]) for name, group in groups.items()
+        }
+        return replicate(added, mesh)
+
+    return step
+
+
+def _keyed(
+    batches: Batches, steps: int, rng: jax.Array | None, mesh: Mesh | None, label: str, show: bool
+) -> Iterator[tuple[Batch, jax.Array]]:
+    """The next `steps` batches on their devices, each with a key of its own."""
+    if steps < 1:
+        raise BadInput(f"calibration steps: got {steps}, expected 1 or more")
+    root = jax.random.key(0) if rng is None else rng
+    with Progress(steps, label, unit="batch", show=show and jax.process_index() == 0) as progress:
+        for i in range(steps):
+            batch = next(batches, None)
+            if batch is None:
+                raise BadInput(f"data ended after {i} of {steps} calibration batches, expected more")
+            yield put_batch(batch, mesh), jax.random.fold_in(root, i)
+            progress.advance()
+
+
+# --- The last layer -----------------------------------------------------------------------------------------------------
+
+
+def _no_rows(kernels: jax.Array) -> Sums:
+    """Sums of no rows for the sites whose kernels are stacked (s, p, q): leaves (s, ...)."""
+    return jax.vmap(lambda kernel: zeros(*kernel.shape))(kernels)
+
+
+def _corrected(layer: Params, sums: Sums, ridge: float) -> Params:
+    """A linear layer with the least-squares correction added."""
+    kernel, bias = solve(sums, ridge, intercept="bias" in layer)
+    correction = {"kernel": kernel, "bias": bias}
+    return {name: leaf + jnp.asarray(correction[name]) for name, leaf in layer.items()}

@@ -1,0 +1,55 @@
+"""Linear least squares in one pass over the data: sums of products are kept, the rows are not."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+RIDGE = 1e-6
+
+
+class Sums(NamedTuple):
+    """What min_{W, b} ||X W + b - Y||^2 needs to know of the rows seen so far; the last feature of X is a constant 1.
+
+    gram (p + 1, p + 1) = X^T X; cross (p + 1, q) = X^T Y; energy () = ||Y||^2. A pytree, so it stacks over sites.
+    """
+
+    gram: jax.Array
+    cross: jax.Array
+    energy: jax.Array
+
+
+def zeros(features: int, outputs: int) -> Sums:
+    """Sums over no rows, for X (rows, features) and Y (rows, outputs)."""
+    return Sums(jnp.zeros((features + 1, features + 1)), jnp.zeros((features + 1, outputs)), jnp.zeros(()))
+
+
+def accumulate(sums: Sums, x: jax.Array, y: jax.Array) -> Sums:
+    """`sums` with the rows of x (..., p) and y (..., q) added; may be jitted, and vmapped over sites."""
+    x, y = (a.reshape(-1, a.shape[-1]).astype(jnp.float32) for a in (x, y))
+    x = jnp.concatenate([x, jnp.ones((len(x), 1))], axis=-1)  # (rows, p + 1)
+    with jax.default_matmul_precision("highest"):  # a TPU's default would round the factors to bfloat16
+        return Sums(sums.gram + x.T @ x, sums.cross + x.T @ y, sums.energy + jnp.vdot(y, y))
+
+
+def solve(sums: Sums, ridge: float = RIDGE, intercept: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel (p, q) and bias (q) of the least-squares map, float32, solved on the host in float64.
+
+    Ridge regression on features of mean 0 and unit variance, so `ridge` is a fraction of each feature's own variance and
+    the bias is not shrunk; features that never vary get weight 0. Without `intercept` the bias is held at 0 and
+    features are scaled to unit power, not centred.
+    """
+    gram, cross = (np.asarray(a, np.float64) for a in (sums.gram, sums.cross))
+    rows = gram[-1, -1]
+    mean_x, mean_y = intercept * gram[-1, :-1] / rows, intercept * cross[-1] / rows
+    cov = gram[:-1, :-1] / rows - np.outer(mean_x, mean_x)
+    cov_xy = cross[:-1] / rows - np.outer(mean_x, mean_y)
+    power = np.diag(gram)[:-1] / rows
+    varies = np.diag(cov) > 1e-7 * power  # below that it is rounding of the float32 sums
+    scale = np.where(varies, 1 / np.sqrt(np.where(varies, np.diag(cov), 1)), 0)
+    system = cov * scale[:, None] * scale + np.diag(np.where(varies, ridge, 1))
+    kernel = scale[:, None] * np.linalg.solve(system, cov_xy * scale[:, None])
+    return kernel.astype(np.float32), (mean_y - mean_x @ kernel).astype(np.float32)
