@@ -39,6 +39,7 @@ HOMES = {
     "torch": {"evaluate/bench"},
     "tensorflow": set(),
     "timm": set(),
+    "diffusers": set(),
 }
 """Folders in which a library may be imported."""
 

@@ -1,4 +1,4 @@
-"""`graftax bench`: measure this installation: forward, compile, attention, conv, sampling.
+"""`graftax bench`: measure this installation; `graftax bench list` names what there is.
 
     graftax bench forward variant=DiT-S/2 rounds=3
 
@@ -29,7 +29,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.name == "list":
         for name, function in BENCHES.items():
-            print(f"{name:<12}{(function.__doc__ or '').splitlines()[0]}\n{'':<12}{inspect.signature(function)}")
+            settings = ", ".join(f"{p.name}={p.default}" for p in inspect.signature(function).parameters.values())
+            print(f"{name:<12}{(function.__doc__ or '').splitlines()[0]}\n{'':<12}{settings}")
         return
     if args.name not in BENCHES:
         raise BadInput(f"bench {args.name!r}: expected list or one of {tuple(BENCHES)}")

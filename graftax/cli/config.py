@@ -61,7 +61,10 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "config") -> T:
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint` says: int, float, bool, str, optional, tuple or dataclass. Raises `BadInput`."""
+    """`value` as the type `hint` says: int, float, bool, str, optional, tuple, dict of names or dataclass.
+
+    Raises `BadInput`.
+    """
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return _optional(hint, value, where)
     if dataclasses.is_dataclass(hint):
@@ -71,6 +74,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return build(hint, tree, where)  # pyright: ignore
     if typing.get_origin(hint) is tuple:
         return _tuple(hint, value, where)
+    if typing.get_origin(hint) is dict:
+        return _named(hint, value, where)
     return _scalar(hint, value, where)
 
 
@@ -134,6 +139,13 @@ def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
     if len(kinds) != len(value):
         raise BadInput(f"{where}: got {len(value)} values, expected {len(kinds)}")
     return tuple(convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _named(hint: Any, value: Any, where: str) -> dict[str, Any]:
+    tree = _literal(value) if isinstance(value, _Text) else value
+    if not isinstance(tree, Mapping):
+        raise BadInput(f"{where}: got {_show(value)}, expected names with values")
+    return {name: convert(typing.get_args(hint)[1], item, f"{where}[{name!r}]") for name, item in tree.items()}
 
 
 def _scalar(hint: Any, given: Any, where: str) -> Any:

@@ -22,15 +22,14 @@ def run(args: argparse.Namespace) -> None:
     """Run the experiment, write the report, say what was found."""
     import time
 
-    from graftax.cli import config, demo_page
-    from graftax.cli.experiment import Experiment
+    from graftax.cli import config, demo_page, demo_run
     from graftax.cli.schema import DemoConfig
 
     start = time.perf_counter()
     extra = [f"workdir={args.workdir}"] if args.workdir else []
     settings = config.build(DemoConfig, config.read(args.config or default_config(), [*args.overrides, *extra]))
     folder = Path(settings.workdir)
-    found = Experiment(settings, folder).run()
+    found = demo_run.run(settings, folder)
     page = demo_page.write(found, folder)
     print("\n" + "\n".join(demo_page.verdict(found)))
     print(f"Report: {page}  ({time.perf_counter() - start:.0f} s)")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
-import jax
-
-from graftax.cli.experiment import TIMED_BATCH, TIMED_ROUNDS, Branch, Findings, Judged
+from graftax.cli import pages
+from graftax.cli.demo_run import Findings
+from graftax.cli.experiment import Branch, Judged
 from graftax.cli.stages import last_eval
 from graftax.evaluate import pictures
 from graftax.evaluate.report import Figure, Report
@@ -28,10 +24,11 @@ def verdict(found: Findings) -> list[str]:
     half, teacher = found.half.judged[-1].score, found.teacher.score
     every = found.all.judged[-1].score
     lost, ratio = 100 * (teacher.accuracy - half.accuracy), half.frechet / teacher.frechet
+    change = f"{-lost:+.1f}" if round(lost, 1) else "0.0"
     met = [lost <= MAX_POINTS_LOST, ratio <= MAX_FRECHET_RATIO]
     return [
         f"{found.half.name}: class accuracy {half.accuracy:.1%}, teacher {teacher.accuracy:.1%} "
-        f"({-lost:+.1f} points; aim: at most {MAX_POINTS_LOST:g} lost: {'met' if met[0] else 'NOT met'}).",
+        f"({change} points; aim: at most {MAX_POINTS_LOST:g} lost: {'met' if met[0] else 'NOT met'}).",
         f"{found.half.name}: Fréchet distance {half.frechet:.3g}, teacher {teacher.frechet:.3g} "
         f"(x {ratio:.2f}; aim: at most x {MAX_FRECHET_RATIO:g}: {'met' if met[1] else 'NOT met'}).",
         f"{found.all.name}: class accuracy {every.accuracy:.1%}, Fréchet distance {every.frechet:.3g} "
@@ -55,8 +52,7 @@ def write(found: Findings, folder: Path) -> Path:
     _finetuning(page, found, folder)
     _everything(page, found, folder)
     _protocol(page, found)
-    today = datetime.date.today().isoformat()
-    page.write(folder / "report.html", f"graftax {version('graftax')}, jax {jax.__version__}, {today}, {_machine()}")
+    page.write(folder / "report.html", pages.footer())
     (folder / "results.json").write_text(json.dumps(_results(found), indent=1) + "\n")
     return folder / "report.html"
 
@@ -148,14 +144,8 @@ def _protocol(page: Report, found: Findings) -> None:
     page.section(
         "How this was measured",
         f"Samples: {found.teacher.score.count} per model, classes in turn, all from the same noise; {c.sample}.",
-        f"Judge: a small classifier shipped with this demo, which calls {found.real.accuracy:.1%} of "
-        f"{found.real_counts[1]:,} held-out real images right. Class accuracy is the share of samples that it calls by the "
-        f"class they were drawn for. The Fréchet distance compares its {found.features} features of the samples with those "
-        f"of {found.real_counts[0]:,} real training images; it is not the FID of papers, and only good for comparing rows "
-        "of this table. Few samples raise it for all rows alike.",
-        f"Forward: median of {TIMED_ROUNDS} passes over {TIMED_BATCH} images, the models taking turns. FLOPs and "
-        "parameters follow from the specification. On so few tokens attention is a small part of the work; what a graft "
-        "saves grows with their number.",
+        pages.judge_text(found.real, found.real_counts, found.features),
+        pages.forward_text(),
         f"Teacher: {found.teacher_meta.source or 'unknown source'}; its weights have the SHA-256 {found.teacher_hash[:16]}.",
     )
     page.text(f"{found.half.name}\n{found.half.report}\n\n{found.all.name}\n{found.all.report}")
@@ -163,9 +153,8 @@ def _protocol(page: Report, found: Findings) -> None:
 
 
 def _grid(found: Findings, folder: Path, judged: Judged, title: str, name: str) -> Figure:
-    classes = len(found.class_names)
     path = folder / f"samples-{name}.png"
-    pictures.save_png(path, pictures.grid(judged.samples[: classes * found.config.shown], classes, scale=2))
+    pages.save_grid(path, judged, len(found.class_names), found.config.shown)
     return Figure(path, title, f"accuracy {judged.score.accuracy:.1%}, Fréchet {judged.score.frechet:.3g}", sharp=True)
 
 
@@ -181,10 +170,6 @@ def _by_layer(branch: Branch) -> list[tuple[float, float]]:
 
 def _evals(history: list[dict], name: str) -> list[tuple[float, float]]:
     return [(line["step"], line[name]) for line in history if line["split"] == "eval"]
-
-
-def _machine() -> str:
-    return f"{os.cpu_count()} cores, {platform.machine()}, {jax.devices()[0].device_kind}"
 
 
 def _results(found: Findings) -> dict:

@@ -1,37 +1,38 @@
-"""The demo's experiment: a teacher, two grafts of it, each judged after every stage. Results as plain values."""
+"""What grafting experiments share: one teacher, one judge, and a graft through both stages, scored after each."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from graftax import api
 from graftax.cli import config as configs
 from graftax.cli import drawing, stages, tasks
 from graftax.cli import images as image_data
 from graftax.cli.drawing import Score
-from graftax.cli.schema import DemoConfig, GraftConfig
+from graftax.cli.schema import Denoising, DistillStage, GraftConfig, JudgedExperiment
 from graftax.errors import BadInput
 from graftax.evaluate import pictures
-from graftax.evaluate.bench.timing import interleaved
-from graftax.models import Meta, Model
+from graftax.evaluate.bench.timing import Timing, interleaved
+from graftax.models import Model
 from graftax.spec import ModelSpec
 from graftax.surgery import Report
 
 TIMED_BATCH, TIMED_ROUNDS = 32, 15
+STAGES = ("without training", "after stage 1", "after stage 2")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One model as the demo sees it: samples (n, h, w, c) uint8, their score, its loss on held-out data."""
+    """One model as an experiment sees it: samples (n, h, w, c) uint8, their score, its loss on held-out data."""
 
     title: str
     samples: np.ndarray
@@ -41,7 +42,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Branch:
-    """One graft through both stages: what was edited, the three judged models, the records of the two trainings."""
+    """One graft through both stages: what was edited, the judged models in the order of `STAGES`, the two records."""
 
     name: str
     report: Report
@@ -50,124 +51,91 @@ class Branch:
     finetuned: stages.History
 
 
-@dataclass(frozen=True)
-class Findings:
-    """All that the page shows.
-
-    `forward`: median seconds of one pass over `TIMED_BATCH` images, by model name. `real`: the score of held-out real
-    images; `real_counts`: how many real images are the reference, and how many were held out. `features`: the width of
-    the judge's features. `seconds`: by stage title.
-    """
-
-    config: DemoConfig
-    teacher: Judged
-    teacher_meta: Meta
-    teacher_hash: str
-    half: Branch
-    all: Branch
-    real: Score
-    forward: dict[str, float]
-    real_counts: tuple[int, int]
-    features: int
-    class_names: tuple[str, ...]
-    seconds: dict[str, float]
-
-
 @dataclass
-class Experiment:
-    """Runs the demo of `config`; `folder` keeps finished stages, so that running again continues."""
+class Stopwatch:
+    """Announces pieces of work and keeps how many seconds each took."""
 
-    config: DemoConfig
-    folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def run(self) -> Findings:
-        """The whole experiment. Raises `BadInput` before any device work where the config does not fit the teacher."""
-        config = self.config
-        with self._titled("data and judge"):
-            self._read()
-            teacher = stages.open_model(config.teacher, self._vet)
-            self._teacher_hash = stages.fingerprint(teacher)
-            self._set_up_judge()
-        with self._titled("teacher"):
-            judged = self._judge("teacher", teacher, "teacher")
-        grafts = [stages.run_graft(teacher, graft) for graft in (config.graft, config.graft_all)]
-        if len({len(report.sites) for _, report in grafts}) < 2:
-            raise BadInput("demo: graft and graft_all exchange equally many operators, expected different numbers")
-        half, half_model = self._branch(teacher, config.graft, *grafts[0])
-        every, every_model = self._branch(teacher, config.graft_all, *grafts[1])
-        with self._titled("forward times, interleaved"):
-            forward = _forward_times({"teacher": teacher, half.name: half_model, every.name: every_model})
-        counts = (len(self._data.raw_train), len(self._data.raw_test))
-        return Findings(
-            config, judged, teacher.meta, self._teacher_hash, half, every, self._real_score, forward, counts,
-            self._judge_net.spec.features, self._data.raw_train.class_names, self.seconds,
-        )  # fmt: skip
-
-    def _vet(self, spec: ModelSpec) -> None:
-        image_data.check_fit(self._data, spec)
-        stages.check_edit(self.config.graft, spec)
-        stages.check_edit(self.config.graft_all, spec)
-
-    def _read(self) -> None:
-        self._data = data = image_data.load(self.config.data)
-        if not data.held_out or self.config.data.latents == "given":
-            raise BadInput("data: the demo wants images, some of them held out")
-
-    def _set_up_judge(self) -> None:
-        data = self._data
-        self._decode = image_data.decoder(self.config.data.latents)
-        self._judge_net = drawing.demo_judge(data.pixels(data.raw_train), self.config.classifier)
-        self._real_score = self._judge_net.score(data.pixels(data.raw_test), data.test_labels)
-
-    def _branch(self, teacher: Model, graft: GraftConfig, student: Model, report: Report) -> tuple[Branch, Model]:
-        name = f"{len(report.sites) / teacher.spec.depth:.0%}".replace("%", " %") + " grafted"
-        work = self.folder / "work" / self._identity(graft)
-        with self._titled(f"{name}: without training"):
-            raw = self._judge(name, student, "without training")
-        with self._titled(f"{name}: stage 1, distillation"):
-            student, distilled = stages.run_distill(
-                teacher, student, self.config.distill, self._data, work / "distill", self.config.mesh
-            )
-            after_1 = self._judge(name, student, "after stage 1")
-        with self._titled(f"{name}: stage 2, fine-tuning"):
-            student, finetuned = stages.run_finetune(
-                student, self.config.finetune, self._data, work / "finetune", self.config.mesh
-            )
-            after_2 = self._judge(name, student, "after stage 2")
-        api.save(student, self.folder / f"{len(report.sites)}-of-{teacher.spec.depth}")
-        return Branch(name, report, (raw, after_1, after_2), distilled, finetuned), student
-
-    def _judge(self, name: str, model: Model, title: str) -> Judged:
-        config = self.config
-        labels = drawing.balanced_labels(config.judged, self._data.num_classes)
-        pixels = self._decode(drawing.draw(model, labels, config.sample, label="samples"))
-        score = self._judge_net.score(pixels, labels)
-        _, evaluate = tasks.denoising(config.finetune, model.spec, self._data)
-        assert evaluate is not None
-        loss = float(evaluate(model.params)["loss"])
-        numbers = f"class accuracy {score.accuracy:.1%}, Fréchet {score.frechet:.3g}, held-out loss {loss:.4f}"
-        print(f"    {name}, {title}: {numbers}", flush=True)
-        return Judged(title, pictures.to_uint8(pixels), score, loss)
-
-    def _identity(self, graft: GraftConfig) -> str:
-        """Names the folder of a branch's trainings: another config or teacher never meets its checkpoints."""
-        config = configs.as_tree(self.config)
-        parts = [configs.as_tree(graft), *(config[key] for key in ("distill", "finetune", "data"))]
-        text = json.dumps([*parts, self._teacher_hash], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
     @contextmanager
-    def _titled(self, title: str) -> Iterator[None]:
+    def titled(self, title: str) -> Iterator[None]:
+        """Print `title` with its number, time the block."""
         print(f"[{len(self.seconds) + 1}] {title}", flush=True)
         start = time.perf_counter()
         yield
         self.seconds[title] = time.perf_counter() - start
 
 
-def _forward_times(models: dict[str, Model]) -> dict[str, float]:
-    spec = models["teacher"].spec
+class Experiment:
+    """Everything that all grafts of a config have in common; every model is judged by the same samples' noise and labels.
+
+    `teacher` with its `teacher_hash`; `data`, with held-out images; the judge's score of these, `real`, and the width of
+    its `features`; `clock` has timed what was done. Raises `BadInput` before any device work where teacher, data or one
+    of `grafts` do not fit together; `what` names the experiment and, in `grafts`, a graft.
+    """
+
+    def __init__(self, config: JudgedExperiment, what: str, grafts: Mapping[str, GraftConfig]) -> None:
+        self.config, self.clock = config, Stopwatch()
+        with self.clock.titled("data and judge"):
+            self.data = data = image_data.load(config.data)
+            if not data.held_out or config.data.latents == "given":
+                raise BadInput(f"data: the {what} wants images, some of them held out")
+            self.teacher = stages.open_model(config.teacher, lambda spec: self._vet(spec, grafts))
+            self.teacher_hash = stages.fingerprint(self.teacher)
+            self._decode = image_data.decoder(config.data.latents)
+            self._judge = drawing.demo_judge(data.pixels(data.raw_train), config.classifier)
+            self.real = self._judge.score(data.pixels(data.raw_test), data.test_labels)
+            self.features = self._judge.spec.features
+
+    def _vet(self, spec: ModelSpec, grafts: Mapping[str, GraftConfig]) -> None:
+        image_data.check_fit(self.data, spec)
+        for name, graft in grafts.items():
+            try:
+                stages.check_edit(graft, spec, lambda: self.data)
+            except BadInput as error:
+                raise BadInput(f"{name}: {error}") from None
+
+    def judge(self, name: str, model: Model, title: str) -> Judged:
+        """Draw samples of `model` and score them; say so."""
+        config = self.config
+        labels = drawing.balanced_labels(config.judged, self.data.num_classes)
+        pixels = self._decode(drawing.draw(model, labels, config.sample, label="samples"))
+        score = self._judge.score(pixels, labels)
+        _, evaluate = tasks.denoising(config.finetune, model.spec, self.data)
+        assert evaluate is not None
+        loss = float(evaluate(model.params)["loss"])
+        numbers = f"class accuracy {score.accuracy:.1%}, Fréchet {score.frechet:.3g}, held-out loss {loss:.4f}"
+        print(f"    {name}, {title}: {numbers}", flush=True)
+        return Judged(title, pictures.to_uint8(pixels), score, loss)
+
+    def branch(
+        self, name: str, student: Model, report: Report, work: Path, distill: DistillStage, finetune: Denoising
+    ) -> tuple[Branch, Model]:
+        """Take a fresh graft through both stages, judged before, between and after; returns also the final model.
+
+        `work` keeps the trainings' checkpoints, so that the same call continues after an interruption.
+        """
+        titled, mesh = self.clock.titled, self.config.mesh
+        with titled(f"{name}: without training"):
+            raw = self.judge(name, student, STAGES[0])
+        with titled(f"{name}: stage 1, distillation"):
+            student, distilled = stages.run_distill(self.teacher, student, distill, self.data, work / "distill", mesh)
+            after_1 = self.judge(name, student, STAGES[1])
+        with titled(f"{name}: stage 2, fine-tuning"):
+            student, finetuned = stages.run_finetune(student, finetune, self.data, work / "finetune", mesh)
+            after_2 = self.judge(name, student, STAGES[2])
+        return Branch(name, report, (raw, after_1, after_2), distilled, finetuned), student
+
+    def identity(self, *parts: Any) -> str:
+        """Twelve hex digits that change with `parts` (config dataclasses, JSON types), the data or the teacher."""
+        trees = [configs.as_tree(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
+        text = json.dumps([*trees, configs.as_tree(self.config.data), self.teacher_hash], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def forward_times(models: Mapping[str, Model]) -> dict[str, Timing]:
+    """Times of one pass over `TIMED_BATCH` images, models of equal input taking turns `TIMED_ROUNDS` times."""
+    spec = next(iter(models.values())).spec
     x = jnp.ones((TIMED_BATCH, spec.input_size, spec.input_size, spec.in_channels))
     t, y = jnp.full(TIMED_BATCH, 500), jnp.zeros(TIMED_BATCH, jnp.int32)
-    timings = interleaved({name: lambda m=m: m(x, t, y) for name, m in models.items()}, TIMED_ROUNDS)
-    return {name: timing.median for name, timing in timings.items()}
+    return interleaved({name: lambda m=m: m(x, t, y) for name, m in models.items()}, TIMED_ROUNDS)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from graftax.errors import GraftaxError
 
 VERBS = (
-    "demo", "convert", "inspect", "graft", "distill", "finetune", "train", "sample", "evaluate", "bench", "doctor",
+    "demo", "sweep", "convert", "inspect", "graft", "distill", "finetune", "train", "sample", "evaluate", "bench",
+    "doctor", "zoo", "inits", "search",
 )  # fmt: skip
 INTERRUPTED = 130
+DISTRIBUTED = "GRAFTAX_DISTRIBUTED"
+"""Environment variable, set by launch/tpu.sh: this command runs on every host of a slice at once."""
+
 EPILOG = """\
 exit codes:
   0   done
@@ -36,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if overrides and not hasattr(args, "config"):
             args.parser.error(f"{args.verb} takes no config, so no {CONFIG_PREFIX}{overrides[0]}")
+        if os.environ.get(DISTRIBUTED):
+            _join_hosts()
         args.run(args)
         return 0
     except GraftaxError as error:
@@ -63,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         module.add_arguments(sub)
         sub.set_defaults(run=module.run, parser=sub)
     return parser
+
+
+def _join_hosts() -> None:
+    """Make the processes that run this command on all hosts of a TPU slice one program."""
+    import jax
+
+    jax.distributed.initialize()
 
 
 def _one_line(error: GraftaxError) -> str:

@@ -1,7 +1,8 @@
 """What config files may say, as frozen dataclasses. Their defaults are the documentation of the defaults.
 
-Two kinds of file: a `Training` from scratch (`graftax train`), chosen by its `task`; and a `Recipe`, one grafting
-experiment from teacher to fine-tuned student, of which `graftax graft`, `distill` and `finetune` each run their part.
+Three kinds of file: a `Training` from scratch (`graftax train`), chosen by its `task`; a `Recipe`, one grafting
+experiment from teacher to fine-tuned student, of which `graftax graft`, `distill` and `finetune` each run their part; and
+a `SweepConfig`, many such experiments in one table.
 """
 
 from __future__ import annotations
@@ -152,13 +153,25 @@ TRAININGS: dict[str, type[Training]] = {
 class GraftConfig:
     """The edits, as on the command line: `replace` "blocks[1::2].mixer=hyena_x(kernel=4)", `resize` "blocks[*].mlp=3".
 
-    `init`: "random" or "transplant" (`graftax.surgery.replace`); `seed` draws the scions.
+    `restructure`, after those, changes the depth: "parallel_pairs()", "drop(3, 5)" or "tie((1, 2), (7, 8))"
+    (`graftax.surgery.restructure`); blocks have the numbers that the edits before leave them.
+    `lora` puts adapters on kernels, last of all: "blocks[*].mixer=8" of rank 8 and alpha 16, "final=8,32" of alpha 32; a
+    fine-tuning that freezes "(?!lora/).*" trains them alone (`graftax.surgery.lora`).
+    `init`: "random" or "transplant" (`graftax.surgery.replace`); `seed` draws the scions. `calibration`: on how many batches
+    of 64 training images neurons are weighed where transplanting makes an MLP narrower. Least squares belong to the
+    next stage: `DistillConfig.calibration`.
     """
 
     replace: tuple[str, ...] = ()
     resize: tuple[str, ...] = ()
+    restructure: tuple[str, ...] = ()
+    lora: tuple[str, ...] = ()
     init: str = "random"
     seed: int = 0
+    calibration: int = 16
+
+    def __post_init__(self) -> None:
+        _positive(self, "calibration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,19 +197,25 @@ class DistillStage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One experiment: `teacher` (a model's path, or "demo") is edited, its scions distilled, the whole fine-tuned.
-
-    Results go to `workdir`: grafted/, distilled/, finetuned/ hold models; distill/ and finetune/ metrics and checkpoints.
-    """
+class Experiment:
+    """What every grafting experiment has beside its edits: `teacher` is a model's path, or "demo"."""
 
     workdir: str
     teacher: str
-    graft: GraftConfig
     distill: DistillStage
     finetune: Denoising
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Experiment):
+    """One experiment: the teacher is edited, its scions distilled, the whole fine-tuned.
+
+    Results go to `workdir`: grafted/, distilled/, finetuned/ hold models; distill/ and finetune/ metrics and checkpoints.
+    """
+
+    graft: GraftConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,14 +242,13 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(Recipe):
-    """The demo: the recipe, the same recipe with the edit `graft_all`, and how all models are sampled and judged.
+class JudgedExperiment(Experiment):
+    """How all models of an experiment are sampled and judged.
 
     `classifier`: the judge, shipped ("demo") or trained with `graftax train`. `judged`: samples per model, classes in turn.
     `shown`: rows of the grids, one image of each class per row.
     """
 
-    graft_all: GraftConfig
     sample: SampleConfig = field(default_factory=SampleConfig)
     classifier: str = "demo"
     judged: int = 500
@@ -238,6 +256,61 @@ class DemoConfig(Recipe):
 
     def __post_init__(self) -> None:
         _positive(self, "judged", "shown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(JudgedExperiment, Recipe):
+    """The demo: the recipe, and the same recipe with the edit `graft_all`."""
+
+    graft_all: GraftConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant(GraftConfig):
+    """One line of a sweep: a graft, and a `distill` or `finetune` of its own where the sweep's will not do."""
+
+    distill: DistillStage | None = None
+    finetune: Denoising | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(JudgedExperiment):
+    """Many grafts of one teacher under one budget: `variants` by name, in the order of the table
+    (a `ConfigDict` sorts them, a plain dict does not).
+
+    Each variant runs once per number in `seeds`, which is added to its seeds of graft, stage 1 and stage 2.
+    """
+
+    variants: dict[str, Variant]
+    seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.variants:
+            raise BadInput("variants: got none, expected one or more")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise BadInput(f"seeds: got {self.seeds}, expected different integers from 0, one or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(GraftConfig):
+    """One way to begin stage 1: a graft, then least squares for the last layers on so many batches (0: none)."""
+
+    least_squares: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitsConfig(JudgedExperiment):
+    """Ways to initialise scions, each through the same stage 1: `starts` by name, in the order of the table."""
+
+    starts: dict[str, Start]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.starts:
+            raise BadInput("starts: got none, expected one or more")
+        if self.distill.settings.calibration:
+            raise BadInput("distill.settings.calibration: expected 0, each of the starts has its own least_squares")
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

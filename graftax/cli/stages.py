@@ -18,20 +18,34 @@ from graftax.checkpoint import open_checkpoint
 from graftax.cli import nets, tasks
 from graftax.cli.images import Images
 from graftax.cli.schema import Denoising, DistillStage, GraftConfig
-from graftax.distill import distill
+from graftax.distill import PAPER_BATCH, distill, neuron_importance
 from graftax.errors import BadInput
 from graftax.models import Meta, Model, param_shapes
+from graftax.models.collect import spread
 from graftax.spec import ModelSpec, Option
-from graftax.surgery import Edit, Report, apply_edit, check, compose, replace, resize
-from graftax.train import MeshConfig, fit, train_job
+from graftax.surgery import Edit, Report, apply_edit, check, compose, drop, lora, parallel_pairs, replace, resize, tie
+from graftax.surgery.edits import Importance
+from graftax.surgery.select import Site
+from graftax.train import MeshConfig, fit, train_job, training_tree
 from graftax.train.record import FILE, read_metrics
 
 _REPLACE = re.compile(r"\s*(?P<selector>[^=]+?)\s*=\s*(?P<kind>\w+)\s*(?:\((?P<options>.*)\))?\s*")
+_CALL = re.compile(r"\s*(?P<name>\w+)\s*\((?P<arguments>.*)\)\s*")
+_BLOCK = r"\s*(?:0|[1-9]\d*)\s*"
+_GROUP = rf"\s*\({_BLOCK}(?:,{_BLOCK})+\)\s*"
+RESTRUCTURE: dict[str, tuple[Callable[..., Edit], str]] = {
+    "parallel_pairs": (parallel_pairs, rf"\s*|{_BLOCK}(?:,{_BLOCK})?"),
+    "drop": (drop, rf"{_BLOCK}(?:,{_BLOCK})*"),
+    "tie": (tie, rf"{_GROUP}(?:,{_GROUP})*"),
+}
+"""Edits of depth by name, and what may stand between their brackets."""
+
 EXAMPLE = "blocks[1::2].mixer=hyena_x(kernel=4)"
 History = list[dict[str, Any]]
+ReadData = Callable[[], Images]
 
 
-def read_model(name: str | Path, **overrides: Option) -> Model:
+def read_model(name: str | Path, **overrides: Any) -> Model:
     """The model at a path, or the shipped one ("demo"), checked, its parameters numpy arrays still: no device is used."""
     path = nets.demo_path("dit") if name == "demo" else Path(name)
     if not path.exists():
@@ -51,25 +65,51 @@ def open_model(name: str | Path, vet: Callable[[ModelSpec], object] = bool, **ov
 # --- Graft ---------------------------------------------------------------------------------------------------------------
 
 
-def parse_edit(config: GraftConfig) -> Edit:
+def parse_edit(config: GraftConfig, importance: Importance | None = None) -> Edit:
     """The edit that `config` describes. Raises `BadInput` on malformed text, unknown operators and none at all."""
-    edits = [replace(s, kind, init=config.init, **options) for s, kind, options in map(_parse_replace, config.replace)]
-    edits += [resize(s, ratio, init=config.init) for s, ratio in map(_parse_resize, config.resize)]
+    edits = [
+        replace(s, kind, init=config.init, importance=importance, **options)
+        for s, kind, options in map(_parse_replace, config.replace)
+    ]
+    edits += [resize(s, ratio, init=config.init, importance=importance) for s, ratio in map(_parse_resize, config.resize)]
+    edits += map(_parse_restructure, config.restructure)
+    edits += [lora(target, rank, alpha) for target, rank, alpha in map(_parse_lora, config.lora)]
     if not edits:
-        raise BadInput("graft: no edits, expected --replace or --resize")
+        raise BadInput("graft: no edits, expected --replace, --resize, --restructure or --lora")
     return edits[0] if len(edits) == 1 else compose(*edits)
 
 
-def check_edit(config: GraftConfig, spec: ModelSpec) -> None:
-    """Raise `BadInput` where the edits do not fit `spec`. They run on shapes alone: no weights, no device."""
-    edit = parse_edit(config)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jax.eval_shape(lambda params, rng: edit(spec, params, rng)[1], param_shapes(spec), key)
+def check_edit(config: GraftConfig, spec: ModelSpec, data: ReadData | None = None) -> None:
+    """Raise `BadInput` where the edits do not fit `spec`, or need data and get none. No weights and no device are used."""
+    if _narrowed(config, spec) and data is None:
+        raise BadInput("graft: init 'transplant' of narrower MLPs looks at their neurons on data, expected --config")
 
 
-def run_graft(teacher: Model, config: GraftConfig) -> tuple[Model, Report]:
-    """The student with fresh scions, and what the edit did."""
-    return apply_edit(teacher, parse_edit(config), jax.random.key(config.seed))
+def run_graft(teacher: Model, config: GraftConfig, data: ReadData | None = None) -> tuple[Model, Report]:
+    """The student with its scions, and what the edit did. `data` is called where neurons must be weighed on images."""
+    rng, importance = jax.random.key(config.seed), None
+    if data and (narrowed := _narrowed(config, teacher.spec)):
+        batches = data().batches(PAPER_BATCH, config.seed)
+        importance = neuron_importance(teacher, batches, config.calibration, narrowed, rng=rng)
+    return apply_edit(teacher, parse_edit(config, importance), rng)
+
+
+def _narrowed(config: GraftConfig, spec: ModelSpec) -> tuple[Site, ...]:
+    """The MLPs whose neurons the edits must choose from. The edits run on shapes alone, and raise what they raise."""
+    sites = {Site(i, "mlp"): block.mlp for i, block in enumerate(spec.blocks) if block.mlp.kind == "mlp"}
+    unweighed = {str(site): np.zeros(round(mlp.option("ratio") * spec.hidden_size)) for site, mlp in sites.items()}
+    edit, after = parse_edit(config, unweighed), []
+
+    def run(params: Any, rng: jax.Array) -> Any:
+        student, params, report = edit(spec, params, rng)
+        after.append((student, report))
+        return params
+
+    jax.eval_shape(run, param_shapes(spec), jax.eval_shape(lambda: jax.random.key(0)))
+    (student, report), *_ = after
+    ratios = {site: student.blocks[now.block].mlp for site in sites for now in report.moved([site])}
+    fewer = [s for s, new in ratios.items() if new.kind == "mlp" and new.option("ratio") < sites[s].option("ratio")]
+    return tuple(fewer) if config.init == "transplant" else ()
 
 
 def _parse_replace(text: str) -> tuple[str, str, dict[str, Option]]:
@@ -90,10 +130,18 @@ def _option(text: str, part: str) -> tuple[str, Option]:
     try:
         literal = ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        literal = value
+        literal = {"true": True, "false": False}.get(value, value)
     if not isinstance(literal, int | float | bool | str):
         raise BadInput(f"replace {text!r}: option {name} is {value}, expected a number, true/false or a word")
     return name, literal
+
+
+def _parse_restructure(text: str) -> Edit:
+    call = _CALL.fullmatch(text)
+    edit, arguments = RESTRUCTURE.get(call["name"] if call else "", (None, ""))
+    if edit is None or call is None or not re.fullmatch(arguments, call["arguments"]):
+        raise BadInput(f"restructure {text!r}: expected like parallel_pairs(), drop(3, 5) or tie((1, 2), (7, 8))")
+    return edit(*ast.literal_eval(f"[{call['arguments']}]"))
 
 
 def _parse_resize(text: str) -> tuple[str, float]:
@@ -102,6 +150,15 @@ def _parse_resize(text: str) -> tuple[str, float]:
         return selector.strip(), float(ratio)
     except ValueError:
         raise BadInput(f"resize {text!r}: expected SELECTOR=RATIO, like blocks[*].mlp=3") from None
+
+
+def _parse_lora(text: str) -> tuple[str, int, float]:
+    target, _, numbers = text.rpartition("=")
+    rank, _, alpha = numbers.partition(",")
+    try:
+        return target.strip(), int(rank), float(alpha or 16)
+    except ValueError:
+        raise BadInput(f"lora {text!r}: expected TARGET=RANK or TARGET=RANK,ALPHA, like blocks[*].mixer=8") from None
 
 
 # --- Train ---------------------------------------------------------------------------------------------------------------
@@ -116,7 +173,8 @@ def run_distill(
         teacher, student, data.batches(stage.batch_size, stage.seed), stage.settings, stage.loop, workdir, heldout,
         mesh=mesh.build(),
     )  # fmt: skip
-    return _with_edit(student, f"distill({stage.settings.steps} steps)"), history
+    fitted = f", calibrated on {stage.settings.calibration} batches" if stage.settings.calibration else ""
+    return _with_edit(student, f"distill({stage.settings.steps} steps{fitted})"), history
 
 
 def run_finetune(
@@ -125,14 +183,16 @@ def run_finetune(
     """Stage 2 with the full objective. Returns the student with averaged weights and the records."""
     loss, evaluate = tasks.denoising(stage, student.spec, data)
     job = train_job(
-        lambda: student.params, loss, stage.optimiser, ema_decay=stage.ema_decay, frozen=stage.frozen, mesh=mesh.build(),
+        lambda: training_tree(student.spec, student.params, stage.frozen), loss, stage.optimiser,
+        ema_decay=stage.ema_decay, frozen=stage.frozen, mesh=mesh.build(),
         metadata={"spec": student.spec.to_json(), "start": fingerprint(student)}, evaluate=evaluate, label="stage 2",
     )  # fmt: skip
     history: History = []
     state = fit(job, data.batches(stage.batch_size, stage.loop.seed), stage.loop, workdir, on_record=history.append)
     if workdir and (workdir / FILE).exists():  # a run that resumed has earlier records there
         history = read_metrics(workdir)
-    student = student.replace(params=jax.tree.map(jnp.asarray, jax.device_get(state.ema_params)))
+    averaged = spread(student.spec, jax.device_get(state.ema_params))
+    student = student.replace(params=jax.tree.map(jnp.asarray, averaged))
     return _with_edit(student, f"finetune({stage.loop.steps} steps)"), history
 
 

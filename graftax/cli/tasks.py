@@ -23,8 +23,9 @@ from graftax.diffusion import Process
 from graftax.errors import BadInput
 from graftax.evaluate import classifier
 from graftax.models import autoencoder, dit
+from graftax.models.collect import spread
 from graftax.spec import ModelSpec
-from graftax.train import diffusion_loss, fit, heldout_loss, train_job
+from graftax.train import diffusion_loss, fit, heldout_loss, train_job, training_tree
 from graftax.train.record import read_metrics
 from graftax.train.step import LossFn
 
@@ -88,9 +89,10 @@ def _dit(config: Training, data: Images) -> Task:
     loss, evaluate = denoising(config, spec, data)
 
     def save(folder: Path, params: Params, record: dict[str, Any]) -> None:
+        params = spread(spec, params)
         save_model(folder, spec, params, {"source": f"graftax train, {record['steps']} steps on {config.data.source}"})
 
-    return Task(spec.to_json(), lambda key: dit.init(spec, key), loss, evaluate, save)
+    return Task(spec.to_json(), lambda key: training_tree(spec, dit.init(spec, key), config.frozen), loss, evaluate, save)
 
 
 def _autoencoder(config: Training, data: Images) -> Task:

@@ -65,6 +65,38 @@ def bars(path: Path, series: Series, *, x: str, y: str, size: tuple[float, float
     _finish(path, figure, axes, legend=len(series) > 1)
 
 
+def dots(
+    path: Path, series: Mapping[str, Mapping[str, float]], *, x: str, mark: tuple[str, float], log: bool = False
+) -> None:
+    """Draw one line per row, in order from the top, with a dot for each series that has a value there, into a PNG.
+
+    `series`: by name, then by row. `mark`: name and value of a vertical line to compare with.
+    """
+    rows = list(dict.fromkeys(row for values in series.values() for row in values))
+    figure, axes = _axes(x, "", (5.6, 1.0 + 0.19 * len(rows)))
+    for (name, values), colour in zip(series.items(), COLOURS, strict=False):
+        axes.plot(list(values.values()), [rows.index(row) for row in values], "o", label=name, color=colour, markersize=4)
+    axes.axvline(mark[1], color=INK, linewidth=1, linestyle="--", label=mark[0])
+    axes.set_yticks(range(len(rows)), rows, fontsize=7)
+    axes.invert_yaxis()
+    if log:
+        axes.set_xscale("log")
+    _finish(path, figure, axes, legend=True)
+
+
+def scatter(path: Path, points: Mapping[str, tuple[float, float]], *, x: str, y: str) -> None:
+    """Draw named points (x, y) into a PNG; the names stand in a column at the right, each with a line to its point."""
+    figure, axes = _axes(x, y, (5.6, 1.4 + 0.14 * len(points)))
+    ranked = sorted(points.items(), key=lambda item: item[1][1])
+    for i, (name, point) in enumerate(ranked):
+        axes.plot(*point, "o", color=COLOURS[0], markersize=4)
+        axes.annotate(
+            name, point, (1.06, (i + 0.5) / len(ranked)), textcoords="axes fraction", color=INK, fontsize=6, va="center",
+            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.5},
+        )  # fmt: skip
+    _finish(path, figure, axes, legend=False)
+
+
 def _axes(x: str, y: str, size: tuple[float, float]):
     # The object interface: pyplot would pick a backend and keep global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -77,7 +109,7 @@ def _axes(x: str, y: str, size: tuple[float, float]):
     axes.patch.set_alpha(0)
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
-    axes.tick_params(colors=INK)
+    axes.tick_params(which="both", colors=INK)
     axes.grid(color=INK, alpha=0.25, linewidth=0.5)
     for name, spine in axes.spines.items():
         spine.set_color(INK)
@@ -87,5 +119,7 @@ def _axes(x: str, y: str, size: tuple[float, float]):
 
 def _finish(path: Path, figure, axes, *, legend: bool) -> None:
     if legend:
-        figure.legend(frameon=False, labelcolor=INK, loc="outside upper center", ncols=4)
+        figure.legend(
+            frameon=False, labelcolor=INK, loc="outside upper center", ncols=4, columnspacing=1, handlelength=1.2, fontsize=8
+        )
     figure.savefig(path, format="png")

@@ -24,8 +24,13 @@ p { max-width: 44rem; margin: .6rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: var(--ground); }
+@media (max-width: 62rem) {
+  table { font-size: .84rem; }
+  th, td { padding: .4rem .45rem; }
+  td:first-child { white-space: normal; min-width: 7rem; }
+}
 tr.strong td { font-weight: 650; }
 .row { display: grid; gap: 1.2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--least)), 1fr)); margin: 1rem 0; }
 figure { margin: 0; break-inside: avoid; }
@@ -35,7 +40,7 @@ figcaption { font-size: .88rem; color: var(--soft); margin-top: .4rem; line-heig
 figcaption b { color: var(--ink); }
 pre { font: .82rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: var(--tint); padding: .8rem 1rem; border-radius: 4px; overflow-x: auto; }
 footer { margin-top: 3rem; font-size: .85rem; color: var(--soft); }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; } .row { grid-template-columns: repeat(auto-fit, minmax(40%, 1fr)); } h2 { break-after: avoid; } }
+@media print { .scroll { overflow: visible; } body { max-width: none; padding: 0; font-size: 11pt; } .row { grid-template-columns: repeat(auto-fit, minmax(40%, 1fr)); } h2 { break-after: avoid; } }
 """  # noqa: E501
 
 
@@ -72,7 +77,9 @@ class Report:
         for i, row in enumerate(rows):
             mark = ' class="strong"' if i in strong else ""
             body += f"<tr{mark}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
-        self._parts.append(f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>')
+        self._parts.append(
+            f'<div class="scroll" tabindex="0"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
 
     def figures(self, figures: Sequence[Figure], least: str = "13rem") -> None:
         """Pictures side by side, wrapped where one would get narrower than `least`."""

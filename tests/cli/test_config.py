@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from graftax.cli import config
-from graftax.cli.schema import TRAININGS, DemoConfig, DiTTraining, Recipe
+from graftax.cli.schema import TRAININGS, DemoConfig, DiTTraining, InitsConfig, Recipe, SweepConfig
 from graftax.errors import BadInput
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -110,7 +110,8 @@ def test_the_position_table_is_not_trained_by_default():
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_shipped_configs_fit_their_schema_and_say_how_to_run(path):
     tree = config.read(path)
-    schema = TRAININGS[tree["task"]] if "task" in tree else DemoConfig if "graft_all" in tree else Recipe
+    marks = {"graft_all": DemoConfig, "starts": InitsConfig, "variants": SweepConfig}
+    schema = TRAININGS[tree["task"]] if "task" in tree else next((marks[m] for m in marks if m in tree), Recipe)
     assert isinstance(config.build(schema, tree), schema)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)

@@ -39,6 +39,11 @@ def test_verdict_is_honest(accuracy, frechet, met):
     assert lines[2].startswith("100 %")
 
 
+@pytest.mark.parametrize(("accuracy", "points"), [(0.90, "(0.0 points"), (0.8999, "(0.0 points"), (0.91, "(+1.0 points")])
+def test_verdict_has_no_negative_zero(accuracy, points):
+    assert points in demo_page.verdict(findings(accuracy, 0.20))[0]
+
+
 @pytest.mark.slow
 def test_shortest_demo(run, tmp_path):
     short = {

@@ -173,3 +173,13 @@ def test_a_bug_shows_its_traceback(monkeypatch):
     monkeypatch.setattr(demo, "run", lambda args: [][1])
     with pytest.raises(IndexError):
         main.main(["demo"])
+
+
+def test_on_a_slice_the_hosts_are_joined_before_the_verb_runs(run, monkeypatch):
+    import jax
+
+    joined = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: joined.append(1))
+    assert run("inspect", "demo")[0] == 0 and not joined
+    monkeypatch.setenv(main.DISTRIBUTED, "1")
+    assert run("inspect", "demo")[0] == 0 and joined

@@ -16,10 +16,10 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 DESCRIPTION = """\
 backbone    dit, 4 blocks, width 32, 4 heads
 input       8x8x1, patch 2, 16 tokens, 3 classes, learned variance
-block 0     mha + mlp(ratio=4.0)
-block 1     hyena_x(kernel=4) + mlp(ratio=4.0)
-block 2     mha + mlp(ratio=4.0)
-block 3     hyena_x(kernel=4) + mlp(ratio=4.0)
+blocks       parameters              FLOPs  operators
+0,2              37,824            880,640  mha + mlp(ratio=4.0)
+1,3              38,784            837,632  hyena_x(kernel=4) + mlp(ratio=4.0)
+the rest         12,456             34,816  everything outside the blocks
 program     0:4
 parameters  89,064 (88,552 trainable)
 FLOPs       1,753,088 per image and forward pass

@@ -1,0 +1,39 @@
+"""`graftax sweep`: many grafts of one model under the same small budget, in one table.
+
+    graftax sweep --config configs/demo_sweep.py
+
+Every variant of the config is grafted, distilled and fine-tuned, and scored before, between and after. The folder gets
+report.html, table.md, results.json and pictures. Running again continues with what is not done yet; a variant whose
+settings have changed is done again. A variant that becomes non-finite is noted as failed, the others go on, and the exit
+code is 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="config file of the sweep")
+    parser.add_argument("--workdir", metavar="FOLDER", help="short for --config.workdir=FOLDER")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do the runs that are left, write the report, print the table."""
+    from graftax.cli import config, sweep_page, sweep_run
+    from graftax.cli.schema import SweepConfig
+    from graftax.errors import NonFinite
+
+    extra = [f"workdir={args.workdir}"] if args.workdir else []
+    settings = config.build(SweepConfig, config.read(args.config, [*args.overrides, *extra]))
+    folder = Path(settings.workdir)
+    found = sweep_run.run(settings, folder)
+    page = sweep_page.write(found, folder)
+    print("\n" + sweep_page.text(*sweep_page.table(found)))
+    print("\n" + "\n".join(sweep_page.verdict(found)))
+    print(f"Report: {page}")
+    if found.failed:
+        names = ", ".join(run.variant for run in found.failed)
+        raise NonFinite(f"sweep: {len(found.failed)} of {len(found.runs)} runs became non-finite: {names}")
