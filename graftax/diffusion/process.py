@@ -102,9 +102,7 @@ class Process:
         x0, noise = x0.astype(jnp.float32), noise.astype(jnp.float32)
         return _at(np.sqrt(alpha_bar), t) * x0 + _at(np.sqrt(1 - alpha_bar), t) * noise
 
-    def training_losses(
-        self, model_out: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array
-    ) -> dict[str, jax.Array]:
+    def training_losses(self, model_out: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array) -> dict[str, jax.Array]:
         """The hybrid objective of IDDPM (Eq. 16) in DiT's weighting: loss = mse + vb.
 
         mse: mean squared error of the predicted noise. vb: this step's term of the variational bound in bits

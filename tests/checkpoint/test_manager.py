@@ -230,6 +230,6 @@ def test_the_record_is_vetted_before_the_arrays(tmp_path):
 
     fill(tmp_path, (1,))
     store = Checkpoints(tmp_path)
-    with pytest.raises(BadInput, match="this run has more than {"):
+    with pytest.raises(BadInput, match="this run has more than"):
         store.restore(1, {"other": jax.ShapeDtypeStruct((3,), jnp.float32)}, refuse)
     store.close()

@@ -180,6 +180,8 @@ def test_on_a_slice_the_hosts_are_joined_before_the_verb_runs(run, monkeypatch):
 
     joined = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda: joined.append(1))
-    assert run("inspect", "demo")[0] == 0 and not joined
+    assert run("inspect", "demo")[0] == 0
+    assert not joined
     monkeypatch.setenv(main.DISTRIBUTED, "1")
-    assert run("inspect", "demo")[0] == 0 and joined
+    assert run("inspect", "demo")[0] == 0
+    assert joined
