@@ -129,7 +129,7 @@ def test_non_finite_training_ends_with_3_and_keeps_the_last_good_state(run, reci
 
 
 @pytest.mark.parametrize(("verb", "stage"), [("distill", "distilled"), ("finetune", "finetuned")])
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_and_run_again_gives_the_same_bits(run, recipe, grafted, tmp_path, verb, stage, kill):
     """kill -9, or a polite SIGTERM (exit code 42), somewhere in the middle; then the same command again."""
     steps = 40

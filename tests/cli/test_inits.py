@@ -42,6 +42,7 @@ def inits(tmp_path, data):
     return path
 
 
+@pytest.mark.slow
 def test_starts_are_compared_once(run, refused, inits, tmp_path, monkeypatch):
     asked = []  # sampling takes most of the time
 

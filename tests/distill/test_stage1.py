@@ -80,6 +80,7 @@ def test_a_cut_run_resumes_and_its_history_is_whole(tmp_path: Path) -> None:
         distill(original, grafted, Stream(), DistillConfig(steps=12, learning_rate=2e-3), loop, tmp_path / "cut", show=False)
 
 
+@pytest.mark.slow
 def test_kill_9_and_rerun_ends_bit_equal(tmp_path: Path) -> None:
     def run(*args: object) -> int:
         command = [sys.executable, HERE / "tiny_graft.py", *map(str, args)]
@@ -119,6 +120,7 @@ def test_what_cannot_be_distilled_is_refused() -> None:
         distill(original, grafted, Stream(), FAST, LoopConfig(steps=201))
 
 
+@pytest.mark.slow
 def test_runs_alike_on_eight_devices() -> None:
     done = subprocess.run([sys.executable, HERE / "mesh_run.py"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -11,14 +11,14 @@ from graftax.models.collect import collect, is_collected, one_block, spread
 from graftax.spec import Step
 from graftax.testing import assert_trees_close
 
-SPEC = dit_spec(input_size=4, patch_size=2, hidden_size=16, depth=6, num_heads=2, num_classes=3)
+SPEC = dit_spec(input_size=4, patch_size=2, hidden_size=16, depth=4, num_heads=2, num_classes=3)
 
 
 @pytest.fixture(scope="module")
 def mixed() -> Model:
-    """Hyena-X in blocks 1, 2 and 5, a narrow MLP in 4; no weight at zero."""
+    """Hyena-X in blocks 1 and 2, a narrow MLP in 3; no weight at zero."""
     model = Model(SPEC, init(SPEC, jax.random.key(0)))
-    edit = graftax.compose(graftax.replace("blocks[1,2,5].mixer", "hyena_x"), graftax.resize("blocks[4].mlp", 2.0))
+    edit = graftax.compose(graftax.replace("blocks[1,2].mixer", "hyena_x"), graftax.resize("blocks[3].mlp", 2.0))
     model = graftax.graft(model, edit, jax.random.key(1))
     leaves, tree = jax.tree.flatten(model.params)
     keys = jax.random.split(jax.random.key(2), len(leaves))
@@ -35,17 +35,18 @@ def test_spread_undoes_collect_bit_for_bit(mixed: Model) -> None:
     assert is_collected(collected["blocks"])
     assert not is_collected(mixed.params["blocks"])
     assert set(collected["blocks"]["mixer"]) == {"0_mha", "1_hyena_x"}
-    assert collected["blocks"]["mixer"]["1_hyena_x"]["in_proj"]["kernel"].shape == (3, 16, 48)
+    assert collected["blocks"]["mixer"]["1_hyena_x"]["in_proj"]["kernel"].shape == (2, 16, 48)
     assert len(jax.tree.leaves(collected)) < len(jax.tree.leaves(mixed.params)) / 2
     assert_trees_close(spread(mixed.spec, collected), mixed.params, rtol=0, atol=0)
     assert spread(mixed.spec, mixed.params) is mixed.params
     assert_trees_close(
-        one_block(mixed.spec, collected["blocks"], 5), one_block(mixed.spec, mixed.params["blocks"], 5), rtol=0, atol=0
+        one_block(mixed.spec, collected["blocks"], 2), one_block(mixed.spec, mixed.params["blocks"], 2), rtol=0, atol=0
     )
 
 
-@pytest.mark.parametrize("plan", ["auto", "unroll", "segments", "kind_scan"])
-@pytest.mark.parametrize("order", [None, (5, 1, 2, 2, 0)])
+@pytest.mark.parametrize(
+    ("plan", "order"), [("unroll", None), ("segments", None), ("kind_scan", None), ("kind_scan", (3, 1, 2, 2, 0))]
+)
 def test_every_plan_runs_either_arrangement_alike(mixed: Model, plan: str, order: tuple[int, ...] | None) -> None:
     spec = mixed.spec if order is None else mixed.spec.replace(program=tuple(Step((i,)) for i in order))
 
@@ -60,6 +61,6 @@ def test_every_plan_runs_either_arrangement_alike(mixed: Model, plan: str, order
 
 
 def test_parallel_steps_read_collected_blocks(mixed: Model) -> None:
-    spec = mixed.spec.replace(program=(Step((0, 1)), Step((2, 3), "sum"), Step((4,)), Step((5,), loops=2)))
+    spec = mixed.spec.replace(program=(Step((0, 1)), Step((2, 3), "sum"), Step((2,), loops=2)))
     plain = forward(spec, mixed.params, *inputs())[0]
     np.testing.assert_allclose(forward(spec, collect(spec, mixed.params), *inputs())[0], plain, rtol=1e-5, atol=1e-6)

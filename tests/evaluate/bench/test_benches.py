@@ -83,7 +83,7 @@ def test_random_graft():
 
 
 def test_compile():
-    plain, full, *unrolled = rows = bench_compile(depth=6, width=12)
+    plain, full, *unrolled = rows = bench_compile(depth=5, width=12)
     check_table(rows, 4)
     assert [row["plan"] for row in rows] == ["kind_scan"] * 2 + ["unroll"] * 2
     assert [row["step"] for row in rows] == ["plain", "full"] * 2

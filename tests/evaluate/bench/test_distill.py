@@ -5,6 +5,7 @@ import pytest
 from graftax.evaluate.bench.distill import bench_distill
 
 
+@pytest.mark.slow
 def test_joint_and_single_site_training_end_at_the_same_loss():
     toy = {"depth": 3, "width": 48, "grid": 2, "batch": 4, "selector": "blocks[0,2].mixer", "rounds": 1}
     rows = bench_distill(**toy, methods=("vmap", "map"))
