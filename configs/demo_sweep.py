@@ -18,7 +18,6 @@ MIXERS = {
     "hyena_long": "hyena_long(kernel=4)",
     "hyena_2d": "hyena_2d(kernel=3)",
     "mamba2": "mamba2(d_state=16, headdim=8)",
-    "mamba2 bidirectional": "mamba2(d_state=16, headdim=8, scan=bidirectional)",
     "mamba2 cross": "mamba2(d_state=16, headdim=8, scan=cross)",
     "swa": "swa(window=2)",
     "swa_2d": "swa_2d(window=1)",
@@ -62,7 +61,7 @@ def distill(**settings: Any) -> dict[str, Any]:
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """Names and edits: each operator at both shares, then the pairs, whose merges are fitted before they learn slowly."""
+    """Names and edits: each operator at both shares, then the pairs, which start from trained weights and learn slowly."""
     operators = {
         **{name: ("mixer", text) for name, text in MIXERS.items()},
         **{name: ("mlp", text) for name, text in MLPS.items()},
@@ -72,5 +71,5 @@ def variants() -> dict[str, dict[str, Any]]:
         for name, (slot, text) in operators.items()
         for share, blocks in SHARES.items()
     }
-    pairs = {"restructure": ("parallel_pairs()",), "distill": distill(learning_rate=5e-4, calibration=32)}
+    pairs = {"restructure": ("parallel_pairs()",), "distill": distill(learning_rate=5e-4)}
     return {**grafts, "parallel pairs": pairs}
