@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from graftax.cli import options
+
 CONFIG = "demo_graft.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("--config", metavar="FILE", help=f"default: configs/{CONFIG}")
-    parser.add_argument("--workdir", metavar="FOLDER", help="the report folder (default: runs/demo)")
+    options.add_config(parser, f"default: configs/{CONFIG}", required=False)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -26,8 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.cli.schema import DemoConfig
 
     start = time.perf_counter()
-    extra = [f"workdir={args.workdir}"] if args.workdir else []
-    settings = config.build(DemoConfig, config.read(args.config or default_config(), [*args.overrides, *extra]))
+    settings = config.build(DemoConfig, options.tree_of(args, default_config()))
     folder = Path(settings.workdir)
     found = demo_run.run(settings, folder)
     page = demo_page.write(found, folder)

@@ -13,7 +13,7 @@ from graftax.cli import options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    options.add_recipe(parser)
+    options.add_config(parser)
     parser.add_argument("--teacher", metavar="PATH", help="default: the config's teacher")
     parser.add_argument("--student", metavar="FOLDER", help="default: WORKDIR/grafted")
     parser.add_argument("--out", metavar="FOLDER", help="default: WORKDIR/distilled")

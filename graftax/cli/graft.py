@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws the new weights")
     parser.add_argument("--out", metavar="FOLDER", help="where the student goes; default: WORKDIR/grafted of the config")
     parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
-    options.add_recipe(parser, required=False)
+    options.add_config(parser, required=False)
     options.add_overrides(parser)
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from graftax.cli import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="config file of the comparison")
-    parser.add_argument("--workdir", metavar="FOLDER", help="short for --config.workdir=FOLDER")
+    options.add_config(parser, "config file of the comparison")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -22,8 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.cli import config, inits_run
     from graftax.cli.schema import InitsConfig
 
-    extra = [f"workdir={args.workdir}"] if args.workdir else []
-    settings = config.build(InitsConfig, config.read(args.config, [*args.overrides, *extra]))
+    settings = config.build(InitsConfig, options.tree_of(args))
     folder = Path(settings.workdir)
     text = inits_run.table(inits_run.run(settings, folder))
     (folder / "table.md").write_text(text)

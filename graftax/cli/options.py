@@ -25,19 +25,28 @@ def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def add_recipe(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The config file of a grafting experiment."""
-    parser.add_argument("--config", required=required, metavar="FILE", help="config file of the experiment (see configs/)")
+def add_config(
+    parser: argparse.ArgumentParser, text: str = "config file of the experiment (see configs/)", *, required: bool = True
+) -> None:
+    """A config file and the folder that it works in; `text` is the help of the former."""
+    parser.add_argument("--config", required=required, metavar="FILE", help=text)
     parser.add_argument("--workdir", metavar="FOLDER", help="short for --config.workdir=FOLDER")
 
 
+def tree_of(args: argparse.Namespace, default: Path | None = None) -> dict[str, Any]:
+    """The fields that --config (or the file `default`), its overrides and --workdir give, not yet checked."""
+    from graftax.cli import config
+
+    extra = [f"workdir={args.workdir}"] if args.workdir else []
+    return config.read(args.config or default, [*args.overrides, *extra])
+
+
 def recipe_of(args: argparse.Namespace) -> Any:
-    """The `Recipe` that --config, its overrides and --workdir describe; the demo's config is one too."""
+    """The `Recipe` that the arguments describe; the demo's config is one too."""
     from graftax.cli import config
     from graftax.cli.schema import DemoConfig, Recipe
 
-    extra = [f"workdir={args.workdir}"] if args.workdir else []
-    tree = config.read(args.config, [*args.overrides, *extra])
+    tree = tree_of(args)
     return config.build(DemoConfig if "graft_all" in tree else Recipe, tree)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    options.add_recipe(parser)
+    options.add_config(parser)
     parser.add_argument("--teacher", metavar="PATH", help="default: the config's teacher")
     parser.add_argument("--student", metavar="FOLDER", help="default: WORKDIR/distilled")
     parser.add_argument("--share", type=int, default=50, metavar="PERCENT", help="of the blocks (default: %(default)s)")

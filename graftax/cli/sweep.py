@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from graftax.cli import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="config file of the sweep")
-    parser.add_argument("--workdir", metavar="FOLDER", help="short for --config.workdir=FOLDER")
+    options.add_config(parser, "config file of the sweep")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -26,8 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.cli.schema import SweepConfig
     from graftax.errors import NonFinite
 
-    extra = [f"workdir={args.workdir}"] if args.workdir else []
-    settings = config.build(SweepConfig, config.read(args.config, [*args.overrides, *extra]))
+    settings = config.build(SweepConfig, options.tree_of(args))
     folder = Path(settings.workdir)
     found = sweep_run.run(settings, folder)
     page = sweep_page.write(found, folder)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 
+from graftax.cli import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="config file; its `task` says what is trained")
-    parser.add_argument("--workdir", metavar="FOLDER", help="short for --config.workdir=FOLDER")
+    options.add_config(parser, "config file; its `task` says what is trained")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.cli.schema import TRAININGS
     from graftax.errors import BadInput
 
-    tree = config.read(args.config, args.overrides + ([f"workdir={args.workdir}"] if args.workdir else []))
+    tree = options.tree_of(args)
     task = config.convert(str, tree.get("task"), "config.task")
     if task not in TRAININGS:
         raise BadInput(f"config.task: got {task!r}, expected one of {tuple(TRAININGS)}")

@@ -30,7 +30,7 @@ def parallel_pairs(lo: int = 0, hi: int | None = None) -> Edit:
     grafting paper (arXiv 2506.05340). Raises `BadInput`, when it runs, on spans that are no whole number of pairs, on
     positions that are parallel or looped already, and on a pair that has a projection elsewhere.
     """
-    text = f"parallel_pairs({lo}, {'' if hi is None else hi})" if lo or hi is not None else "parallel_pairs()"
+    text = f"parallel_pairs({', '.join(map(str, [lo] * bool(lo or hi is not None) + [hi] * (hi is not None)))})"
 
     def run(spec: ModelSpec, params: Params, rng: jax.Array) -> Result:
         steps = _pairs(text, spec, lo, len(spec.program) if hi is None else hi)
@@ -86,7 +86,7 @@ def tie(*groups: Sequence[int]) -> Edit:
 def _pairs(text: str, spec: ModelSpec, lo: int, hi: int) -> Program:
     steps = spec.program[lo:hi]
     if not 0 <= lo < hi <= len(spec.program) or len(steps) % 2:
-        raise BadInput(f"{text}: positions [{lo}, {hi}) of {len(spec.program)}, expected an even number of them within")
+        raise BadInput(f"{text}: positions [{lo}, {hi}) of {len(spec.program)}, expected an even number of steps inside")
     if nested := [step for step in steps if not is_plain(step)]:
         raise BadInput(f"{text}: {nested[0]} is parallel, looped or scaled already, expected plain blocks")
     pairs = [(first.blocks[0], second.blocks[0]) for first, second in zip(steps[::2], steps[1::2], strict=True)]
