@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from graftax.diffusion import Process, Sampler, guided
+from graftax.diffusion import Process, Sampler, guided, unit_noise
 from graftax.diffusion import sample as denoise
 from graftax.errors import BadInput
 from graftax.models.dit import forward_prepared, prepare_params
@@ -63,14 +63,17 @@ def sample(
     """Draw images (latents, for a latent model): labels (b,) int -> (b, h, w, c) float32.
 
     All steps run as one compiled loop. `initial_noise` (b, h, w, c) and `step_noise` (steps, b, h, w, c), step 0 the
-    noisiest, make runs of different models comparable; what is not given is drawn from `rng`. Guidance acts on the first
-    `cfg_channels` channels (None: all), as DiT does. Raises `BadInput` on labels, shapes or settings that do not fit.
+    noisiest, make runs of different models comparable; what is not given is drawn from `rng`, one key, or (b,) keys, one per
+    image, so that an image does not depend on its batch. Guidance acts on the first `cfg_channels` channels (None: all),
+    as DiT does. Raises `BadInput` on labels, shapes or settings that do not fit.
     """
     labels = jnp.asarray(labels)
     _check_labels(model.spec, labels)
     key = jax.random.key(0) if rng is None else rng
     shape = (labels.shape[0], model.spec.input_size, model.spec.input_size, model.spec.in_channels)
-    x = jax.random.normal(jax.random.fold_in(key, steps), shape) if initial_noise is None else jnp.asarray(initial_noise)
+    if key.shape not in ((), labels.shape):
+        raise BadInput(f"rng: shape {key.shape}, expected one key, or one for each of {labels.shape[0]} labels")
+    x = unit_noise(key, steps, shape) if initial_noise is None else jnp.asarray(initial_noise)
     if x.shape != shape:
         raise BadInput(f"initial_noise: shape {x.shape}, expected {shape}")
     noise = None if step_noise is None else jnp.asarray(step_noise)

@@ -2,6 +2,6 @@
 
 from graftax.diffusion.guidance import ModelFn, guided
 from graftax.diffusion.process import Process
-from graftax.diffusion.sampler import Sampler, sample
+from graftax.diffusion.sampler import Sampler, sample, unit_noise
 
-__all__ = ["ModelFn", "Process", "Sampler", "guided", "sample"]
+__all__ = ["ModelFn", "Process", "Sampler", "guided", "sample", "unit_noise"]

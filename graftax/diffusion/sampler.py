@@ -50,7 +50,7 @@ def sample(
 
     model_fn: see `ModelFn`, called with int32 original timesteps. x_init: (b, h, w, c), unit Gaussian noise;
     y: (b,) classes. step_noise: (len(process), b, h, w, c) with step 0 the noisiest, unit Gaussian; if None,
-    step i draws from fold_in(key, i). Deterministic DDIM uses neither. clip: hold the predicted x0 within
+    step i draws `unit_noise(key, i, ...)`. Deterministic DDIM uses neither. clip: hold the predicted x0 within
     [-1, 1], for models of pixels. Returns (b, h, w, c) float32. Pure and traceable: process, sampler, eta and
     clip are static.
 
@@ -72,7 +72,7 @@ def sample(
             return x_next, None
         if noise is None:
             assert key is not None  # by _check
-            noise = jax.random.normal(jax.random.fold_in(key, i), x.shape)
+            noise = unit_noise(key, i, x.shape)
         std = step.std
         if sampler == "ddpm":
             std *= jnp.exp(0.5 * interpolate(v, step.log_variance_low, step.log_variance_high))
@@ -81,6 +81,16 @@ def sample(
     inputs = (jnp.arange(len(process)), _schedule(process, sampler, eta), step_noise)
     x, _ = jax.lax.scan(denoise, x_init.astype(jnp.float32), inputs)
     return x
+
+
+def unit_noise(key: jax.Array, number: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Unit Gaussian noise of `shape` (b, ...) float32 for a step's `number`.
+
+    `key` is one key for the whole batch, or keys (b,), one per image: then an image is the same whatever it is drawn with.
+    """
+    if key.ndim == 0:
+        return jax.random.normal(jax.random.fold_in(key, number), shape)
+    return jax.vmap(lambda one: jax.random.normal(jax.random.fold_in(one, number), shape[1:]))(key)
 
 
 def _schedule(process: Process, sampler: Sampler, eta: float) -> _Step:
@@ -123,5 +133,7 @@ def _check(
         raise BadInput(f"x_init, y: shapes {x_init.shape}, {y.shape}, expected (b, h, w, c) and (b,)")
     if step_noise is not None and step_noise.shape != (len(process), *x_init.shape):
         raise BadInput(f"step_noise: shape {step_noise.shape}, expected {(len(process), *x_init.shape)}")
+    if key is not None and key.shape not in ((), y.shape):
+        raise BadInput(f"key: shape {key.shape}, expected one key, or one for each of {y.shape[0]} images")
     if noisy and key is None and step_noise is None:
         raise BadInput(f"noise of {sampler!r} with eta {eta}: neither key nor step_noise given, expected one")

@@ -200,3 +200,18 @@ def test_bad_arguments_are_refused(arguments, word):
     good = dict(model_fn=gaussian_model(process), process=process, x_init=x_init(), y=Y, key=key)
     with pytest.raises(BadInput, match=word):
         sample(**{**good, **arguments})
+
+
+def test_with_a_key_per_image_an_image_does_not_depend_on_its_batch():
+    process = Process().respaced(5)
+    keys = jax.random.split(jax.random.key(3), 32)
+    whole = sample(gaussian_model(process), process, x_init(), Y, keys)
+    part = sample(gaussian_model(process), process, x_init()[5:9], Y[5:9], keys[5:9])
+    np.testing.assert_allclose(whole[5:9], part, rtol=0, atol=1e-5)  # of values about 1: compiled for other shapes
+    assert float(jnp.abs(whole[0] - whole[1]).max()) > 0.1
+
+
+def test_keys_must_be_one_or_one_per_image():
+    process = Process().respaced(5)
+    with pytest.raises(BadInput, match="key: shape"):
+        sample(gaussian_model(process), process, x_init(), Y, jax.random.split(jax.random.key(3), 7))

@@ -1,0 +1,158 @@
+"""Many samples of a model in a folder: drawn in parts, on all devices and hosts, continued where it was interrupted.
+
+    FOLDER/protocol.json      model and protocol that the images belong to
+    FOLDER/parts/0000100.npz  images 100.. of one part, written whole or not at all
+    FOLDER/samples.npz        all of them, in the form that ADM's evaluator reads: `arr_0` (n, h, w, c) uint8, `arr_1` labels
+
+Image i depends on the protocol's seed and i alone. Hosts take the parts in turn; the folder must be one that all see.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from graftax import api
+from graftax.checkpoint.files import replacing
+from graftax.errors import BadInput
+from graftax.evaluate.protocol import Protocol, require_equal
+from graftax.models import Model
+from graftax.progress import Progress
+
+INDEX, PARTS, WHOLE = "protocol.json", "parts", "samples.npz"
+Decode = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """A finished or unfinished folder of samples: `part` images per file."""
+
+    folder: Path
+    protocol: Protocol
+    part: int
+
+    def file(self, first: int) -> Path:
+        """Where the images from number `first` on are kept."""
+        return self.folder / PARTS / f"{first:07d}.npz"
+
+    @property
+    def starts(self) -> range:
+        """The first image of every part."""
+        return range(0, self.protocol.count, self.part)
+
+    def missing(self) -> list[int]:
+        """The first images of parts that are still to be drawn."""
+        return [first for first in self.starts if not self.file(first).exists()]
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images (n, h, w, c) uint8 and labels (n,) int32 of one part after the other."""
+        for first in self.starts:
+            with np.load(self.file(first)) as stored:
+                yield stored["images"], stored["labels"]
+
+
+def draw_set(
+    model: Model, protocol: Protocol, decode: Decode, folder: Path, *, identity: str, part: int = 100, show: bool = True
+) -> SampleSet:
+    """Draw the images of `protocol` into `folder`, or those that an interrupted call has left.
+
+    `decode` turns the model's arrays (n, h, w, c) into pixels in [-1, 1]. `identity` names the model's weights (a hash).
+    `part`: images per file and compiled call, spread over this host's devices.
+
+    Raises BadInput where the folder holds samples of another model, protocol or part size, or `part` does not divide over
+    the devices.
+    """
+    devices = jax.local_devices()
+    if part < 1 or part % len(devices):
+        raise BadInput(f"images per part: got {part}, expected a multiple of {len(devices)} devices")
+    if jax.process_index() == 0:
+        _open(folder, protocol.drawn(), identity, part)
+    multihost_utils.sync_global_devices("graftax: folder of samples")
+    found = _open(folder, protocol.drawn(), identity, part)
+    missing = found.missing()
+    multihost_utils.sync_global_devices("graftax: parts shared out")  # before anybody adds to them
+    labels = protocol.label_array(model.spec.num_classes)
+    spread = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+    params = jax.device_put(model.params, NamedSharding(spread.mesh, PartitionSpec()))
+    mine = missing[jax.process_index() :: jax.process_count()]
+    done = len(found.starts) - len(missing)
+    with Progress(len(mine) + done, "samples", unit="part", initial=done, show=show) as progress:
+        for first in mine:
+            _draw_part(model.replace(params=params), found, decode, labels, first, spread)
+            progress.advance()
+    multihost_utils.sync_global_devices("graftax: samples drawn")
+    return found
+
+
+def _draw_part(
+    model: Model, found: SampleSet, decode: Decode, labels: np.ndarray, first: int, spread: NamedSharding
+) -> None:
+    protocol, last = found.protocol, min(first + found.part, found.protocol.count)
+    whole = np.resize(labels[first:last], found.part)  # every part has the same shape: one compilation
+    y, keys = jax.device_put((whole, protocol.keys(first, first + found.part)), spread)
+    drawn = api.sample(
+        model, y, sampler=protocol.sampler, steps=protocol.steps, cfg_scale=protocol.cfg_scale,
+        cfg_channels=protocol.cfg_channels, eta=protocol.eta, rng=keys, dtype=jnp.dtype(protocol.dtype),
+    )  # fmt: skip
+    images = protocol.to_uint8(decode(np.asarray(drawn)))[: last - first]
+    with replacing(found.file(first)) as temporary, temporary.open("wb") as file:
+        np.savez(file, images=images, labels=labels[first:last])
+
+
+def _open(folder: Path, protocol: Protocol, identity: str, part: int) -> SampleSet:
+    """The folder's samples so far, checked to be of this model and protocol."""
+    index = folder / INDEX
+    if not index.exists():
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        with replacing(index) as temporary:
+            record = {"model": identity, "part": part, "protocol": json.loads(protocol.to_json())}
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
+        return SampleSet(folder, protocol, part)
+    kept, model = open_set(folder), json.loads(index.read_text())["model"]
+    if model != identity:
+        raise BadInput(f"{folder}: samples of the model {model[:12]}, expected {identity[:12]} or an empty folder")
+    require_equal({str(folder): kept.protocol, "this run": protocol})
+    if kept.part != part:
+        raise BadInput(f"{folder}: {kept.part} images per part, expected {part} as when it was begun")
+    return kept
+
+
+def open_set(folder: Path) -> SampleSet:
+    """The samples in a folder that `draw_set` has written to. Raises `BadInput` where there are none."""
+    try:
+        record = json.loads((folder / INDEX).read_text())
+        return SampleSet(folder, Protocol.from_json(json.dumps(record["protocol"])), int(record["part"]))
+    except FileNotFoundError:
+        raise BadInput(f"{folder}: no {INDEX} in it, expected a folder of samples") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{folder / INDEX}: damaged ({error!r})") from None
+
+
+def write_npz(samples: SampleSet, path: Path | None = None) -> Path:
+    """All images as one file, `arr_0` (n, h, w, c) uint8 and `arr_1` (n,) int32, one part in memory at a time.
+
+    `path` None: FOLDER/samples.npz. Raises `BadInput` where parts are missing.
+    """
+    if missing := samples.missing():
+        raise BadInput(f"{samples.folder}: {len(missing)} of {len(samples.starts)} parts missing, draw them first")
+    path = path or samples.folder / WHOLE
+    labels = np.concatenate([labels for _, labels in samples])
+    shape = next(iter(samples))[0].shape[1:]
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            head = {"descr": "|u1", "fortran_order": False, "shape": (samples.protocol.count, *shape)}
+            np.lib.format.write_array_header_1_0(file, head)
+            for images, _ in samples:
+                file.write(np.ascontiguousarray(images).data)
+        with archive.open("arr_1.npy", "w") as file:
+            np.lib.format.write_array(file, labels, allow_pickle=False)
+    return path

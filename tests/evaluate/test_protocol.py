@@ -1,0 +1,70 @@
+"""Protocols: what changes their hash, which labels and bytes they give, and what does not compare."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from graftax.errors import BadInput
+from graftax.evaluate.protocol import Protocol, differences, require_equal
+
+OTHER = {
+    "sampler": "ddim", "steps": 50, "cfg_scale": 4.0, "cfg_channels": None, "eta": 0.5, "seed": 1, "count": 10_000,
+    "labels": "balanced", "decoder": "demo", "rounding": "truncate", "dtype": "bfloat16", "reference": "a.npz 12ab",
+    "features": "inception 34cd",
+}  # fmt: skip
+
+
+def test_every_field_changes_the_hash():
+    assert OTHER.keys() == {field.name for field in dataclasses.fields(Protocol)}
+    hashes = {Protocol().hash} | {dataclasses.replace(Protocol(), **{name: value}).hash for name, value in OTHER.items()}
+    assert len(hashes) == len(OTHER) + 1
+
+
+def test_json_round_trip():
+    protocol = Protocol(**OTHER)
+    assert Protocol.from_json(protocol.to_json()) == protocol
+    with pytest.raises(BadInput, match="colour"):
+        Protocol.from_json('{"colour": 3}')
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("sampler", "euler"), ("labels", "some"), ("rounding", "up"), ("count", 0), ("steps", 1001)]
+)
+def test_values_out_of_range_are_refused(field, value):
+    with pytest.raises(BadInput, match=field if field != "steps" else "1001"):
+        Protocol(**{field: value})
+
+
+def test_balanced_labels_take_turns_and_random_ones_do_not():
+    balanced = Protocol(count=25, labels="balanced").label_array(10)
+    assert balanced.tolist() == [i % 10 for i in range(25)]
+    drawn = Protocol(count=20_000).label_array(10)
+    counts = np.bincount(drawn, minlength=10)
+    assert counts.min() > 1800  # 4.7 standard deviations below 2,000
+    assert len(set(counts)) > 1
+    np.testing.assert_array_equal(drawn, Protocol(count=20_000).label_array(10))
+    assert (drawn != Protocol(count=20_000, seed=1).label_array(10)).any()
+
+
+def test_an_image_has_the_same_key_in_any_range():
+    protocol = Protocol()
+    assert (protocol.keys(3, 9)[2:4] == protocol.keys(5, 7)).all()
+
+
+def test_bytes_follow_the_two_reference_rules():
+    x = np.linspace(-1.1, 1.1, 4001, dtype=np.float32)
+    dit = np.clip(127.5 * x + 128.0, 0, 255).astype(np.uint8)
+    adm = np.clip((x + 1) * 127.5, 0, 255).astype(np.uint8)
+    assert np.abs(Protocol().to_uint8(x).astype(int) - dit).max() <= 1  # on a tie the order of additions may decide
+    assert (Protocol().to_uint8(x) != dit).mean() < 0.002
+    assert (Protocol(rounding="truncate").to_uint8(x) != adm).mean() < 0.002
+    assert (dit != adm).mean() > 0.4
+
+
+def test_differences_name_fields_and_users():
+    protocols = {"a": Protocol(), "b": Protocol(steps=50), "c": Protocol()}
+    assert differences(protocols) == ["steps: 250 (a, c), 50 (b)"]
+    with pytest.raises(BadInput, match=r"steps: 250 \(a, c\), 50 \(b\)"):
+        require_equal(protocols)
+    require_equal({"a": Protocol(), "b": Protocol()})
