@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> None:
     """Load teacher and student, distil, save the student."""
     from graftax import api
     from graftax.cli import images, stages
+    from graftax.cli.run_folder import record_settings
     from graftax.cli.stages import last_eval
 
     recipe = options.recipe_of(args)
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
     data = images.load(recipe.data)
     teacher = stages.open_model(args.teacher or recipe.teacher, lambda spec: images.check_fit(data, spec))
     student = stages.open_model(args.student or workdir / "grafted", lambda spec: images.check_fit(data, spec))
+    record_settings(workdir, recipe)
     student, history = stages.run_distill(teacher, student, recipe.distill, data, workdir / "distill", recipe.mesh)
     out = Path(args.out or workdir / "distilled")
     api.save(student, out)

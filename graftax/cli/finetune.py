@@ -23,12 +23,14 @@ def run(args: argparse.Namespace) -> None:
     """Load the student, fine-tune, save."""
     from graftax import api
     from graftax.cli import images, stages
+    from graftax.cli.run_folder import record_settings
     from graftax.cli.stages import last_eval
 
     recipe = options.recipe_of(args)
     workdir = Path(recipe.workdir)
     data = images.load(recipe.data)
     student = stages.open_model(args.student or workdir / "distilled", lambda spec: images.check_fit(data, spec))
+    record_settings(workdir, recipe)
     student, history = stages.run_finetune(student, recipe.finetune, data, workdir / "finetune", recipe.mesh)
     out = Path(args.out or workdir / "finetuned")
     api.save(student, out)

@@ -68,7 +68,11 @@ class Report:
     def section(self, title: str, *paragraphs: str) -> None:
         """A heading and paragraphs."""
         self._parts.append(f"<h2>{html.escape(title)}</h2>")
-        self._parts += [f"<p>{html.escape(text)}</p>" for text in paragraphs]
+        self.paragraphs(*paragraphs)
+
+    def paragraphs(self, *texts: str) -> None:
+        """Running text."""
+        self._parts += [f"<p>{html.escape(text)}</p>" for text in texts]
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], strong: Sequence[int] = ()) -> None:
         """A table; the first column is text, the others numbers. Rows whose index is in `strong` stand out."""

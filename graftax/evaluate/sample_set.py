@@ -53,11 +53,14 @@ class SampleSet:
         """The first images of parts that are still to be drawn."""
         return [first for first in self.starts if not self.file(first).exists()]
 
+    def read(self, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images (n, h, w, c) uint8 and labels (n,) int32 of the part that begins with image `first`."""
+        with np.load(self.file(first)) as stored:
+            return stored["images"], stored["labels"]
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Images (n, h, w, c) uint8 and labels (n,) int32 of one part after the other."""
-        for first in self.starts:
-            with np.load(self.file(first)) as stored:
-                yield stored["images"], stored["labels"]
+        """Images and labels as `read` gives them, one part after the other."""
+        return map(self.read, self.starts)
 
 
 def draw_set(

@@ -1,0 +1,40 @@
+"""`graftax compare`: several evaluated models in one table and one picture, quality against cost.
+
+    graftax evaluate demo --out runs/eval/teacher
+    graftax evaluate runs/demo/5-of-10 --out runs/eval/half
+    graftax compare runs/eval --out runs/compare
+
+Takes folders that `graftax evaluate --out` has written to, or folders with such folders in them. Results of different
+protocols do not compare: they are refused, unless --any-protocol is given; then every difference is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with results in it or below it")
+    parser.add_argument("--any-protocol", action="store_true", help="compare although protocols differ, and say in what")
+    parser.add_argument("--out", metavar="FOLDER", default="runs/compare", help="for the page (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, check, print the table, write the page."""
+    from graftax.cli import compare_page
+    from graftax.evaluate.result import check_comparable, find_results
+
+    found = {run: find_results(Path(run)) for run in args.runs}
+    named = [(_name(run, path, len(found)), result) for run in found for path, result in found[run].items()]
+    if not args.any_protocol:
+        check_comparable(named)
+    print(compare_page.text(named))
+    print(compare_page.write(named, Path(args.out)))
+
+
+def _name(run: str, path: str, runs: int) -> str:
+    """Short and unique: the evaluation's folder, and the run's where there are several."""
+    inner = Path(path).parent.parent.as_posix()
+    return "/".join(part for part in ((run.rstrip("/") if runs > 1 or inner == "." else ""), inner) if part not in ("", "."))
