@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from graftax.cli import pages
+from graftax.cli.tables import aligned
 from graftax.evaluate import pictures
 from graftax.evaluate.protocol import differences
 from graftax.evaluate.report import Figure, Report
@@ -16,7 +17,7 @@ Named = Sequence[tuple[str, Result]]
 
 def text(named: Named) -> str:
     """One table for each feature space, columns aligned."""
-    return "\n\n".join("\n".join([f"features: {space}", *_aligned([head, *rows])]) for space, head, rows in tables(named))
+    return "\n\n".join("\n".join([f"features: {space}", *aligned([head, *rows])]) for space, head, rows in tables(named))
 
 
 def tables(named: Named) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -25,13 +26,6 @@ def tables(named: Named) -> list[tuple[str, list[str], list[list[str]]]]:
         (space, _head(members), [_row(name, result, _metrics(members)) for name, result in members])
         for space, members in by_space(named).items()
     ]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of equal columns, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
-    return ["  ".join(row).rstrip() for row in cells]
 
 
 def write(named: Named, folder: Path) -> Path:

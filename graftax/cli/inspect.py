@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help='.pt, .safetensors, graftax folder, "demo", or a published name (graftax zoo)')
     parser.add_argument("other", nargs="?", help="a second model to compare with")
     parser.add_argument("--cost", action="store_true", help="print what the paper's grafts would change in this model")
+    parser.add_argument("--params", action="store_true", help="print every parameter: shape, size, kept or new")
     options.add_overrides(parser)
 
 
@@ -40,19 +41,20 @@ def run(args: argparse.Namespace) -> None:
     from graftax.errors import BadInput
 
     overrides = options.overrides_of(args)
-    if args.cost and args.other is not None:
-        raise BadInput("inspect --cost: got two models, expected one")
-    model = _open(args.model, overrides)
+    for name in ("cost", "params"):
+        if getattr(args, name) and args.other is not None:
+            raise BadInput(f"inspect --{name}: got two models, expected one")
+    model = open_model(args.model, overrides)
     spec, meta = _parts(model)
-    if args.cost:
-        print(costs(spec))
+    if args.cost or args.params:
+        print("\n".join([*([parameters(model)] if args.params else []), *([costs(spec)] if args.cost else [])]))
     elif args.other is None:
         print(describe(spec, meta))
     else:
-        print(f"{args.model} -> {args.other}\n{difference(model, _open(args.other, overrides))}")
+        print(f"{args.model} -> {args.other}\n{difference(model, open_model(args.other, overrides))}")
 
 
-def _open(name: str, overrides: dict[str, Any]) -> Model | ModelSpec:
+def open_model(name: str, overrides: dict[str, Any]) -> Model | ModelSpec:
     """The model in a file or folder; the spec alone for a published name."""
     from graftax.checkpoint.dit_keys import check_overrides
     from graftax.checkpoint.zoo import spec_of
@@ -95,6 +97,17 @@ def describe(spec: ModelSpec, meta: dict[str, Any]) -> str:
         if value := meta.get(name):
             lines.append(f"{name:<12}{', '.join(value) if isinstance(value, list) else value}")
     return "\n".join(lines)
+
+
+def parameters(model: Model | ModelSpec) -> str:
+    """Every parameter in a table, blocks that are alike in one line, without a line end."""
+    from graftax.models import Model, param_shapes
+    from graftax.surgery.select import select
+    from graftax.train.overview import parameter_table
+
+    if not isinstance(model, Model):
+        return parameter_table(param_shapes(model))
+    return parameter_table(model.params, select(model.meta.sites, model.spec) if model.meta.sites else ())
 
 
 def _blocks(spec: ModelSpec) -> list[str]:

@@ -13,8 +13,11 @@ from graftax.errors import BadInput
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1], any shape, as uint8: -1 is 0 and 1 is 255, what lies beyond is cut off."""
-    return np.round((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
+    """Images in [-1, 1], any shape, as uint8: -1 is 0 and 1 is 255, what lies beyond is cut off.
+
+    127.5 x + 128, cut to 0..255, the fraction dropped: as in DiT's sample_ddp.py, from which FID is computed.
+    """
+    return np.clip(127.5 * np.asarray(pixels, np.float32) + 128, 0, 255).astype(np.uint8)
 
 
 def grid(images: np.ndarray, columns: int, *, gap: int = 2, scale: int = 1, background: int = 96) -> np.ndarray:
@@ -94,6 +97,20 @@ def scatter(path: Path, points: Mapping[str, tuple[float, float]], *, x: str, y:
             name, point, (1.06, (i + 0.5) / len(ranked)), textcoords="axes fraction", color=INK, fontsize=6, va="center",
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.5},
         )  # fmt: skip
+    _finish(path, figure, axes, legend=False)
+
+
+def roofline(path: Path, points: Mapping[str, tuple[float, float]], chip: str, peak: float, bandwidth: float) -> None:
+    """Draw named points (FLOPs per byte, FLOP/s) under a chip's roof, min(peak, intensity * bandwidth), into a PNG."""
+    figure, axes = _axes("FLOPs per byte", f"attainable TFLOP/s on {chip}", (5.6, 3.4))
+    ridge = peak / bandwidth
+    ends = [min([ridge, *(x for x, _ in points.values())]) / 4, max([ridge, *(x for x, _ in points.values())]) * 4]
+    axes.plot([ends[0], ridge, ends[1]], [ends[0] * bandwidth / 1e12, peak / 1e12, peak / 1e12], color=INK, linewidth=1.2)
+    for i, (name, (x, y)) in enumerate(points.items()):
+        axes.plot(x, y / 1e12, "o", color=COLOURS[i % len(COLOURS)], markersize=5, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=6)
     _finish(path, figure, axes, legend=False)
 
 

@@ -1,0 +1,61 @@
+"""`graftax cost`: what a model costs, counted for a named chip and, with --measure, timed on the devices at hand.
+
+    graftax cost DiT-XL/2 --chip v5e --batch 8
+    graftax cost demo --measure --out runs/cost
+
+By operator: parameters, FLOPs, the bytes that must move at least, their ratio against the chip's (the roofline), the least
+time there, and the activations kept for a backward pass. Counted figures need no weights: a published name will do.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from graftax.cli import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("model", help='.pt, .safetensors, graftax folder, "demo", or a published name (graftax zoo)')
+    parser.add_argument(
+        "--chip", default="v5e", help="chip of the roofline: v4, v5e, v5p, v6e, h100 ... (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images per pass (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the bytes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="also time operators, blocks and the whole model here, in float32"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=250, help="sampling steps of the time per image (default: %(default)s)")
+    parser.add_argument("--out", metavar="FOLDER", help="also write cost.json and roofline.png there")
+    options.add_overrides(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Count, time if asked to, print, write."""
+    from graftax.cli import cost_page, inspect
+    from graftax.errors import BadInput
+    from graftax.evaluate.roofline import roofline
+    from graftax.models import Model
+    from graftax.train.chips import find_chip
+
+    chip = find_chip(args.chip)
+    for name in ("batch", "rounds", "steps"):
+        if getattr(args, name) < 1:
+            raise BadInput(f"{name}: got {getattr(args, name)}, expected 1 or more")
+    model = inspect.open_model(args.model, options.overrides_of(args))
+    if args.measure and not isinstance(model, Model):
+        raise BadInput(f"--measure: {args.model} is a published name without weights here, expected a file or folder")
+    rows = roofline(model.spec if isinstance(model, Model) else model, args.batch, args.dtype)
+    print(cost_page.counted(rows, chip, args.batch, args.dtype))
+    times = None
+    if args.measure and isinstance(model, Model):
+        from graftax.evaluate.latency import latencies
+
+        times = latencies(model, args.batch, args.rounds)
+        print(f"\n{cost_page.measured(times, args.batch, args.steps)}")
+    if args.out:
+        print(cost_page.write(Path(args.out), rows, chip, args.batch, args.dtype, times))
