@@ -1,43 +1,51 @@
-"""From a `DataConfig` to arrays: images or latents, training and held-out, and the way back to pixels."""
+"""From a `DataConfig` to batches: images or latents, training and held-out, and the way back to pixels."""
 
 from __future__ import annotations
 
 import functools
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from graftax.cli import nets
 from graftax.cli.schema import DataConfig
-from graftax.data.pipeline import Batches, batches
-from graftax.data.source import FASHION_MNIST, ImageSet, load_source, prepare
+from graftax.data.latents import LatentSet, is_latent_set
+from graftax.data.opening import open_any, part
+from graftax.data.pipeline import Batches, Pixels, batches, read_threads, stream, whole
+from graftax.data.source import FASHION_MNIST, ImageSet, Records, load_source, prepare, split_indices
 from graftax.errors import BadInput
 from graftax.models import autoencoder
 from graftax.spec import ModelSpec
+
+Source = Records | LatentSet
 
 
 @dataclass(frozen=True)
 class Images:
     """A training and a held-out set (empty where nothing is held out), prepared for a model when first asked for.
 
-    `raw_train` and `raw_test` are as read: uint8 images, or float latents that were given. Everything that can be wrong
-    is found by `load` and `check_fit`, before an encoder runs.
+    `raw_train` and `raw_test` are as read: uint8 images, or latents that were given. Folders, tensorflow-datasets and
+    latent sets are read as `batches` asks for them; `train` and `test` are whole arrays, whatever the source. Settings that
+    do not fit are found by `load` and `check_fit`, before an encoder runs.
     """
 
     config: DataConfig
-    raw_train: ImageSet
-    raw_test: ImageSet
+    raw_train: Source
+    raw_test: Source
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape (h, w, c) of one image as the model sees it."""
+        if isinstance(self.raw_train, LatentSet):
+            return self.raw_train.manifest.latent_shape
         if self.config.latents == "given":
-            return self.raw_train.images.shape[1:]
+            return _in_memory(self.raw_train).images.shape[1:]
         if self.config.latents == "none":
-            return self.config.size, self.config.size, self.raw_train.images.shape[3]
+            return self.config.size, self.config.size, self.raw_train.channels
         return nets.load_autoencoder(self.config.latents)[0].latent_shape
 
     @property
@@ -70,20 +78,32 @@ class Images:
         """Labels (n,) int32 of `test`."""
         return self.raw_test.labels
 
-    def pixels(self, images: ImageSet) -> np.ndarray:
-        """uint8 images as (n, size, size, c) float32 in [-1, 1]."""
-        return prepare(images.images, self.config.size)
+    def pixels(self, images: Source) -> np.ndarray:
+        """uint8 images as (n, size, size, c) float32 in [-1, 1]. Raises `BadInput` where they are latents."""
+        if isinstance(images, LatentSet):
+            raise BadInput(f"data.source {self.config.source!r}: a latent set, expected images")
+        if isinstance(images, ImageSet):
+            return prepare(images.images, self.config.size)
+        return whole(Pixels(images, self.config.size))["image"]
 
     def batches(self, batch_size: int, seed: int) -> Batches:
         """Endless training batches of this process's share."""
         import jax
 
-        share = jax.process_index(), jax.process_count()
-        return batches(self.train, self.train_labels, batch_size, seed, *share, transform=self.config.transform)
+        share, transform = (jax.process_index(), jax.process_count()), self.config.transform
+        if isinstance(self.raw_train, ImageSet):
+            return batches(self.train, self.train_labels, batch_size, seed, *share, transform=transform)
+        if isinstance(self.raw_train, LatentSet):
+            reader = self.raw_train.transformed(transform)
+        else:
+            reader = Pixels(self.raw_train, self.config.size, transform)
+        return stream(reader, batch_size, seed, *share, threads=read_threads())
 
-    def _seen(self, images: ImageSet) -> np.ndarray:
+    def _seen(self, images: Source) -> np.ndarray:
+        if isinstance(images, LatentSet):
+            return whole(images)["image"]
         if self.config.latents == "given":
-            return images.images.astype(np.float32)
+            return _in_memory(images).images.astype(np.float32)
         if self.config.latents == "none":
             return self.pixels(images)
         spec, params = nets.load_autoencoder(self.config.latents)
@@ -91,18 +111,45 @@ class Images:
 
 
 def load(config: DataConfig) -> Images:
-    """Read both sets. Raises `BadInput` on files and settings that do not fit together."""
-    if config.latents == "given":
-        train, test = _given_latents(config)
-    else:
-        train = load_source(config.source, "train", config.held_out)
-        held_out = config.source == FASHION_MNIST or config.held_out > 0
-        test = load_source(config.source, "test", config.held_out) if held_out else train.take(np.arange(0))
+    """Read both sets, or what they list. Raises `BadInput` on files and settings that do not fit together."""
+    train, test = _sets(config)
+    train, line = part(train, config.subset, config.subset_seed)
+    if config.subset is not None:
+        print(line, flush=True)
+    if len(test):
+        test, _ = part(test, config.test_subset, config.subset_seed)
     if config.limit is not None:
         train = train.take(np.arange(min(config.limit, len(train))))
     if config.latents not in ("none", "given"):
         _check_encoder(config, train)
     return Images(config, train, test)
+
+
+def reduced(images: Images, subset: str | None) -> Images:
+    """The same with only the stratified part `subset` of its training images (None: all)."""
+    if subset is None:
+        return images
+    return replace(images, raw_train=part(images.raw_train, subset, images.config.subset_seed)[0])
+
+
+def _sets(config: DataConfig) -> tuple[Any, Any]:
+    """Training and held-out set, both of one kind, before subsets are taken."""
+    if config.latents == "given" and not is_latent_set(config.source):
+        return _given_latents(config)
+    if config.test is not None:
+        train, test = (open_any(source, config.data_dir) for source in (config.source, config.test))
+        if type(train) is not type(test) or train.class_names != test.class_names:
+            raise BadInput(f"data.test {config.test!r}: other classes or another kind of set than {config.source!r}")
+    elif config.source == FASHION_MNIST:
+        train, test = (load_source(FASHION_MNIST, split, config.held_out) for split in ("train", "test"))
+    else:
+        both = open_any(config.source, config.data_dir)
+        test = both.take(split_indices(len(both), "test", config.held_out, 0) if config.held_out else np.arange(0))
+        train = both.take(split_indices(len(both), "train", config.held_out, 0))
+    if isinstance(train, LatentSet) != (config.latents == "given"):
+        kind = "a latent set" if isinstance(train, LatentSet) else "images"
+        raise BadInput(f"data.latents {config.latents!r}: {config.source!r} is {kind}, expected 'given' for a latent set")
+    return train, test
 
 
 def check_fit(images: Images, spec: ModelSpec) -> None:
@@ -122,9 +169,16 @@ def decoder(latents: str) -> Callable[[np.ndarray], np.ndarray]:
     return lambda arrays: nets.in_chunks(autoencoder.decode, spec, params, arrays, spec.image_shape)
 
 
-def _check_encoder(config: DataConfig, train: ImageSet) -> None:
+def _in_memory(images: Source) -> ImageSet:
+    assert isinstance(images, ImageSet)
+    return images
+
+
+def _check_encoder(config: DataConfig, train: Records) -> None:
+    if not isinstance(train, ImageSet):
+        raise BadInput(f"data.latents {config.latents!r}: {config.source!r} wants `graftax encode` first")
     spec, _ = nets.load_autoencoder(config.latents)
-    shape = (config.size, config.size, train.images.shape[3])
+    shape = (config.size, config.size, train.channels)
     if spec.image_shape != shape:
         raise BadInput(
             f"data.latents {config.latents!r}: the autoencoder takes images {spec.image_shape}, these are {shape}"
@@ -135,7 +189,11 @@ def _given_latents(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Training and held-out share of an `.npz` with `latents` (n, h, w, c) float and `labels` (n,), as `sample` writes."""
     path = Path(config.source)
     if not path.is_file():
-        raise BadInput(f"latents {str(path)!r}: no such file, expected an .npz")
+        raise BadInput(f"latents {str(path)!r}: no such file, expected an .npz or a folder that `graftax encode` wrote")
+    if config.test is not None:
+        raise BadInput(f"data.test {config.test!r}: beside an .npz of latents, expected data.held_out")
+    if config.transform == "flip":
+        raise BadInput(f"transform: got 'flip' with latents {str(path)!r}, expected 'none' or a set of `graftax encode`")
     try:
         with np.load(path, allow_pickle=False) as file:
             latents, labels = file["latents"], file["labels"]

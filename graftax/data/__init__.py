@@ -1,1 +1,1 @@
-"""Image sets and batches: sources, the packed demo set, and the pipeline with a saveable position."""
+"""Image sets and batches: sources of every kind, subsets, latent sets, and the pipeline with a saveable position."""

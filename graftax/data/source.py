@@ -1,11 +1,13 @@
-"""Image sets in memory: the embedded demo set, or any `.npz` with `images` and `labels`."""
+"""What an image set is, and those that fit into memory: the embedded demo set, any `.npz` with `images` and `labels`."""
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -19,6 +21,31 @@ _GARMENTS = (
 )  # fmt: skip
 
 
+class Records(Protocol):
+    """Labelled images that are read one at a time: in memory, a folder, a prepared set of tensorflow-datasets.
+
+    `digest` (hex) changes with the choice and order of images; `fit` says how they become square (`crop.FITS`).
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def fit(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def labels(self) -> np.ndarray: ...  # (n,) int32
+    def __len__(self) -> int: ...
+    def fetch(self, index: int) -> tuple[np.ndarray, int]: ...  # (h, w, c) uint8 and its label
+    def take(self, indices: np.ndarray) -> Self: ...
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Labelled images in memory: `images` (n, h, w, c) uint8, `labels` (n,) int32 below `num_classes`."""
@@ -28,9 +55,25 @@ class ImageSet:
     name: str
     num_classes: int
     class_names: tuple[str, ...]
+    fit = "centred on black"
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+        return self.images.shape[3]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over shape, labels and pixels."""
+        content = repr(self.images.shape).encode(), self.labels.tobytes(), self.images.tobytes()
+        return hashlib.sha256(b"".join(content)).hexdigest()
+
+    def fetch(self, index: int) -> tuple[np.ndarray, int]:
+        """(image (h, w, c) uint8, label)."""
+        return self.images[index], int(self.labels[index])
 
     def take(self, indices: np.ndarray) -> ImageSet:
         """The same set with only the images at `indices` (m,), in that order."""
@@ -51,7 +94,7 @@ def load_source(name_or_path: str | Path, split: str = "train", held_out: float 
             raise BadInput(f"held_out {held_out}: {FASHION_MNIST} has its own test split, expected 0")
         return _fashion_mnist(split)
     whole = _load_npz(Path(name_or_path))
-    return whole.take(_split_indices(len(whole), split, held_out, seed))
+    return whole.take(split_indices(len(whole), split, held_out, seed))
 
 
 def prepare(images: np.ndarray, size: int) -> np.ndarray:
@@ -76,7 +119,11 @@ def _fashion_mnist(split: str) -> ImageSet:
     return ImageSet(images[..., None], labels, FASHION_MNIST, len(_GARMENTS), _GARMENTS)
 
 
-def _split_indices(count: int, split: str, held_out: float, seed: int) -> np.ndarray:
+def split_indices(count: int, split: str, held_out: float, seed: int) -> np.ndarray:
+    """Indices, ascending, of the share `held_out` of `count` records ("test"), drawn by `seed`, or of the others ("train").
+
+    Raises `BadInput` where the share is not in [0, 1), or "test" would be empty.
+    """
     if not 0 <= held_out < 1:
         raise BadInput(f"held_out {held_out}: expected a share in [0, 1)")
     test = round(count * held_out)
