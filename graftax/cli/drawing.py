@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +11,14 @@ import numpy as np
 
 from graftax import api
 from graftax.checkpoint.files import replacing
-from graftax.cli import images as image_data
 from graftax.cli import nets
+from graftax.cli.decoding import Decode
 from graftax.cli.schema import SampleConfig
-from graftax.errors import BadInput
 from graftax.evaluate import pictures
 from graftax.evaluate.classifier import ClassifierSpec, classify
 from graftax.evaluate.metrics import Gaussian, class_accuracy, frechet_distance, moments
 from graftax.models import Model
 from graftax.progress import Progress
-from graftax.spec import ModelSpec
-
-Decode = Callable[[np.ndarray], np.ndarray]
-"""From a model's arrays (n, h, w, c) to pixels in [-1, 1]."""
 
 
 def balanced_labels(count: int, classes: int) -> np.ndarray:
@@ -47,24 +41,6 @@ def draw(model: Model, labels: np.ndarray, config: SampleConfig, *, label: str =
             parts.append(np.asarray(part))
             progress.advance(min(size, len(labels) - i))
     return np.concatenate(parts)[: len(labels)]
-
-
-def decoder_for(spec: ModelSpec, latents: str) -> Decode | None:
-    """How a model's samples become pixels: "none", "demo" or an autoencoder's folder; None where there is no way.
-
-    "auto" takes pixel models as they are and the demo's autoencoder where the shapes are the demo's latents.
-    """
-    shape = (spec.input_size, spec.input_size, spec.in_channels)
-    if latents == "auto":
-        if spec.in_channels in (1, 3):
-            latents = "none"
-        elif shape == nets.load_autoencoder("demo")[0].latent_shape:
-            latents = "demo"
-        else:
-            return None
-    if latents != "none" and (found := nets.load_autoencoder(latents)[0].latent_shape) != shape:
-        raise BadInput(f"latents {latents!r}: the autoencoder has {found}, the model {shape}")
-    return image_data.decoder(latents)
 
 
 def write(path: Path, drawn: np.ndarray, decode: Decode | None, labels: np.ndarray, columns: int) -> None:
@@ -98,11 +74,12 @@ class Judge:
     def score(self, pixels: np.ndarray, labels: np.ndarray) -> Score:
         """Judge images (n, h, w, c) in [-1, 1] against the labels (n,) they were drawn for."""
         logits, features = classify(self.spec, self.params, pixels)
-        return Score(class_accuracy(logits, labels), frechet_distance(moments(features), self.reference), len(pixels))
+        distance = frechet_distance(moments(features, self.reference.space), self.reference)
+        return Score(class_accuracy(logits, labels), distance, len(pixels))
 
 
 def demo_judge(reference: np.ndarray, classifier: str = "demo") -> Judge:
     """The judge with a shipped or trained classifier, its reference the real images (n, h, w, c) in [-1, 1]."""
     spec, params = nets.load_classifier(classifier)
     _, features = classify(spec, params, reference)
-    return Judge(spec, params, moments(features))
+    return Judge(spec, params, moments(features, f"features of the classifier {classifier!r}"))

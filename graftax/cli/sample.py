@@ -2,9 +2,10 @@
 
     graftax sample demo --labels 0,1,2,3 --out garments.png
     graftax sample runs/demo/finetuned --per-class 10 --out samples.npz
+    graftax sample DiT-XL-2-256x256.pt --latents sd-vae-ft-ema --labels 207,360 --sampler ddpm --steps 250 --out animals.png
 
 A .png is one grid, a row per class; an .npz holds `images` (n, h, w, c) uint8 and `labels`, and is a data set that
-`graftax train` reads. Models without a decoder give an .npz with `latents` float32 instead.
+`graftax train` reads. Latent models without a decoder (`--latents`) give an .npz with `latents` float32 instead.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     """Draw, decode, write."""
     import numpy as np
 
-    from graftax.cli import drawing, stages
+    from graftax.cli import decoding, drawing, stages
     from graftax.errors import BadInput
 
     out = options.refuse_existing(args.out, args.overwrite)
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     classes = _classes(args.labels)
     overrides = options.overrides_of(args)
     model = stages.open_model(args.model, lambda spec: _check_classes(classes, spec.num_classes), **overrides)
-    decode = drawing.decoder_for(model.spec, args.latents)
+    decode = decoding.decoder_for(model.spec, args.latents, args.model)
     if decode is None and out.suffix == ".png":
         raise BadInput(f"{out}: these latents have no decoder here, expected --latents or an .npz")
     shown = classes if classes is not None else list(range(min(model.spec.num_classes, 16)))

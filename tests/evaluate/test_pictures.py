@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from graftax.errors import BadInput
@@ -10,6 +11,14 @@ from graftax.evaluate import pictures
 
 def test_to_uint8_maps_ends_and_middle_and_cuts_off():
     assert pictures.to_uint8(np.array([-2.0, -1.0, 0.0, 1.0, 3.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_to_uint8_is_the_reference_codes():
+    """DiT's sample_ddp.py, in its own library, at halves and on both sides of the ends."""
+    drawn = np.random.default_rng(0).uniform(-1.2, 1.2, 9999)
+    pixels = np.concatenate([np.arange(-300, 300) / 255, drawn]).astype(np.float32)
+    expected = torch.clamp(127.5 * torch.tensor(pixels) + 128.0, 0, 255).to(dtype=torch.uint8)
+    assert np.array_equal(pictures.to_uint8(pixels), expected.numpy())
 
 
 @pytest.mark.parametrize("channels", [1, 3])

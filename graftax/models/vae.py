@@ -1,0 +1,208 @@
+"""The autoencoder of latent diffusion models (AutoencoderKL): pixels to a Gaussian posterior over latents, and back.
+
+Parameters: {"encoder", "decoder", "quant_conv", "post_quant_conv"}, the last two where the spec has them. All functions are
+pure; `encode_moments`, `sample_latents` and `decode` are to be jitted with `spec` static. Images are (b, h, w, c) in
+[-1, 1], latents as diffusion models see them: shifted and scaled to about unit variance.
+
+Source: Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (arXiv 2112.10752); numerics are those
+of diffusers' AutoencoderKL in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from graftax.errors import BadInput
+from graftax.models.tiles import in_tiles
+from graftax.models.vae_blocks import Decoder, Encoder, conv1
+
+Params = dict[str, Any]
+LOGVAR_RANGE = (-30.0, 20.0)
+"""Bounds of the posterior's log-variance, as it was trained."""
+
+
+@dataclass(frozen=True)
+class VAESpec:
+    """Sizes of a VAE and the scale of its latents; fields are named as in the config.json of diffusers' AutoencoderKL.
+
+    `block_out_channels` are the widths from full to lowest resolution, `layers_per_block` the encoder's residual blocks at
+    each (the decoder has one more), `norm_num_groups` the groups of its normalisations. Models see
+    (raw latents - shift_factor) * scaling_factor. The defaults are Stable Diffusion's. Raises `BadInput` on sizes that
+    cannot be.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        widths = self.block_out_channels
+        if not widths:
+            raise BadInput("VAESpec.block_out_channels: got none, expected at least one width")
+        sizes = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+        counts = {name: getattr(self, name) for name in sizes} | {
+            f"block_out_channels[{i}]": w for i, w in enumerate(widths)
+        }
+        for name, value in counts.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise BadInput(f"VAESpec.{name}: got {value!r}, expected a positive integer")
+        if any(width % self.norm_num_groups for width in widths):
+            raise BadInput(
+                f"VAESpec.block_out_channels: {widths}, expected multiples of norm_num_groups {self.norm_num_groups}"
+            )
+        for name in ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
+            if not isinstance(getattr(self, name), bool):
+                raise BadInput(f"VAESpec.{name}: got {getattr(self, name)!r}, expected true or false")
+        for name in ("scaling_factor", "shift_factor"):
+            if not isinstance(getattr(self, name), int | float) or not math.isfinite(getattr(self, name)):
+                raise BadInput(f"VAESpec.{name}: got {getattr(self, name)!r}, expected a finite number")
+        if self.scaling_factor <= 0:
+            raise BadInput(f"VAESpec.scaling_factor: got {self.scaling_factor!r}, expected a positive number")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along each axis."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads back to an equal spec."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> VAESpec:
+        """Inverse of `to_json`. Raises `BadInput` on anything else."""
+        try:
+            fields = json.loads(text)
+            return cls(**{**fields, "block_out_channels": tuple(fields["block_out_channels"])})
+        except (TypeError, KeyError, json.JSONDecodeError) as error:
+            raise BadInput(f"VAE spec: {error!r} while reading {text[:80]!r}, expected VAESpec fields") from None
+
+
+SD = VAESpec()
+"""sd-vae-ft-ema and -mse, Stable Diffusion 1 and 2."""
+
+SDXL = dataclasses.replace(SD, scaling_factor=0.13025)
+SD3 = dataclasses.replace(
+    SD, latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False
+)
+FLUX = dataclasses.replace(SD3, scaling_factor=0.3611, shift_factor=0.1159)
+
+FAMILIES = {
+    "dit": SD, "sd": SD, "pixart-alpha": SD, "sdxl": SDXL, "pixart-sigma": SDXL, "auraflow": SDXL, "sd3": SD3, "flux": FLUX,
+}  # fmt: skip
+"""The VAE, with the scale and shift of its latents, that the models of each family were trained with."""
+
+
+def init(spec: VAESpec, key: jax.Array) -> Params:
+    """Fresh float32 parameters."""
+    keys = jax.random.split(key, 4)
+    side, c = spec.factor, spec.latent_channels
+    params: Params = {
+        "encoder": _encoder(spec).init(keys[0], jnp.zeros((1, side, side, spec.in_channels)))["params"],
+        "decoder": _decoder(spec).init(keys[1], jnp.zeros((1, 1, 1, c)))["params"],
+    }
+    if spec.use_quant_conv:
+        params["quant_conv"] = conv1(2 * c).init(keys[2], jnp.zeros((1, 1, 1, 2 * c)))["params"]
+    if spec.use_post_quant_conv:
+        params["post_quant_conv"] = conv1(c).init(keys[3], jnp.zeros((1, 1, 1, c)))["params"]
+    return params
+
+
+def encode_moments(spec: VAESpec, params: Params, images: jax.Array) -> jax.Array:
+    """Posterior of images (b, h, w, c) in [-1, 1]: (b, h / f, w / f, 2 latent_channels), the mean and the log-variance.
+
+    They describe raw latents, neither shifted nor scaled; the log-variance is clipped to [-30, 20]. `sample_latents` draws
+    from them. Raises `BadInput` unless the shape fits and h, w are multiples of `spec.factor`.
+    """
+    shape = tuple(images.shape)
+    if len(shape) != 4 or shape[3] != spec.in_channels or any(side % spec.factor for side in shape[1:3]):
+        expected = f"(b, h, w, {spec.in_channels}), h and w multiples of {spec.factor}"
+        raise BadInput(f"images to encode: shape {shape}, expected {expected}")
+    raw: jax.Array = _encoder(spec).apply({"params": params["encoder"]}, images)  # pyright: ignore[reportAssignmentType]
+    if spec.use_quant_conv:
+        raw = _pointwise(params["quant_conv"], raw)
+    mean, logvar = jnp.split(raw, 2, axis=-1)
+    return jnp.concatenate([mean, jnp.clip(logvar, *LOGVAR_RANGE)], axis=-1)
+
+
+def sample_latents(spec: VAESpec, moments: jax.Array, key: jax.Array | None) -> jax.Array:
+    """A draw from the posterior `moments` (.., 2 latent_channels) as diffusion models see it: (.., latent_channels).
+
+    mean + exp(logvar / 2) * normal(key), then shifted and scaled. Without a key: the mean, likewise.
+    """
+    mean, logvar = jnp.split(jnp.asarray(moments), 2, axis=-1)
+    if key is not None:
+        mean = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
+    return (mean - spec.shift_factor) * spec.scaling_factor
+
+
+def decode(spec: VAESpec, params: Params, latents: jax.Array) -> jax.Array:
+    """Images (b, f h, f w, c), about [-1, 1] but not clipped, of latents (b, h, w, latent_channels) as models see them.
+
+    Raises `BadInput` where the shape does not fit.
+    """
+    _check_latents(spec, latents)
+    raw = latents / spec.scaling_factor + spec.shift_factor
+    if spec.use_post_quant_conv:
+        raw = _pointwise(params["post_quant_conv"], raw)
+    return _decoder(spec).apply({"params": params["decoder"]}, raw)  # pyright: ignore[reportReturnType]
+
+
+def decode_tiled(
+    spec: VAESpec, params: Params, latents: jax.Array | np.ndarray, tile: int = 64, overlap: int = 16
+) -> np.ndarray:
+    """As `decode`, in square tiles of `tile` latents that overlap by at least `overlap` and fade into each other.
+
+    Device memory is that of one tile, whatever the image. Tiles see less than the whole (normalisation and attention span
+    all pixels), so the result is near `decode`'s, not equal to it. Raises `BadInput` unless 0 <= overlap < tile.
+    """
+    _check_latents(spec, latents)
+
+    def run(part: np.ndarray) -> np.ndarray:
+        return np.asarray(_decode_tile(spec, params, part))
+
+    return in_tiles(run, np.asarray(latents), tile, overlap, spec.factor)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_tile(spec: VAESpec, params: Params, latents: jax.Array) -> jax.Array:
+    return decode(spec, params, latents)
+
+
+def _pointwise(p: Params, x: jax.Array) -> jax.Array:
+    """The 1x1 convolution {"kernel" (1, 1, c, d), "bias" (d,)} of x (b, h, w, c)."""
+    return x @ p["kernel"][0, 0] + p["bias"]
+
+
+def _check_latents(spec: VAESpec, latents: jax.Array | np.ndarray) -> None:
+    if latents.ndim != 4 or latents.shape[3] != spec.latent_channels:
+        raise BadInput(f"latents to decode: shape {tuple(latents.shape)}, expected (b, h, w, {spec.latent_channels})")
+
+
+def _encoder(spec: VAESpec) -> Encoder:
+    return Encoder(*_sizes(spec), features=2 * spec.latent_channels)
+
+
+def _decoder(spec: VAESpec) -> Decoder:
+    return Decoder(*_sizes(spec), features=spec.out_channels)
+
+
+def _sizes(spec: VAESpec) -> tuple[tuple[int, ...], int, int, bool]:
+    return spec.block_out_channels, spec.layers_per_block, spec.norm_num_groups, spec.mid_block_add_attention
