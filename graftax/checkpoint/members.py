@@ -114,10 +114,7 @@ def _not_a_zip(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         start = file.read(4)
     if start[:1] == b"\x80":
-        return (
-            "PyTorch's old format from before version 1.6, a bare pickle; re-save it with a newer PyTorch: "
-            "torch.save(torch.load(old, weights_only=True), new)"
-        )
+        return "a bare pickle, expected a checkpoint written by torch.save"
     if start != b"PK\x03\x04":
         return "not a PyTorch checkpoint (no zip file)"
     return f"damaged zip file ({shown(str(error))}; truncated?)"

@@ -54,7 +54,7 @@ def test_reasons_name_the_culprit(tmp_path):
         "storage_key_traversal": "etc/passwd",
         "zip_bomb": "compressed",
         "truncated": "truncated",
-        "old_torch_format": "re-save",
+        "old_torch_format": "exhausted",
         "big_endian": "big",
         "extension_registry": "EXT1",
         "unknown_global": "torch.hub.load",

@@ -98,10 +98,33 @@ def test_pickle_protocols(protocol, tmp_path):
     assert found["args"].fields == {"x": "é"}
 
 
-def test_format_from_before_1_6_is_refused(tmp_path):
-    path = save(tmp_path, {"w": torch.ones(2)}, _use_new_zipfile_serialization=False)
-    with pytest.raises(BadInput, match="re-save"):
-        read_torch(path)
+@pytest.mark.parametrize("dtype", FLOATS + OTHERS)
+def test_format_from_before_1_6(dtype, tmp_path):
+    base = torch.arange(24.0).to(getattr(torch, dtype)).reshape(2, 3, 4)
+    views = {"base": base, "turned": base.permute(2, 0, 1), "tail": base.reshape(-1)[13:], "other": base[0].clone()}
+    found = read_torch(save(tmp_path, {"model": views, "step": 3}, _use_new_zipfile_serialization=False))
+    assert found["step"] == 3
+    for key, tensor in views.items():
+        assert_equal(found["model"][key], tensor)
+    assert np.shares_memory(found["model"]["base"], found["model"]["tail"])
+
+
+def test_damaged_files_of_that_format_are_refused(tmp_path):
+    path = save(tmp_path, {"w": torch.arange(1000.0)}, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    length = (1000).to_bytes(8, "little")
+    damaged = {
+        "truncated": whole[:-1],
+        "where it should be": whole.replace(length, (999).to_bytes(8, "little")),
+        "expected 1001": whole.replace(b"M\xe9\x03.", b"M\xea\x03."),
+        "byte order": whole.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"),
+        "does not fit into the file": whole.replace(b"M\xe8\x03N", b"M\xff\xffN"),
+    }
+    for reason, data in damaged.items():
+        assert data != whole, reason
+        path.write_bytes(data)
+        with pytest.raises(BadInput, match=reason):
+            read_torch(path)
 
 
 @pytest.mark.parametrize("content", [{"w": torch.ones(3, dtype=torch.complex64)}, {"w": torch.ones(3).to_sparse()}])

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -79,3 +81,61 @@ def test_class_accuracy_counts_hits() -> None:
     assert class_accuracy(logits, np.array([0, 1, 2, 3])) == 0.75
     with pytest.raises(BadInput, match="class accuracy"):
         class_accuracy(logits, np.zeros(3, int))
+
+
+def test_distance_agrees_with_torchmetrics() -> None:
+    torch = pytest.importorskip("torch")
+    metric_type = pytest.importorskip("torchmetrics.image.fid").FrechetInceptionDistance
+    network = torch.nn.Flatten()
+    network.num_features = 48
+    metric = metric_type(feature=network, input_img_size=(3, 4, 4)).set_dtype(torch.float64)
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(48, 48))
+    real, fake = (np.float32(rng.gamma(shape, 1, (400, 48)) @ mix) for shape in (2.0, 2.5))
+    for features, is_real in ((real, True), (fake, False)):
+        metric.update(torch.from_numpy(features.reshape(-1, 3, 4, 4)), real=is_real)
+    expected = float(metric.compute())
+    assert frechet_distance(moments(fake), moments(real)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_streams_of_several_hosts_merge_to_that_of_one() -> None:
+    features = np.random.default_rng(0).normal(1e4, 0.1, (300, 5))
+    streams = [Moments(5) for _ in range(3)]
+    for stream, part in zip(streams, np.split(features, [20, 20]), strict=True):
+        stream.add(part)
+    whole = streams[1]  # has seen nothing
+    for stream in (streams[0], streams[2]):
+        whole.merge(stream)
+    assert whole.result().count == 300
+    np.testing.assert_allclose(whole.result().mean, features.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(whole.result().covariance, np.cov(features.T), rtol=1e-6, atol=1e-9)
+    with pytest.raises(BadInput, match=r"other \(5\), expected unnamed features \(5\)"):
+        whole.merge(Moments(5, "other"))
+
+
+def test_feature_spaces_are_not_mixed() -> None:
+    features = np.random.default_rng(0).normal(size=(20, 3))
+    with pytest.raises(BadInput, match="'DINOv2' against 'InceptionV3', expected one feature space"):
+        frechet_distance(moments(features, "DINOv2"), moments(features, "InceptionV3"))
+
+
+def test_a_reference_may_hide_its_count() -> None:
+    a = random_gaussian(4, 0)
+    assert frechet_distance(a, Gaussian(a.mean, a.covariance, None)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("count", "dims"), [(20_000, 64), pytest.param(50_000, 2048, marks=pytest.mark.slow)], ids=["small", "50k"]
+)
+def test_memory_does_not_grow_with_the_number_of_images(count: int, dims: int) -> None:
+    """All features at once would take count x dims x 8 bytes: 10 and 819 MB."""
+    rng, stream = np.random.default_rng(0), Moments(dims)
+    tracemalloc.start()
+    for _ in range(count // 500):
+        stream.add(rng.standard_normal((500, dims), np.float32))
+    found = stream.result()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.count == count
+    assert peak < 8 * (4 * dims * dims + 4 * 500 * dims)
+    np.testing.assert_allclose(np.diag(found.covariance), 1, atol=0.06)
