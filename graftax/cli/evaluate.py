@@ -1,50 +1,116 @@
-"""`graftax evaluate`: score a model's samples with the demo's classifier.
+"""`graftax evaluate`: draw a model's samples and score them, or score a file of samples.
 
-Prints the share of class-conditional samples that the classifier calls by their class, and the Fréchet distance between
-its features of the samples and of real images (not the FID of papers: other features, other images).
+    graftax evaluate demo --out runs/eval/teacher
+    graftax evaluate model.pt --latents sd-vae-ft-ema --sampler ddpm --steps 250 --classes random --count 50000 \\
+        --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception.pth --out runs/eval/xl2
+    graftax evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception.pth
+
+With --reference and --inception: FID, sFID, Inception score, precision and recall as OpenAI's evaluator defines them, in
+the features of these InceptionV3 weights. Where the images are the demo's: the share of samples that the small classifier
+calls by their class, and the Fréchet distance between its features of the samples and of real images (not the FID of
+papers: other features, other images).
+
+--out keeps samples, scores and the protocol that gave them. Interrupted, the same command continues and ends with the same
+numbers; several hosts share the work in a folder that all see. `graftax compare` and `graftax report` read such folders.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from graftax.cli import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("model", help='.pt, .safetensors, graftax folder, or "demo"')
-    parser.add_argument("--count", type=int, default=1000, help="samples, classes in turn (default: %(default)s)")
-    parser.add_argument("--source", default="fashion_mnist", help="real images to compare with (default: %(default)s)")
+    parser.add_argument("model", nargs="?", help='.pt, .safetensors, graftax folder, or "demo"')
+    parser.add_argument("--samples", metavar="NPZ", help="score these images instead: arr_0 (n, h, w, 3) uint8")
+    parser.add_argument("--reference", metavar="NPZ", help="ADM's reference batch: arr_0, or mu, sigma, .., or both")
+    parser.add_argument("--inception", metavar="FILE", help="its weights: pytorch-fid's .pth or jax-fid's .pickle")
+    parser.add_argument("--metrics", metavar="NAMES", help="of the suite (default: IS,FID,sFID,precision,recall)")
+    parser.add_argument("--count", type=int, default=1000, help="samples to draw (default: %(default)s)")
+    parser.add_argument("--classes", choices=("balanced", "random"), default="balanced", help="default: %(default)s")
+    parser.add_argument(
+        "--rounding", choices=("nearest", "truncate"), default="nearest", help="to bytes (default: as DiT's code)"
+    )
+    parser.add_argument(
+        "--source", default="fashion_mnist", help="real images of the classifier's score (default: %(default)s)"
+    )
     parser.add_argument("--classifier", default="demo", metavar="PATH", help="default: the shipped one")
+    parser.add_argument("--out", metavar="FOLDER", help="keep samples and scores there, and continue there")
     parser.add_argument("--json", metavar="FILE", help="also write the numbers there")
     options.add_sampling(parser)
     options.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw, decode, judge, print."""
-    import dataclasses
-
-    from graftax.checkpoint.files import replacing
-    from graftax.cli import drawing, images, stages
-    from graftax.cli.schema import DataConfig
+    """Score what was given."""
     from graftax.errors import BadInput
 
-    settings = options.sampling_of(args)
-    real = images.load(DataConfig(source=args.source))
+    if (args.reference is None) != (args.inception is None):
+        raise BadInput("evaluate: expected --reference and --inception together, or neither")
+    if args.model is not None and args.samples is None and (args.metrics is None or args.reference):
+        _model(args)
+    elif args.model is None and args.samples is not None and args.reference is not None:
+        _file(args)
+    else:
+        raise BadInput("evaluate: expected either a model, or --samples, --reference and --inception")
+
+
+def _file(args: argparse.Namespace) -> None:
+    """Read, measure, print."""
+    import dataclasses
+
+    from graftax.errors import BadInput
+    from graftax.evaluate import adm
+    from graftax.evaluate.image_file import open_images
+
+    if args.out is not None:
+        raise BadInput("evaluate --out: keeps a model's samples, expected a model in place of --samples")
+    samples = open_images(args.samples)
+    if samples is None:
+        raise BadInput(f"{args.samples}: no images (arr_0) in it, expected samples")
+    reference, network = adm.open_reference(args.reference), adm.open_network(args.inception)
+    found = adm.adm_scores(network, samples, reference, _metrics(args), batch=args.batch_size, show=True)
+    print(found)
+    _write(args.json, dataclasses.asdict(found))
+
+
+def _model(args: argparse.Namespace) -> None:
+    """Draw what is missing, judge, print."""
+    from graftax.cli import evaluate_run, stages
+    from graftax.cli.tables import aligned
+    from graftax.evaluate.protocol import Protocol
+
+    protocol = Protocol(
+        sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels or None,
+        eta=args.eta, seed=args.seed, count=args.count, labels=args.classes, rounding=args.rounding,
+    )  # fmt: skip
+    judges = evaluate_run.Judges(args.source, args.classifier, args.reference, args.inception, _metrics(args))
     model = stages.open_model(args.model, **options.overrides_of(args))
-    decode = drawing.decoder_for(model.spec, args.latents)
-    if decode is None:
-        raise BadInput(f"model {args.model}: its latents have no decoder here, expected --latents")
-    judge = drawing.demo_judge(real.train, args.classifier)
-    labels = drawing.balanced_labels(args.count, model.spec.num_classes)
-    score = judge.score(decode(drawing.draw(model, labels, settings)), labels)
-    print(f"{args.model}: class accuracy {score.accuracy:.1%}, Fréchet distance {score.frechet:.3g}, {score.count} samples")
-    print(f"({settings}; reference: {len(real.train):,} real images, features of the demo's classifier)")
-    if args.json:
-        numbers = {**dataclasses.asdict(score), "sampling": dataclasses.asdict(settings)}
-        with replacing(Path(args.json)) as temporary:
-            temporary.write_text(json.dumps(numbers, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(args.out or scratch)
+        results = evaluate_run.evaluate(args.model, model, protocol, args.latents, judges, folder, args.batch_size)
+    for result in results:
+        print("\n".join([f"{result.protocol.features}", *aligned([[k, f"{v:.6g}"] for k, v in result.scores.items()])]))
+        print(f"(against {result.protocol.reference}; {result.protocol}; protocol {result.protocol.hash})")
+    _write(args.json, {"results": [result.record() for result in results]})
+
+
+def _metrics(args: argparse.Namespace) -> tuple[str, ...]:
+    from graftax.evaluate.adm import METRICS
+
+    return tuple(args.metrics.split(",")) if args.metrics else METRICS
+
+
+def _write(path: str | None, record: dict[str, Any]) -> None:
+    """The numbers as JSON, where they were asked for."""
+    from graftax.checkpoint.files import replacing
+
+    if path is not None:
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -91,8 +91,8 @@ class Protocol:
 
     def to_uint8(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels in [-1, 1], any shape, as bytes; what lies beyond is cut off."""
-        half = 0.5 if self.rounding == "nearest" else 0.0
-        return np.clip(127.5 * pixels + 127.5 + half, 0, 255).astype(np.uint8)  # astype truncates
+        scaled = 127.5 * pixels + 128 if self.rounding == "nearest" else 127.5 * (pixels + 1)
+        return np.clip(scaled, 0, 255).astype(np.uint8)  # astype truncates
 
     def __str__(self) -> str:
         channels = "all" if self.cfg_channels is None else f"the first {self.cfg_channels}"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -43,17 +44,20 @@ class Result:
         """Parameters, and FLOPs of one forward pass on one image."""
         return count_params(self.spec), flops(self.spec)
 
-    def save(self, folder: Path) -> Path:
-        """Write FOLDER/scores/SPACE.json, one file for each feature space, and return its path."""
-        path = folder / SCORES / f"{_slug(self.protocol.features)}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = {
+    def record(self) -> dict[str, Any]:
+        """JSON types, with the protocol's hash."""
+        return {
             "name": self.name, "model": self.model, "scores": self.scores, "protocol_hash": self.protocol.hash,
             "protocol": json.loads(self.protocol.to_json()), "spec": json.loads(self.spec.to_json()),
             "environment": self.environment,
         }  # fmt: skip
+
+    def save(self, folder: Path) -> Path:
+        """Write FOLDER/scores/SPACE.json, one file for each feature space, and return its path."""
+        path = folder / SCORES / f"{_slug(self.protocol.features)}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
 
 
