@@ -1,1 +1,32 @@
 """What goes on inside a model, and what that says about where to edit it."""
+
+from graftax.analyze.ablation import Ablated, objective_ablation, paper_blocks
+from graftax.analyze.activations import Activations, Moments, activation_statistics
+from graftax.analyze.harm import Harm, noised_batches
+from graftax.analyze.inputs import Input, trajectory
+from graftax.analyze.locality import (
+    Locality,
+    attention_locality,
+    default_k,
+    low_local,
+    top_local,
+    uniform_mass,
+)
+from graftax.analyze.painters import Deviation, OutputError, ProgramSampler
+from graftax.analyze.similarity import contrast, segment, state_similarity
+from graftax.analyze.strategies import (
+    Strategy,
+    all_spans,
+    centred_spans,
+    loop_sweep,
+    single_skips,
+    strategies,
+    switches,
+)
+
+__all__ = [
+    "Ablated", "Activations", "Deviation", "Harm", "Input", "Locality", "Moments", "OutputError", "ProgramSampler",
+    "Strategy", "activation_statistics", "all_spans", "attention_locality", "centred_spans", "contrast", "default_k",
+    "loop_sweep", "low_local", "noised_batches", "objective_ablation", "paper_blocks", "segment", "single_skips",
+    "state_similarity", "strategies", "switches", "top_local", "trajectory", "uniform_mass",
+]  # fmt: skip

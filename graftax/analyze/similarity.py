@@ -1,0 +1,132 @@
+"""How alike a model's residual states are from layer to layer, and the groups of layers that this shows.
+
+Source: "Transformer Layers as Painters" (arXiv 2407.09298), Section 3.1 and its code: every pair of states by the cosine of
+whole samples, averaged. The paper picks groups by eye; here they come from `segment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from graftax.analyze.inputs import Input
+from graftax.errors import BadInput
+from graftax.models import Model
+from graftax.models.dit import embed, prepare_params
+from graftax.models.stack import Params, run_stack
+from graftax.progress import Progress
+from graftax.spec import ModelSpec
+
+FORMS = ("sample", "token")
+Group = tuple[int, int]
+"""States lo .. hi - 1."""
+
+
+def state_similarity(
+    model: Model, inputs: Iterable[Input], *, form: str = "sample", dtype: DTypeLike | None = None, total: int = 0
+) -> np.ndarray:
+    """Cosine similarity of the T + 1 residual states of a program of T steps: (T + 1, T + 1) float64.
+
+    State i is what step i reads, state T what the last one leaves, before the final norm. `form` "sample" takes all tokens
+    and channels of a sample as one vector, as the paper does; "token" compares token by token, where a few tokens of large
+    norm cannot decide for all. Averaged over samples, hence over inputs and timesteps. `inputs`: batches (x_t, t, y), such
+    as `graftax.analyze.trajectory` gives; `total`: their number, to show progress (0: none shown). Raises `BadInput` on
+    other forms and where there is no input.
+    """
+    if form not in FORMS:
+        raise BadInput(f"similarity form: got {form!r}, expected one of {FORMS}")
+    prepared, compare = prepare_params(model.spec, model.params), jax.jit(partial(_compare, model.spec, form, dtype))
+    found, count = np.zeros(()), 0
+    with Progress(total, "similarity", unit="batch", show=total > 0) as progress:
+        for x, t, y in inputs:
+            found = found + np.asarray(compare(prepared, x, t, y), np.float64)
+            count += len(t)
+            progress.advance()
+    if not count:
+        raise BadInput("similarity: no inputs, expected at least one batch")
+    return found / count
+
+
+def segment(similarity: np.ndarray, groups: int | None = 3) -> tuple[Group, ...]:
+    """The best cut of the states into contiguous groups, ((0, a), (a, b), ...), half-open.
+
+    The criterion is that of kernel change-point detection (Harchaoui and Cappe 2007) with the cosine as kernel: each group
+    costs the scatter of its states about their own mean, |g| - sum_ij S_ij / |g|, and the sum over groups is minimal, found
+    exactly by dynamic programming. `groups` 3 gives the paper's first, middle and last; None takes the fewest that explain
+    90 % of the scatter of all states. A cut between states i - 1 and i says that step i - 1 leads from one group to the
+    other. similarity (s, s), symmetric. Raises `BadInput` where there are more groups than states.
+    """
+    s = len(similarity)
+    if groups is not None and not 1 <= groups <= s:
+        raise BadInput(f"groups: got {groups} of {s} states, expected 1..{s}")
+    cost = _scatter(similarity)
+    best, cuts = _partitions(cost, groups or s)
+    if groups is None:
+        enough = [k for k in range(1, s + 1) if best[k, s] <= 0.1 * cost[0, s]]
+        groups = enough[0]
+    ends = [s]
+    for k in range(groups, 0, -1):
+        ends.append(int(cuts[k, ends[-1]]))
+    return tuple(zip(ends[:0:-1], ends[-2::-1], strict=True))
+
+
+def contrast(similarity: np.ndarray, groups: Sequence[Group]) -> float:
+    """Mean similarity of different states within groups less that of states in different ones: how clear the groups are.
+
+    0 where no group has two states or there is one group alone.
+    """
+    label = np.repeat(np.arange(len(groups)), [hi - lo for lo, hi in groups])
+    alike, other = label[:, None] == label, ~np.eye(len(label), dtype=bool)
+    if not (alike & other).any() or alike.all():
+        return 0.0
+    return float(similarity[alike & other].mean() - similarity[~alike].mean())
+
+
+def _compare(
+    spec: ModelSpec, form: str, dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array, y: jax.Array
+):
+    """The sum over samples of all pairs' cosines: (T + 1, T + 1)."""
+    x, c = embed(spec, prepared, x, t, y, dtype)
+    x, taps = run_stack(spec, prepared["blocks"], x, c, capture=("block/in",), dtype=dtype)
+    states = jnp.concatenate([taps["block/in"][np.array(_starts(spec))], x[None]])  # (T + 1, b, n, d)
+    if form == "sample":
+        states = states.reshape(*states.shape[:2], 1, -1)
+    states = states / jnp.linalg.norm(states, axis=-1, keepdims=True)
+    highest = jax.lax.Precision.HIGHEST
+    return jnp.einsum("ibnd,jbnd->ij", states, states, precision=highest) / states.shape[2]
+
+
+def _starts(spec: ModelSpec) -> list[int]:
+    """The run of a block with which every step begins."""
+    lengths = [len(step.blocks) * step.loops for step in spec.program]
+    return list(np.cumsum([0, *lengths[:-1]]))
+
+
+def _scatter(similarity: np.ndarray) -> np.ndarray:
+    """Cost (s, s + 1) of every group lo .. hi - 1: its size less the sum of its block over its size; 0 where hi <= lo."""
+    s = len(similarity)
+    sums = np.zeros((s + 1, s + 1))
+    sums[1:, 1:] = similarity.cumsum(0).cumsum(1)
+    lo, hi = np.arange(s)[:, None], np.arange(s + 1)
+    block = sums[hi, hi] - sums[lo, hi] - sums[hi, lo] + sums[lo, lo]
+    size = np.maximum(hi - lo, 1)
+    trace = np.concatenate([[0], np.diag(similarity).cumsum()])
+    return np.where(hi > lo, trace[hi] - trace[lo] - block / size, 0)
+
+
+def _partitions(cost: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Least cost (groups + 1, s + 1) of cutting the first states into so many groups, and where the last of them begins."""
+    s = len(cost)
+    best, cuts = np.full((groups + 1, s + 1), np.inf), np.zeros((groups + 1, s + 1), int)
+    best[0, 0] = 0
+    for k in range(1, groups + 1):
+        for hi in range(k, s + 1):
+            options = best[k - 1, k - 1 : hi] + cost[k - 1 : hi, hi]
+            cuts[k, hi] = k - 1 + options.argmin()
+            best[k, hi] = options.min()
+    return best, cuts

@@ -1,0 +1,195 @@
+"""`graftax analyze`: look into a model: locality of attention, activations, groups of layers, layers as painters.
+
+    graftax analyze demo                                       everything below in runs/analyze/report.html
+    graftax analyze DiT-XL-2-256x256.pt --what locality --samples 250 --out locality/
+    graftax analyze demo --what ablation --config configs/demo_graft.py
+
+locality      share of each block's attention within k tokens, the sweep over k, and the most and least local blocks as
+              text for `graftax graft --replace`
+activations   mean, spread, kurtosis and largest value of every operator's output, by layer and timestep
+similarity    cosine of all residual states with each other, cut into groups
+painters      the output's error when layers are skipped, repeated, reversed, shuffled or run in parallel, on a grid of
+              spans; and what each order paints
+ablation      chosen layers grafted onto themselves and taught (stage 1) with L1, L2 and Huber; takes data and settings of
+              stage 1 from a config, and is not part of "everything"
+
+The first four need no data: they watch the model draw samples. The folder gets analysis.json, pictures, report.html.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftax.cli import options
+
+if TYPE_CHECKING:
+    from graftax.cli.analyze_settings import Settings
+    from graftax.cli.images import Images
+    from graftax.models import Model
+    from graftax.spec import ModelSpec
+
+PARTS = ("locality", "activations", "similarity", "painters")
+ABLATION = "ablation"
+FOUND = "analysis.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("model", help='.pt, .safetensors, graftax folder, or "demo"')
+    parser.add_argument(
+        "--what", default=",".join(PARTS), metavar="A,B,..", help="parts of the analysis (default: %(default)s)"
+    )
+    parser.add_argument("--out", default="runs/analyze", metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace the analysis that --out holds")
+    parser.add_argument("--samples", type=int, default=50, metavar="N", help="samples watched (default: %(default)s)")
+    parser.add_argument("--k", type=int, help="width of the band (default: an eighth of the tokens, the paper's 32 of 256)")
+    parser.add_argument("--share", type=int, default=50, metavar="PERCENT", help="of the blocks, in rankings (default: 50)")
+    parser.add_argument(
+        "--painted", type=int, default=8, metavar="N", help="samples that strategies are measured on (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--orders", type=int, default=10, metavar="N", help="random orders (default: %(default)s, as in the paper)"
+    )
+    parser.add_argument("--shown", type=int, default=10, metavar="N", help="images per strategy (default: %(default)s)")
+    options.add_config(parser, "config file, for the ablation", required=False)
+    parser.add_argument("--slots", default="mixer,mlp", help="operators of the ablation (default: %(default)s)")
+    parser.add_argument("--blocks", metavar="A,B,..", help="blocks of the ablation (default: where the paper's layers are)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds of the ablation (default: %(default)s)")
+    options.add_sampling(parser)
+    options.add_overrides(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure what was asked for, write the folder, print what was found."""
+    from graftax.checkpoint.files import replacing
+    from graftax.cli import analyze_page, analyze_run, decoding, stages
+
+    parts = _parts(args)
+    settings, recipe = _settings(args), _recipe(args, ABLATION in parts)
+    data = analyze_run.ablation_data(recipe) if recipe else None
+    slots, blocks = _slots(args.slots), _blocks(args.blocks)
+    folder = _folder(Path(args.out), args.overwrite)
+    model = stages.open_model(
+        args.model, lambda spec: _vet(spec, parts, settings, blocks, data), **options.overrides_of(args)
+    )
+    decode = decoding.decoder_for(model.spec, args.latents, args.model)
+    found, painted = _measure(model, parts, settings, (recipe, data, slots, blocks, args.seeds))
+    images = {name: decode(drawn) for name, drawn in painted.items()} if decode else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"model": args.model, "spec": json.loads(model.spec.to_json()), "protocol": _protocol(settings), **found}
+    with replacing(folder / FOUND) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
+    page = analyze_page.write(found, images, folder)
+    print("\n" + "\n".join(analyze_page.verdict(found)))
+    print(f"Report: {page}")
+
+
+def _measure(model: Model, parts: list[str], settings: Settings, ablation: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
+    """Results by part, and the painters' images."""
+    from graftax.cli import analyze_painters, analyze_run
+
+    found: dict[str, Any] = {}
+    painted = {}
+    inputs = analyze_run.watch(model, settings) if {"locality", "activations", "similarity"} & set(parts) else []
+    if "locality" in parts:
+        found["locality"] = analyze_run.locality(model, settings, inputs)
+    if "activations" in parts:
+        found["activations"] = analyze_run.activations(model, inputs)
+    if "similarity" in parts:
+        found["similarity"] = analyze_run.similarity(model, inputs)
+    if "painters" in parts:
+        found["painters"] = analyze_painters.measure(model, settings)
+        painted = analyze_painters.paint(model, settings, found["painters"])
+    if ABLATION in parts:
+        found[ABLATION] = analyze_run.ablation(model, *ablation)
+    return found, painted
+
+
+def _parts(args: argparse.Namespace) -> list[str]:
+    from graftax.errors import BadInput
+
+    parts = args.what.split(",")
+    if unknown := [part for part in parts if part not in (*PARTS, ABLATION)]:
+        raise BadInput(f"--what: got {unknown[0]!r}, expected some of {', '.join((*PARTS, ABLATION))}")
+    return parts
+
+
+def _folder(path: Path, overwrite: bool) -> Path:
+    from graftax.errors import BadInput
+
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"--out {path}: a file, expected a folder")
+    if (path / FOUND).exists() and not overwrite:
+        raise BadInput(f"--out {path}: holds an analysis already, expected another folder or --overwrite")
+    return path
+
+
+def _vet(spec: ModelSpec, parts: list[str], settings: Settings, blocks: list[int] | None, data: Images | None) -> None:
+    """Raise `BadInput` where a part cannot be done on this model, before any of it runs."""
+    from graftax.cli import images
+    from graftax.errors import BadInput
+
+    if "locality" in parts and settings.k is not None and not 0 <= settings.k < spec.tokens:
+        raise BadInput(f"--k: got {settings.k}, expected 0..{spec.tokens - 1} of {spec.tokens} tokens")
+    attention = sum(block.mixer.kind == "mha" for block in spec.blocks)
+    if "locality" in parts and not attention:
+        raise BadInput("--what locality: the model has no mixer 'mha' left, expected at least one")
+    if "locality" in parts and attention * settings.share < 0.5:
+        raise BadInput(f"--share: {settings.share:.0%} of {attention} blocks is none, expected more")
+    if "painters" in parts and len(spec.program) < 3:
+        raise BadInput(f"--what painters: the program has {len(spec.program)} steps, expected 3 or more")
+    if outside := [i for i in blocks or [] if not 0 <= i < spec.depth]:
+        raise BadInput(f"--blocks: got {outside[0]}, expected 0..{spec.depth - 1}")
+    if data is not None:
+        images.check_fit(data, spec)
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from graftax.cli.analyze_settings import Settings
+    from graftax.errors import BadInput
+
+    if not 1 <= args.share <= 100:
+        raise BadInput(f"--share: got {args.share}, expected 1..100 percent")
+    return Settings(
+        sampling=options.sampling_of(args), samples=args.samples, painted=args.painted, shown=args.shown,
+        orders=args.orders, k=args.k, share=args.share / 100,
+    )  # fmt: skip
+
+
+def _recipe(args: argparse.Namespace, wanted: bool) -> Any:
+    """The experiment whose data and stage 1 the ablation takes; None where there is none."""
+    from graftax.errors import BadInput
+
+    if wanted != (args.config is not None):
+        raise BadInput(
+            f"--config: {'missing, the ablation' if wanted else 'given, but only the ablation'} takes data from it"
+        )
+    return options.recipe_of(args) if wanted else None
+
+
+def _slots(text: str) -> list[str]:
+    from graftax.errors import BadInput
+    from graftax.spec import SLOTS
+
+    slots = text.split(",")
+    if unknown := [slot for slot in slots if slot not in SLOTS]:
+        raise BadInput(f"--slots: got {unknown[0]!r}, expected some of {', '.join(SLOTS)}")
+    return slots
+
+
+def _blocks(text: str | None) -> list[int] | None:
+    from graftax.errors import BadInput
+
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"--blocks: got {text!r}, expected block numbers like 0,7,16") from None
+
+
+def _protocol(settings: Settings) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(settings)
