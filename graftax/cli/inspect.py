@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("other", nargs="?", help="a second model to compare with")
     parser.add_argument("--cost", action="store_true", help="print what the paper's grafts would change in this model")
     parser.add_argument("--params", action="store_true", help="print every parameter: shape, size, kept or new")
+    parser.add_argument(
+        "--mesh", metavar="AXES", help="print what every device holds in stage 2 on a mesh like fsdp=8 or data=2,fsdp=4"
+    )
     options.add_overrides(parser)
 
 
@@ -41,13 +44,16 @@ def run(args: argparse.Namespace) -> None:
     from graftax.errors import BadInput
 
     overrides = options.overrides_of(args)
-    for name in ("cost", "params"):
+    for name in ("cost", "params", "mesh"):
         if getattr(args, name) and args.other is not None:
             raise BadInput(f"inspect --{name}: got two models, expected one")
     model = open_model(args.model, overrides)
     spec, meta = _parts(model)
-    if args.cost or args.params:
-        print("\n".join([*([parameters(model)] if args.params else []), *([costs(spec)] if args.cost else [])]))
+    if args.cost or args.params or args.mesh:
+        print("\n".join([
+            *([parameters(model)] if args.params else []), *([costs(spec)] if args.cost else []),
+            *([on_mesh(spec, args.mesh)] if args.mesh else []),
+        ]))  # fmt: skip
     elif args.other is None:
         print(describe(spec, meta))
     else:
@@ -134,6 +140,20 @@ def difference(before: Model | ModelSpec, after: Model | ModelSpec) -> str:
     sizes = [(label, *(getattr(spec, name) for spec in specs)) for name, label in SIZES.items()]
     lines = [f"{label:<20}{old} -> {new}" for label, old, new in sizes if old != new]
     return "\n".join([*lines, str(diff(before, after))])
+
+
+def on_mesh(spec: ModelSpec, text: str) -> str:
+    """What stage 2 keeps of the model on a mesh, in all and on each device, and large leaves that are not split, without a
+    line end."""
+    from graftax.train import MeshConfig
+    from graftax.train.sharding_report import sharding_report, state_shapes
+
+    config = MeshConfig.parse(text)
+    config.check_heads(spec.num_heads)
+    state, mesh = state_shapes(spec), config.abstract()
+    parts = {"parameters": state.trainable, "averages": state.ema, "optimiser": state.opt_state, "together": state}
+    lines = [f"{name:<12}{str(sharding_report(tree, mesh)).splitlines()[0]}" for name, tree in parts.items()]
+    return "\n".join([f"stage 2 on the mesh {config}", *lines, *str(sharding_report(state, mesh)).splitlines()[1:]])
 
 
 def costs(spec: ModelSpec) -> str:

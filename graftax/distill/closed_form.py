@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from graftax.diffusion import Process
 from graftax.distill.config import DistillConfig
 from graftax.distill.groups import Group, Units, group_sites, group_units, over_sites, stack_scions
-from graftax.distill.layout import replicate, split_batch
+from graftax.distill.layout import constrain_stacked, sample_pairs, shard_stacked, shard_teacher, site_method
 from graftax.distill.normal_equations import Sums, accumulate, solve, zeros
 from graftax.distill.sites import check_pair
 from graftax.distill.steps import StepGroup, regression_units
@@ -31,7 +31,7 @@ from graftax.ops.base import apply_with_features
 from graftax.progress import Progress
 from graftax.surgery.select import Selector, select
 from graftax.train.loop import Batch, Batches
-from graftax.train.sharding import put_batch, shard_tree
+from graftax.train.sharding import RULES, AxisRules, activations, put_batch, to_host
 
 T = TypeVar("T")
 Add = Callable[..., T]
@@ -40,8 +40,8 @@ Add = Callable[..., T]
 
 def calibrate(
     teacher: Model, student: Model, batches: Batches, steps: int, config: DistillConfig | None = None, *,
-    sites: Selector | None = None, process: Process | None = None, mesh: Mesh | None = None, rng: jax.Array | None = None,
-    show: bool = True,
+    sites: Selector | None = None, process: Process | None = None, mesh: Mesh | None = None, rules: AxisRules = RULES,
+    rng: jax.Array | None = None, show: bool = True,
 ) -> Model:  # fmt: skip
     """The student with the last layer of every scion fitted to the teacher's output by linear least squares.
 
@@ -59,19 +59,21 @@ def calibrate(
     config = config or DistillConfig()
     groups = group_units(student.spec, chosen)
     source = Teacher(teacher.spec, groups, process or Process(), config)
-    scions = stack_scions(student.params, groups)
+    scions = shard_stacked(stack_scions(student.params, groups), mesh, rules)
 
     def add(group: Group | StepGroup, sums: Sums, scion: Params, *arrays: jax.Array) -> Sums:
         features, missing = group.linear_part(student.spec, config, scion, *arrays)
         return accumulate(sums, features, missing)
 
     sums = {name: _no_rows(group.readout(scions[name])["kernel"]) for name, group in groups.items()}
-    prepared, step = _prepare(source, teacher, mesh), _summing_step(source, groups, add, mesh)
+    sums = shard_stacked(sums, mesh, rules)
+    prepared = shard_teacher(source, teacher.params, mesh, rules)
+    step = _summing_step(source, groups, add, mesh, rules)
     for batch, key in _keyed(batches, steps, rng, mesh, "least squares", show):
         sums = step(sums, scions, prepared, batch, key)
     params = student.params
     for name, group in groups.items():
-        per_site = [jax.tree.map(itemgetter(i), sums[name]) for i in range(len(group.sites))]
+        per_site = (to_host(jax.tree.map(itemgetter(i), sums[name])) for i in range(len(group.sites)))
         layers = [_corrected(group.readout(p), s, group.ridge) for p, s in zip(group.weights(params), per_site, strict=True)]
         params = group.install(params, map(group.with_readout, group.weights(params), layers))
     return student.replace(params=params)
@@ -79,7 +81,8 @@ def calibrate(
 
 def neuron_importance(
     teacher: Model, batches: Batches, steps: int, sites: Selector = "blocks[mlp].mlp", config: DistillConfig | None = None,
-    *, process: Process | None = None, mesh: Mesh | None = None, rng: jax.Array | None = None, show: bool = True,
+    *, process: Process | None = None, mesh: Mesh | None = None, rules: AxisRules = RULES, rng: jax.Array | None = None,
+    show: bool = True,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """What every hidden neuron of the selected MLPs contributes to the output: {"blocks[3].mlp": (m,) float32}.
 
@@ -95,42 +98,41 @@ def neuron_importance(
     config = config or DistillConfig()
     groups = group_sites(teacher.spec, chosen)
     source = Teacher(teacher.spec, groups, process or Process(), config)
-    weights = stack_scions(teacher.params, groups)
+    weights = shard_stacked(stack_scions(teacher.params, groups), mesh, rules)
 
     def add(group: Group, power: jax.Array, mlp: Params, x: jax.Array, target: jax.Array) -> jax.Array:
         _, hidden = apply_with_features(group.operator(teacher.spec, config), mlp, x)  # (b, n, m)
         return power + jnp.square(hidden.astype(jnp.float32)).mean((0, 1)) / steps
 
     power = {name: jnp.zeros(weights[name]["fc1"]["bias"].shape) for name in groups}  # (s, m)
-    prepared, step = _prepare(source, teacher, mesh), _summing_step(source, groups, add, mesh)
+    power = shard_stacked(power, mesh, rules)
+    prepared = shard_teacher(source, teacher.params, mesh, rules)
+    step = _summing_step(source, groups, add, mesh, rules)
     for batch, key in _keyed(batches, steps, rng, mesh, "neuron importance", show):
         power = step(power, weights, prepared, batch, key)
-    norms = {name: np.square(weights[name]["fc2"]["kernel"]).sum(-1) for name in groups}  # (s, m)
-    return {
-        str(site): np.asarray(power[name])[i] * norms[name][i]
-        for name, group in groups.items() for i, site in enumerate(group.sites)
-    }  # fmt: skip
+    norms = {name: jnp.square(weights[name]["fc2"]["kernel"]).sum(-1) for name in groups}  # (s, m)
+    found = to_host({name: power[name] * norms[name] for name in groups})
+    return {str(site): found[name][i] for name, group in groups.items() for i, site in enumerate(group.sites)}
 
 
 # --- One pass of the teacher ------------------------------------------------------------------------------------------
 
 
-def _prepare(source: Teacher, teacher: Model, mesh: Mesh | None) -> Params:
-    prepared = source.prepare(teacher.params)
-    return shard_tree(prepared, mesh) if mesh else prepared
-
-
-def _summing_step(source: Teacher, groups: Units, add: Add[Any], mesh: Mesh | None) -> Callable[..., dict[str, Any]]:
+def _summing_step(
+    source: Teacher, groups: Units, add: Add[Any], mesh: Mesh | None, rules: AxisRules
+) -> Callable[..., dict[str, Any]]:
     """The compiled (sums, weights, prepared teacher, batch, key) -> sums, both of the first by group, stacked over sites."""
+    method = site_method(mesh, rules)
 
     @partial(jax.jit, donate_argnums=0)
     def step(sums: dict[str, Any], weights: Params, prepared: Params, batch: Batch, key: jax.Array) -> dict[str, Any]:
-        image, label = split_batch((batch["image"], batch["label"]), mesh)
-        pairs = source.sample_pairs(prepared, image, label, key)
-        added = {
-            name: over_sites(partial(add, group))(sums[name], weights[name], *pairs[name]) for name, group in groups.items()
-        }
-        return replicate(added, mesh)
+        pairs = sample_pairs(source, prepared, batch["image"], batch["label"], key, mesh, rules)
+        with activations(mesh, rules):
+            added = {
+                name: over_sites(partial(add, group), method)(sums[name], weights[name], *pairs[name])
+                for name, group in groups.items()
+            }
+        return constrain_stacked(added, mesh, rules)
 
     return step
 
@@ -156,7 +158,8 @@ def _keyed(
 
 def _no_rows(kernels: jax.Array) -> Sums:
     """Sums of no rows for the sites whose kernels are stacked (s, p, q): leaves (s, ...)."""
-    return jax.vmap(lambda kernel: zeros(*kernel.shape))(kernels)
+    count, features, outputs = kernels.shape
+    return jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape)), zeros(features, outputs))
 
 
 def _corrected(layer: Params, sums: Sums, ridge: float) -> Params:

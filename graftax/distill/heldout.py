@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from graftax.diffusion import Process
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, group_units, over_sites
+from graftax.distill.layout import replicate, site_method
 from graftax.distill.steps import MergedStep, StepGroup
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
@@ -19,11 +21,13 @@ from graftax.models.stack import Params
 from graftax.spec import ModelSpec
 from graftax.surgery.select import Site
 from graftax.train.loop import Batch
+from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 
 
 def heldout_errors(
     teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Process, heldout: Batch,
-    config: DistillConfig, *, seed: int = 0, batch_size: int = PAPER_BATCH,
+    config: DistillConfig, *, seed: int = 0, batch_size: int = PAPER_BATCH, mesh: Mesh | None = None,
+    rules: AxisRules = RULES,
 ) -> Callable[[Params, Params], dict[str, float]]:  # fmt: skip
     """A function (stacked scions, prepared teacher) -> numbers over a fixed set of (x0, t, noise).
 
@@ -33,7 +37,8 @@ def heldout_errors(
 
     heldout: image (n, h, w, c), label (n,). The times cover the process evenly, one per image in an order drawn from
     `seed`, as is the noise. Images beyond a multiple of `batch_size` (or of n, if smaller) are left out. Raises BadInput
-    if there are no images or labels do not fit them.
+    if there are no images or labels do not fit them. With a `mesh` scions and teacher lie on it, and images are split over
+    it where their number divides.
     """
     x0, y = np.asarray(heldout["image"], np.float32), np.asarray(heldout["label"], np.int32)
     if x0.ndim != 4 or not len(x0) or y.shape != x0.shape[:1]:
@@ -49,9 +54,13 @@ def heldout_errors(
 
     @jax.jit
     def measure(scions: Params, prepared: Params, *inputs: Any) -> jax.Array:
-        pairs = source.pairs(prepared, *inputs)
-        rows = [over_sites(_site_sums(group, student, config))(scions[name], *pairs[name]) for name, group in groups.items()]
-        return jnp.concatenate(rows)  # (sites, 3)
+        with activations(mesh, rules):
+            pairs = place_batch(source.pairs(prepared, *place_batch(inputs, mesh)), mesh, axis=1)
+            rows = [
+                over_sites(_site_sums(group, student, config), site_method(mesh, rules))(scions[name], *pairs[name])
+                for name, group in groups.items()
+            ]
+        return replicate(jnp.concatenate(rows), mesh)  # (sites, 3)
 
     def evaluate(scions: Params, prepared: Params) -> dict[str, float]:
         parts = [slice(i, i + size) for i in range(0, count, size)]

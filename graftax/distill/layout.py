@@ -1,4 +1,4 @@
-"""How stage 1 lies on a mesh, inside `jit`: the batch is split over its data axes, scions are on every device."""
+"""How stage 1 lies on a mesh: the batch over its data axes, scions and their optimisers split like parameters."""
 
 from __future__ import annotations
 
@@ -7,14 +7,49 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from graftax.train.sharding import batch_sharding
+from graftax.distill.teacher import Pairs, Teacher
+from graftax.models.stack import Params
+from graftax.train.sharding import RULES, AxisRules, activations, place_batch, put_tree, shard_tree, tree_shardings
 
 
-def split_batch(tree: Any, mesh: Mesh | None) -> Any:
-    """Leaves (b, ...) held to their parts of the batch; without a mesh the tree as it is."""
-    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, batch_sharding(mesh))
+def site_method(mesh: Mesh | None, rules: AxisRules = RULES) -> str:
+    """How `over_sites` goes over the sites: one by one where weights are split over devices, as a site's weights are then
+    gathered for its turn only, and never those of all sites together."""
+    return "map" if mesh is not None and rules.weights and mesh.shape[rules.weights] > 1 else "auto"
+
+
+def shard_teacher(source: Teacher, params: Params, mesh: Mesh | None, rules: AxisRules = RULES) -> Params:
+    """The teacher's weights prepared and on their devices."""
+    if mesh is None:
+        return source.prepare(params)
+    return shard_tree(source.prepare(shard_tree(params, mesh, rules)), mesh, rules)
+
+
+def sample_pairs(
+    source: Teacher, prepared: Params, image: jax.Array, label: jax.Array, key: jax.Array, mesh: Mesh | None,
+    rules: AxisRules = RULES,
+) -> Pairs:  # fmt: skip
+    """Inside `jit`: `Teacher.sample_pairs` with the batch split over the mesh from beginning to end."""
+    image, label = place_batch((image, label), mesh)
+    with activations(mesh, rules):
+        return place_batch(source.sample_pairs(prepared, image, label, key), mesh, axis=1)
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
-    """Every leaf held whole on every device; without a mesh the tree as it is."""
+    """Inside `jit`: every leaf held whole on every device; without a mesh the tree as it is."""
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def stacked_shardings(tree: Any, mesh: Mesh, rules: AxisRules = RULES) -> Any:
+    """Shardings of scions, their optimisers or their sums, all stacked over sites; that axis stays whole."""
+    return tree_shardings(tree, mesh, rules, stacked=True)
+
+
+def shard_stacked(tree: Any, mesh: Mesh | None, rules: AxisRules = RULES) -> Any:
+    """Leaves at their `stacked_shardings`; without a mesh the tree as it is."""
+    return tree if mesh is None else put_tree(tree, stacked_shardings(tree, mesh, rules))
+
+
+def constrain_stacked(tree: Any, mesh: Mesh | None, rules: AxisRules = RULES) -> Any:
+    """Inside `jit`: leaves held to their `stacked_shardings`; without a mesh the tree as it is."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, stacked_shardings(tree, mesh, rules))

@@ -12,27 +12,31 @@ RIDGE = 1e-6
 
 
 class Sums(NamedTuple):
-    """What min_{W, b} ||X W + b - Y||^2 needs to know of the rows seen so far; the last feature of X is a constant 1.
+    """What min_{W, b} ||X W + b - Y||^2 needs to know of the rows seen so far.
 
-    gram (p + 1, p + 1) = X^T X; cross (p + 1, q) = X^T Y; energy () = ||Y||^2. A pytree, so it stacks over sites.
+    gram (p, p) = X^T X; cross (p, q) = X^T Y; total_x (p,) and total_y (q,) sums of rows; rows (), their number. A
+    pytree, so it stacks over sites; gram and cross split over devices like parameters.
     """
 
     gram: jax.Array
     cross: jax.Array
-    energy: jax.Array
+    total_x: jax.Array
+    total_y: jax.Array
+    rows: jax.Array
 
 
 def zeros(features: int, outputs: int) -> Sums:
     """Sums over no rows, for X (rows, features) and Y (rows, outputs)."""
-    return Sums(jnp.zeros((features + 1, features + 1)), jnp.zeros((features + 1, outputs)), jnp.zeros(()))
+    shapes = (features, features), (features, outputs), (features,), (outputs,), ()
+    return Sums(*map(jnp.zeros, shapes))
 
 
 def accumulate(sums: Sums, x: jax.Array, y: jax.Array) -> Sums:
     """`sums` with the rows of x (..., p) and y (..., q) added; may be jitted, and vmapped over sites."""
     x, y = (a.reshape(-1, a.shape[-1]).astype(jnp.float32) for a in (x, y))
-    x = jnp.concatenate([x, jnp.ones((len(x), 1))], axis=-1)  # (rows, p + 1)
     with jax.default_matmul_precision("highest"):  # a TPU's default would round the factors to bfloat16
-        return Sums(sums.gram + x.T @ x, sums.cross + x.T @ y, sums.energy + jnp.vdot(y, y))
+        new = Sums(x.T @ x, x.T @ y, x.sum(0), y.sum(0), jnp.float32(len(x)))
+    return jax.tree.map(jnp.add, sums, new)
 
 
 def solve(sums: Sums, ridge: float = RIDGE, intercept: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -42,12 +46,11 @@ def solve(sums: Sums, ridge: float = RIDGE, intercept: bool = True) -> tuple[np.
     the bias is not shrunk; features that never vary get weight 0. Without `intercept` the bias is held at 0 and
     features are scaled to unit power, not centred.
     """
-    gram, cross = (np.asarray(a, np.float64) for a in (sums.gram, sums.cross))
-    rows = gram[-1, -1]
-    mean_x, mean_y = intercept * gram[-1, :-1] / rows, intercept * cross[-1] / rows
-    cov = gram[:-1, :-1] / rows - np.outer(mean_x, mean_x)
-    cov_xy = cross[:-1] / rows - np.outer(mean_x, mean_y)
-    power = np.diag(gram)[:-1] / rows
+    gram, cross, total_x, total_y, rows = (np.asarray(a, np.float64) for a in sums)
+    mean_x, mean_y = intercept * total_x / rows, intercept * total_y / rows
+    cov = gram / rows - np.outer(mean_x, mean_x)
+    cov_xy = cross / rows - np.outer(mean_x, mean_y)
+    power = np.diag(gram) / rows
     varies = np.diag(cov) > 1e-7 * power  # below that it is rounding of the float32 sums
     scale = np.where(varies, 1 / np.sqrt(np.where(varies, np.diag(cov), 1)), 0)
     system = cov * scale[:, None] * scale + np.diag(np.where(varies, ridge, 1))

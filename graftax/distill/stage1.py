@@ -9,15 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from graftax.diffusion import Process
 from graftax.distill.closed_form import calibrate
 from graftax.distill.config import DistillConfig
+from graftax.distill.cost import stage1_flops
 from graftax.distill.groups import group_units, install_scions
 from graftax.distill.heldout import heldout_errors
+from graftax.distill.layout import shard_teacher
 from graftax.distill.sites import check_pair
-from graftax.distill.step import DistillState, create_state, make_distill_step
+from graftax.distill.step import DistillState, create_state, make_distill_step, sharded_state
 from graftax.distill.steps import regression_units
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
@@ -25,7 +27,7 @@ from graftax.models import Model
 from graftax.surgery.select import Selector
 from graftax.train.loop import Batch, Batches, Job, LoopConfig, Metrics, fit
 from graftax.train.record import FILE, read_metrics
-from graftax.train.sharding import shard_tree
+from graftax.train.sharding import RULES, AxisRules, to_host
 
 History = list[dict[str, Any]]
 
@@ -34,7 +36,7 @@ def distill(
     teacher: Model, student: Model, batches: Batches, config: DistillConfig | None = None,
     loop: LoopConfig | None = None, workdir: Path | None = None, heldout: Batch | None = None, *,
     sites: Selector | None = None, process: Process | None = None, mesh: Mesh | None = None,
-    on_record: Callable[[dict[str, Any]], None] | None = None, show: bool = True,
+    rules: AxisRules = RULES, on_record: Callable[[dict[str, Any]], None] | None = None, show: bool = True,
 ) -> tuple[Model, History]:  # fmt: skip
     """Teach the student's scions what the teacher's operators do, all of them at once.
 
@@ -52,8 +54,8 @@ def distill(
     if loop.steps > config.steps:
         raise BadInput(f"LoopConfig.steps: got {loop.steps}, expected at most DistillConfig.steps = {config.steps}")
     if config.calibration:
-        student = _calibrated(teacher, student, batches, config, loop, sites, process, mesh, show)
-    job = distill_job(teacher, student, config, sites=sites, process=process, mesh=mesh, heldout=heldout)
+        student = _calibrated(teacher, student, batches, config, loop, sites, process, mesh, rules, show)
+    job = distill_job(teacher, student, config, sites=sites, process=process, mesh=mesh, rules=rules, heldout=heldout)
     history: History = []
 
     def record(line: dict[str, Any]) -> None:
@@ -69,27 +71,28 @@ def distill(
 
 def _calibrated(
     teacher: Model, student: Model, batches: Batches, config: DistillConfig, loop: LoopConfig, sites: Selector | None,
-    process: Process | None, mesh: Mesh | None, show: bool,
+    process: Process | None, mesh: Mesh | None, rules: AxisRules, show: bool,
 ) -> Model:  # fmt: skip
     """The student as `calibrate` leaves it; the batches go back, so that training sees the same with and without."""
     start = batches.state()
     rng = jax.random.fold_in(jax.random.key(loop.seed), config.steps)  # training folds in the numbers below
     student = calibrate(
-        teacher, student, batches, config.calibration, config, sites=sites, process=process, mesh=mesh, rng=rng, show=show
-    )
+        teacher, student, batches, config.calibration, config, sites=sites, process=process, mesh=mesh, rules=rules, rng=rng,
+        show=show,
+    )  # fmt: skip
     batches.restore(start)
     return student
 
 
 def distill_job(
     teacher: Model, student: Model, config: DistillConfig, *, sites: Selector | None = None,
-    process: Process | None = None, mesh: Mesh | None = None, heldout: Batch | None = None, label: str = "distill",
+    process: Process | None = None, mesh: Mesh | None = None, rules: AxisRules = RULES, heldout: Batch | None = None,
+    label: str = "distill",
 ) -> Job[DistillState]:  # fmt: skip
     """The `Job` of stage 1, ready for `graftax.train.loop.fit`.
 
     `sites`: a selector on the student; None for its merged steps and, outside of them, `student.meta.sites`. `process`:
-    the noising process, None for DiT's 1000 steps. With a `mesh` the teacher is laid out by its rules and the scions
-    are on every device.
+    the noising process, None for DiT's 1000 steps. With a `mesh` teacher, scions and optimisers are laid out by `rules`.
 
     Raises BadInput if there are no sites, if teacher and student differ in depth, width, tokens or classes, or if a site
     does not run exactly once in the teacher.
@@ -97,16 +100,17 @@ def distill_job(
     chosen = regression_units(student, sites)
     check_pair(teacher, student)
     process = process or Process()
-    prepared = Teacher(teacher.spec, group_units(student.spec, chosen), process, config).prepare(teacher.params)
-    prepared = shard_tree(prepared, mesh) if mesh else prepared
-    update = make_distill_step(teacher.spec, student.spec, chosen, process, config, mesh=mesh)
+    source = Teacher(teacher.spec, group_units(student.spec, chosen), process, config)
+    prepared = shard_teacher(source, teacher.params, mesh, rules)
+    update = make_distill_step(teacher.spec, student.spec, chosen, process, config, mesh=mesh, rules=rules)
     errors = None
     if heldout is not None:
-        errors = heldout_errors(teacher.spec, student.spec, chosen, process, heldout, config)
+        errors = heldout_errors(teacher.spec, student.spec, chosen, process, heldout, config, mesh=mesh, rules=rules)
 
     def init() -> DistillState:
-        state = create_state(student.spec, student.params, chosen, config)
-        return jax.device_put(state, NamedSharding(mesh, PartitionSpec())) if mesh else state
+        if mesh is None:
+            return create_state(student.spec, student.params, chosen, config)
+        return sharded_state(student.spec, student.params, chosen, config, mesh, rules)
 
     def step(state: DistillState, batch: Batch, key: jax.Array) -> tuple[DistillState, Metrics]:
         return update(state, prepared, batch, key)
@@ -118,6 +122,7 @@ def distill_job(
     }  # fmt: skip
     return Job(
         init=init, step=step, metadata=metadata, mesh=mesh, label=label,
+        flops_per_image=stage1_flops(teacher.spec, student.spec, chosen),
         evaluate=None if errors is None else lambda state: errors(state.scions, prepared),
     )  # fmt: skip
 
@@ -129,5 +134,5 @@ def install(student: Model, state: DistillState, sites: Selector | None = None) 
     """
     groups = group_units(student.spec, regression_units(student, sites))
     # Through the host, since the state may be spread over a mesh and the student's other leaves are not.
-    scions = jax.tree.map(jnp.asarray, jax.device_get(state.scions))
+    scions = jax.tree.map(jnp.asarray, to_host(state.scions))
     return student.replace(params=install_scions(student.params, groups, scions))

@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 from graftax.diffusion import Process
 from graftax.distill.config import DistillConfig
 from graftax.distill.groups import Group, group_units, over_sites, stack_scions
-from graftax.distill.layout import replicate, split_batch
+from graftax.distill.layout import constrain_stacked, sample_pairs, site_method, stacked_shardings
 from graftax.distill.steps import MergedStep, StepGroup
 from graftax.distill.teacher import Teacher
 from graftax.models.stack import Params
 from graftax.spec import ModelSpec
 from graftax.surgery.select import Site
 from graftax.train.loop import Batch, Metrics
+from graftax.train.sharding import RULES, AxisRules, activations, constrain, shard_tree
 
 
 @jax.tree_util.register_dataclass
@@ -50,9 +51,19 @@ def create_state(
     return DistillState(jnp.zeros((), jnp.int32), scions, opt_state)
 
 
+def sharded_state(
+    student: ModelSpec, params: Params, sites: Sequence[Site | MergedStep], config: DistillConfig, mesh: Mesh,
+    rules: AxisRules = RULES,
+) -> DistillState:  # fmt: skip
+    """`create_state` on a mesh, made where it belongs: every leaf is split like a parameter, its axis s stays whole."""
+    make = partial(create_state, student, sites=sites, config=config)
+    params = shard_tree(params, mesh, rules)
+    return jax.jit(make, out_shardings=stacked_shardings(jax.eval_shape(make, params), mesh, rules))(params)
+
+
 def make_distill_step(
     teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Process,
-    config: DistillConfig, *, mesh: Mesh | None = None, method: str = "auto",
+    config: DistillConfig, *, mesh: Mesh | None = None, method: str = "auto", rules: AxisRules = RULES,
 ) -> DistillStep:  # fmt: skip
     """The compiled `step(state, prepared, batch, key) -> (state, metrics)`.
 
@@ -64,23 +75,25 @@ def make_distill_step(
     `prepared` is the teacher as `Teacher.prepare` arranges it; batch: image (b, h, w, c), label (b,). metrics, () float32:
     `loss` (mean over sites), `grad_norm` (the largest site's, before clipping), `lr`, `finite` (1 or 0). Where any site's
     loss or gradient is not finite the state comes back as it was. State arrays are donated, the teacher's are not. With a
-    `mesh` the batch is split over its data axes and the scions are on every device. `method`: see `over_sites`.
+    `mesh` the batch is split over its data axes, scions and optimisers are split like parameters, and gradients meet where
+    their part of the scion is. `method`: see `over_sites`; "auto" is "map" where weights are split over devices.
 
     Raises BadInput where `Teacher` does.
     """
     groups = group_units(student, sites)
     source = Teacher(teacher, groups, process, config)
-    advance = {name: over_sites(_site_update(group, student, config), method) for name, group in groups.items()}
+    method = site_method(mesh, rules) if method == "auto" else method
+    updates = {name: _site_update(group, student, config, mesh, rules) for name, group in groups.items()}
+    advance = {name: over_sites(update, method) for name, update in updates.items()}
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: DistillState, prepared: Params, batch: Batch, key: jax.Array) -> tuple[DistillState, Metrics]:
-        x0, label = split_batch((batch["image"], batch["label"]), mesh)
-        pairs = source.sample_pairs(prepared, x0, label, key)
+        pairs = sample_pairs(source, prepared, batch["image"], batch["label"], key, mesh, rules)
         out = {name: advance[name](state.scions[name], state.opt_state[name], *pairs[name]) for name in groups}
         scions, opt_state = ({name: out[name][i] for name in groups} for i in (0, 1))
         losses, norms = (jnp.concatenate([out[name][i] for name in groups]) for i in (2, 3))  # (sites,) each
         finite = jnp.isfinite(losses).all() & jnp.isfinite(norms).all()
-        new = replicate(DistillState(state.step + 1, scions, opt_state), mesh)
+        new = constrain_stacked(DistillState(state.step + 1, scions, opt_state), mesh, rules)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         metrics = {"loss": losses.mean(), "grad_norm": norms.max(), "lr": config.rate(state.step), "finite": finite}
         return kept, {name: value.astype(jnp.float32) for name, value in metrics.items()}
@@ -88,12 +101,16 @@ def make_distill_step(
     return step
 
 
-def _site_update(group: Group | StepGroup, student: ModelSpec, config: DistillConfig) -> Callable[..., tuple[Any, ...]]:
+def _site_update(
+    group: Group | StepGroup, student: ModelSpec, config: DistillConfig, mesh: Mesh | None, rules: AxisRules
+) -> Callable[..., tuple[Any, ...]]:
     """(scion, its optimiser state, inputs ..., targets (b, n, d)) -> (scion, optimiser state, () loss, () gradient norm)."""
     loss_fn, tx = group.loss_fn(student, config), config.build()
 
     def update(scion: Params, opt_state: optax.OptState, *arrays: jax.Array) -> tuple[Any, ...]:
-        loss, grads = jax.value_and_grad(loss_fn)(scion, *arrays)
+        with activations(mesh, rules):
+            loss, grads = jax.value_and_grad(loss_fn)(scion, *arrays)
+        grads = constrain(grads, mesh, rules)
         updates, opt_state = tx.update(grads, opt_state, scion)
         return optax.apply_updates(scion, updates), opt_state, loss, optax.tree.norm(grads)
 

@@ -37,7 +37,7 @@ class Teacher:
     def __init__(self, spec: ModelSpec, groups: Units, process: Process, config: DistillConfig) -> None:
         sites = [(str(s), span) for group in groups.values() for s, span in zip(group.sites, group.spans, strict=True)]
         self._rows = _rows(spec, sites)
-        self._spec = _up_to_last(spec, {block for _, span in sites for block in span})
+        self._spec = up_to_last(spec, {block for _, span in sites for block in span})
         taps = {name for group in groups.values() for name in (*group.inputs, group.output)}
         self._taps = tuple(sorted(taps - {CONDITIONING}))
         self._groups, self._process, self._config = groups, process, config
@@ -103,7 +103,7 @@ def _in_turn(spec: ModelSpec, span: tuple[int, ...]) -> bool:
     return spec.program[start : start + len(span)] == tuple(Step((block,)) for block in span)
 
 
-def _up_to_last(spec: ModelSpec, blocks: set[int]) -> ModelSpec:
+def up_to_last(spec: ModelSpec, blocks: set[int]) -> ModelSpec:
     """`spec` without the steps of its program that come after all of `blocks`."""
     last = max(i for i, step in enumerate(spec.program) if blocks & set(step.blocks))
     return spec.replace(program=spec.program[: last + 1])

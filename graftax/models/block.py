@@ -11,10 +11,14 @@ from jax.typing import DTypeLike
 
 from graftax import ops
 from graftax.models.embed import MLP_NORM_EPS, layer_norm, modulate
+from graftax.ops.placement import place
 from graftax.spec import BlockSpec, ModelSpec
 
 TAPS = ("block/in", "mixer/in", "mixer/out", "mlp/in", "mlp/out", "block/out")
 """Names that `capture` accepts; each tap is (b, n, d) per block."""
+
+STREAM = ("batch", "tokens", "width")
+"""Axes of the residual stream."""
 
 Taps = dict[str, jax.Array]
 
@@ -35,7 +39,7 @@ def block_body(
     for slot, operator, (shift, scale, gate) in (("mixer", mixer, parts[:3]), ("mlp", mlp, parts[3:])):
         taps[f"{slot}/in"] = modulate(layer_norm(x, eps[slot]), shift, scale)
         taps[f"{slot}/out"] = operator(taps[f"{slot}/in"]).astype(jnp.float32)
-        x = x + gate * taps[f"{slot}/out"]
+        x = place(x + gate * taps[f"{slot}/out"], *STREAM)
     taps["block/out"] = x
     return x, taps
 

@@ -11,11 +11,12 @@ from jax.typing import DTypeLike
 
 from graftax import ops
 from graftax.errors import BadInput
-from graftax.models.block import Block, Taps
+from graftax.models.block import STREAM, Block, Taps
 from graftax.models.embed import FinalLayer, LabelEmbed, PatchEmbed, TimestepEmbed, call, sinusoidal_positions
 from graftax.models.lora import LORA, init_adapters, materialise
 from graftax.models.merge import Merges
 from graftax.models.stack import Params, prepare, run_stack
+from graftax.ops.placement import place
 from graftax.spec import BlockSpec, ModelSpec, OpSpec, block_key, op
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -84,7 +85,8 @@ def forward_prepared(
     """`forward` on the result of `prepare_params` with the same plan."""
     x, c = embed(spec, prepared, x, t, y, dtype)
     x, taps = run_stack(spec, prepared["blocks"], x, c, plan=plan, capture=capture, dtype=dtype, remat=remat)
-    return call(FinalLayer(spec.patch_size, spec.out_channels, dtype), prepared["final"], x, c), taps
+    out = call(FinalLayer(spec.patch_size, spec.out_channels, dtype), prepared["final"], x, c)
+    return place(out, "batch", None, None, None), taps
 
 
 def embed(
@@ -95,7 +97,11 @@ def embed(
     x = call(PatchEmbed(d, spec.patch_size, dtype), params["x_embedder"], x.astype(jnp.float32))
     x = x.astype(jnp.float32) + params["pos_embed"]  # (b, n, d)
     c = call(TimestepEmbed(d, spec.compat), params["t_embedder"], t)  # (b, d)
-    return x, c + call(LabelEmbed(spec.num_classes, d), params["y_embedder"], y)
+    c = c + call(LabelEmbed(spec.num_classes, d), params["y_embedder"], y)
+    # Going back, the gradient of c is split over the batch and meets weights split over the width. XLA makes it whole in
+    # between, with a warning if it is not told to; it is small.
+    c = place(c, None, None)
+    return place(x, *STREAM), place(c, "batch", "width")
 
 
 class DiT(nn.Module):

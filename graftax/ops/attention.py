@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from graftax.ops.base import Cost, Operator, linear_keys
+from graftax.ops.placement import place
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -34,15 +35,15 @@ class MHA(Operator):
     readout = "proj"
 
     def setup(self) -> None:
-        self.qkv = self.linear(3 * self.width, self.width)
+        self.qkv = self.linear(3 * self.width, self.width, parts=3)
         self.proj = self.linear(self.width, self.width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         b, n, d = x.shape
         # Output features are ordered (three, heads, head dim).
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)
-        out = self.mix(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return self.proj(out.reshape(b, n, d))
+        q, k, v = (place(qkv[:, :, i], "batch", None, "heads", None) for i in range(3))  # (b, n, h, k) each
+        return self.proj(place(self.mix(q, k, v).reshape(b, n, d), "batch", None, "hidden"))
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """The attention proper, (b, n, h, k) each."""

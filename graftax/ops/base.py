@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any, ClassVar, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
+from graftax.ops.placement import place
 from graftax.spec import OpSpec, Option
 
 
@@ -68,6 +71,24 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
+class PartedDense(nn.Dense):
+    """A dense layer whose features are `parts` layers side by side, like query, key and value: (..., d) -> (..., features).
+
+    On a mesh every part's features are split by themselves, where a cut through all of them would part heads.
+    """
+
+    parts: int = 1
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        shape = (inputs.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
+        x, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        kernel = place(kernel.reshape(shape[0], self.parts, -1), "weights", None, "hidden")
+        return (jnp.einsum("...d,dpf->...pf", x, kernel) + bias.reshape(self.parts, -1)).reshape(*x.shape[:-1], -1)
+
+
 class Operator(nn.Module):
     """Base of all operators: `(b, n, d) -> (b, n, d)`.
 
@@ -115,10 +136,10 @@ class Operator(nn.Module):
         """Initial parameters from those of the replaced operator, or None where nothing can be carried over."""
         return None
 
-    def linear(self, features: int, fan_in: int, bias: bool = True) -> nn.Dense:
-        """A dense layer initialised in this operator's style."""
+    def linear(self, features: int, fan_in: int, bias: bool = True, parts: int = 1) -> nn.Dense:
+        """A dense layer initialised in this operator's style; `parts` as in `PartedDense`."""
         torch = self.init_style == "torch"
-        return nn.Dense(
+        return (nn.Dense if parts == 1 else functools.partial(PartedDense, parts=parts))(
             features,
             use_bias=bias,
             dtype=self.dtype,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from graftax.errors import BadInput
 from graftax.ops.base import Cost, Operator, conv_keys, linear_keys, uniform_fan_in
 from graftax.ops.conv import causal_conv
+from graftax.ops.placement import place
 from graftax.spec import OpSpec, Option
 
 PROJECTIONS = linear_keys("in_proj", "in_proj") + linear_keys("out_proj", "out_proj")
@@ -60,7 +61,8 @@ class Hyena(Operator):
         raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        q, k, v = jnp.split(self.featurize(self.in_proj(x)), 3, axis=-1)  # (b, n, d) each
+        features = self.featurize(place(self.in_proj(x), "batch", None, "hidden"))
+        q, k, v = (place(a, "batch", None, "hidden") for a in jnp.split(features, 3, axis=-1))  # (b, n, d) each
         return self.out_proj(q * self.inner(k * v))
 
     def featurize(self, u: jax.Array) -> jax.Array:

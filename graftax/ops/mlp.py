@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
 from graftax.ops.base import Cost, Operator, linear_keys
+from graftax.ops.placement import place
 from graftax.spec import OpSpec, Option
 
 
@@ -35,7 +36,7 @@ class MLP(Operator):
         self.fc2 = self.linear(self.width, self.hidden)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(nn.gelu(self.fc1(x), approximate=True))
+        return self.fc2(nn.gelu(place(self.fc1(x), "batch", None, "hidden"), approximate=True))
 
     def cost(self) -> Cost:
         d, m, n = self.width, self.hidden, self.tokens

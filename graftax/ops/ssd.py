@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from graftax.errors import BadInput
+from graftax.ops.target import target
 
 Prefix = tuple[jax.Array, jax.Array]
 """Sums in two parts, to be subtracted part by part."""
@@ -26,7 +27,7 @@ MAX_CHUNK = 512
 
 def default_chunk() -> int:
     """Tokens handled together. CPU caches like small chunks (`graftax bench mamba2`); a TPU's matrix unit is 128 wide."""
-    return 128 if jax.default_backend() == "tpu" else 32
+    return 128 if target() == "tpu" else 32
 
 
 def ssd_sequential(x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array) -> jax.Array:

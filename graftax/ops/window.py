@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA, attend
 from graftax.ops.base import linear_keys
+from graftax.ops.target import target
 from graftax.spec import OpSpec, Option
 
 LOOP_FROM = 2**16
@@ -18,7 +19,7 @@ LOOP_FROM = 2**16
 
 def default_block(window: int) -> int:
     """Queries handled together. Small blocks waste less of the band, large ones feed a TPU's 128-wide matrix unit."""
-    return max(128 if jax.default_backend() == "tpu" else 16, 2 * window)
+    return max(128 if target() == "tpu" else 16, 2 * window)
 
 
 def banded_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int, block: int | None = None) -> jax.Array:
@@ -31,7 +32,7 @@ def banded_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int, bloc
     On CPU the blocks run one after the other and stay in cache; elsewhere, and under differentiation, all at once.
     """
     size = block or max(24, 2 * window)
-    if jax.default_backend() == "cpu" and q.size >= LOOP_FROM and q.shape[1] >= size + 2 * window:
+    if target() == "cpu" and q.size >= LOOP_FROM and q.shape[1] >= size + 2 * window:
         return _one_by_one(q, k, v, window, size)
     return _all_at_once(q, k, v, window, block)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
 from graftax.diffusion import Process
@@ -16,8 +18,8 @@ from graftax.models import forward
 from graftax.models.collect import collect
 from graftax.spec import ModelSpec
 from graftax.train.loop import Batch, Metrics
+from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 from graftax.train.state import Params, split
-from graftax.train.step import LossFn
 
 TIME, NOISE, DROP = range(3)  # streams of a step's key
 
@@ -25,7 +27,7 @@ TIME, NOISE, DROP = range(3)  # streams of a step's key
 def diffusion_loss(
     spec: ModelSpec, process: Process, *, class_dropout: float = 0.1, dtype: DTypeLike | None = None,
     plan: str = "auto", remat: str = "none",
-) -> LossFn:  # fmt: skip
+) -> DiffusionLoss:  # fmt: skip
     """`loss_fn(params, batch, key) -> (() loss, {"mse", "vb"})` of class-conditional diffusion training.
 
     `params` plain or collected; batch: image (b, h, w, c) clean data, label (b,) int. t is uniform over the steps of
@@ -37,17 +39,34 @@ def diffusion_loss(
     if not 0 <= class_dropout <= 1:
         raise BadInput(f"class_dropout: got {class_dropout!r}, expected a probability in [0, 1]")
     _require_sigma(spec)
+    return DiffusionLoss(spec, process, class_dropout, {"dtype": dtype, "plan": plan, "remat": remat})
 
-    def loss_fn(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        x0, label = batch["image"], batch["label"]
-        t = jax.random.randint(jax.random.fold_in(key, TIME), label.shape, 0, len(process))
-        noise = jax.random.normal(jax.random.fold_in(key, NOISE), x0.shape)
-        drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), class_dropout, label.shape)
-        label = jnp.where(drop, spec.num_classes, label)
-        losses = _losses(spec, process, params, x0, t, label, noise, dtype=dtype, plan=plan, remat=remat)
+
+@dataclass(frozen=True)
+class DiffusionLoss:
+    """What `diffusion_loss` returns: the loss, in one call or with its random numbers drawn beforehand."""
+
+    spec: ModelSpec
+    process: Process
+    class_dropout: float
+    options: Mapping[str, Any]
+
+    def __call__(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return self.given(params, self.draw(batch, key))
+
+    def draw(self, batch: Batch, key: jax.Array) -> Batch:
+        """The batch with t (b,) int, noise (b, h, w, c), and the null class where it is dropped."""
+        label = batch["label"]
+        t = jax.random.randint(jax.random.fold_in(key, TIME), label.shape, 0, len(self.process))
+        noise = jax.random.normal(jax.random.fold_in(key, NOISE), batch["image"].shape)
+        drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), self.class_dropout, label.shape)
+        return {**batch, "t": t, "noise": noise, "label": jnp.where(drop, self.spec.num_classes, label)}
+
+    def given(self, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
+        """Loss and metrics of a batch that `draw` made."""
+        inputs = (batch[name] for name in ("image", "t", "label", "noise"))
+        losses = _losses(self.spec, self.process, params, *inputs, **self.options)
         return jnp.mean(losses["loss"]), {name: jnp.mean(losses[name]) for name in ("mse", "vb")}
-
-    return loss_fn
 
 
 def training_tree(spec: ModelSpec, params: Params, frozen: Sequence[str] = ()) -> Params:
@@ -61,13 +80,14 @@ def training_tree(spec: ModelSpec, params: Params, frozen: Sequence[str] = ()) -
 
 def heldout_loss(
     spec: ModelSpec, process: Process, images: ArrayLike, labels: ArrayLike, *, seed: int = 0, batch_size: int = 256,
-    dtype: DTypeLike | None = None, plan: str = "auto",
+    dtype: DTypeLike | None = None, plan: str = "auto", mesh: Mesh | None = None, rules: AxisRules = RULES,
 ) -> Callable[[Params], dict[str, float]]:  # fmt: skip
     """A function of parameters: {"loss", "mse", "vb"}, means over a fixed set of (x0, t, noise), nothing dropped.
 
     images (n, h, w, c) clean data and labels (n,). The times cover 0 .. len(process) - 1 evenly, one per image in an
     order drawn from `seed`, as is the noise: two parameter sets are compared on the same sum, with little variance
-    from t. Images beyond a multiple of `batch_size` (or of n, if smaller) are left out.
+    from t. Images beyond a multiple of `batch_size` (or of n, if smaller) are left out. With a `mesh` the parameters lie on
+    it, and images are split over it where their number divides.
 
     Raises BadInput if there are no images or labels do not fit them, or if the model does not learn its variance.
     """
@@ -85,7 +105,9 @@ def heldout_loss(
 
     @jax.jit
     def losses(params: Params, x0: jax.Array, t: jax.Array, y: jax.Array, noise: jax.Array) -> dict[str, jax.Array]:
-        found = _losses(spec, process, params, x0, t, y, noise, dtype=dtype, plan=plan, remat="none")
+        with activations(mesh, rules):
+            inputs = place_batch((x0, t, y, noise), mesh)
+            found = _losses(spec, process, params, *inputs, dtype=dtype, plan=plan, remat="none")
         return {name: jnp.mean(value) for name, value in found.items()}
 
     def evaluate(params: Params) -> dict[str, float]:

@@ -21,7 +21,8 @@ class OptimiserConfig:
     then constant, no weight decay, gradients clipped to global norm 10.
 
     `warmup_steps`: update k = 0, 1, .. uses learning_rate * (k + 1) / warmup_steps until that reaches 1.
-    `schedule`: "constant", or "cosine": down to 0 at update `decay_steps`, counted from the first update.
+    `schedule`: "constant", or "cosine": down to 0 at update `decay_steps`, counted from the first update. After every
+    number of updates in `halve_at` the rate is half of what the schedule says, then a quarter, and so on.
     `weight_decay` acts on every trained leaf, biases too, as PyTorch's AdamW does. `grad_clip` None: no clipping.
 
     Raises BadInput on values that make no optimiser.
@@ -31,6 +32,7 @@ class OptimiserConfig:
     warmup_steps: int = 1000
     schedule: str = "constant"
     decay_steps: int | None = None
+    halve_at: tuple[int, ...] = ()
     weight_decay: float = 0.0
     grad_clip: float | None = 10.0
     b1: float = 0.9
@@ -44,6 +46,7 @@ class OptimiserConfig:
         cosine = self.schedule == "cosine"
         fits = (self.decay_steps or 0) > self.warmup_steps if cosine else self.decay_steps is None
         self._require(fits, "decay_steps", "more than warmup_steps" if cosine else "None for a constant schedule")
+        self._require(all(count > 0 for count in self.halve_at), "halve_at", "numbers of updates, 1 or more")
         self._require(self.weight_decay >= 0, "weight_decay", "0 or more")
         self._require(self.grad_clip is None or self.grad_clip > 0, "grad_clip", "a positive number or None")
         self._require(0 <= self.b1 < 1, "b1", "a number in [0, 1)")
@@ -58,11 +61,12 @@ class OptimiserConfig:
         """Learning rate of the update that follows `count` earlier ones: () int -> () float32."""
         count = jnp.asarray(count, jnp.float32)
         warm = jnp.minimum(1.0, (count + 1) / max(self.warmup_steps, 1))
+        peak = self.learning_rate * 0.5 ** sum(count >= updates for updates in self.halve_at)
         if self.schedule == "constant":
-            return self.learning_rate * warm
+            return peak * warm
         span = (self.decay_steps or 0) - self.warmup_steps
         part = jnp.clip((count - self.warmup_steps) / span, 0.0, 1.0)
-        return self.learning_rate * warm * 0.5 * (1 + jnp.cos(jnp.pi * part))
+        return peak * warm * 0.5 * (1 + jnp.cos(jnp.pi * part))
 
     def build(self) -> optax.GradientTransformation:
         """The optax chain: clip by global norm, then AdamW at `rate`."""

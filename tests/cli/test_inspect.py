@@ -88,6 +88,16 @@ def test_costs(run, teacher):
     assert len(small.splitlines()) == 1 + 8 * 3  # the paper's figures are those of DiT-XL/2
 
 
+def test_a_mesh(run):
+    code, out, _ = run("inspect", "DiT-XL/2", "--mesh", "fsdp=8")
+    assert code == 0
+    assert out.splitlines()[0] == "stage 2 on the mesh data=1,fsdp=8,tensor=1"
+    assert "together    10.80 GB, 1.35 GB on each device (12.5%)" in out
+    assert "whole" not in out
+    out = run("inspect", "DiT-XL/2", "--mesh", "fsdp=256")[1]  # 1152 = 256 * 4.5
+    assert "  no axis divides: trainable/blocks/mixer/0_mha/proj/kernel, 0.15 GB" in out
+
+
 def test_the_list_of_models(run):
     code, out, _ = run("zoo")
     assert code == 0
@@ -115,6 +125,8 @@ def test_one_model(run):
         (("zoo", "swa"), "nearest are dit-xl2-mha-swa-50p-fid2.67"),
         (("inspect", "DiT-XL/3"), "DiT-XL/3"),
         (("inspect", "DiT-XL/2", "DiT-B/2", "--cost"), "expected one"),
+        (("inspect", "DiT-XL/2", "--mesh=tensor=3"), "tensor=3 does not divide the model's 16 heads"),
+        (("inspect", "DiT-XL/2", "--mesh=8"), "like data=2,fsdp=4"),
         (("inspect", "DiT-XL/2", "--num-heads=8"), "num_heads=8: the file says 16"),
         (("inspect", SWA, "--window=8"), "window=8"),
     ],

@@ -1,22 +1,36 @@
-"""Script: a few steps of a small DiT on meshes over 8 simulated devices; prints what came out as JSON."""
+"""Script: a few steps of small models on meshes over up to 8 simulated devices; prints what came out as JSON.
+
+mesh_run.py few: one model on meshes of 4 and 8; many: on other meshes, in bfloat16; operators: blocks of every kind.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+from typing import Any
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Only equality is tested, so code is compiled quickly and runs slowly.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from graftax.diffusion import Process
 from graftax.errors import BadInput
-from graftax.models import dit_spec, init
-from graftax.train import LoopConfig, MeshConfig, OptimiserConfig, diffusion_loss, fit, train_job
+from graftax.models import Model, dit_spec
+from graftax.surgery import compose, graft, lora, replace
+from graftax.testing import random_params
+from graftax.train import LoopConfig, MeshConfig, OptimiserConfig, diffusion_loss, fit, train_job, training_tree
+from graftax.train.sharding import AxisRules, to_host
+from graftax.train.sharding_report import sharding_report
 
-SPEC = dit_spec(input_size=8, patch_size=2, hidden_size=64, depth=2, num_heads=4, num_classes=10)
+SIZES = {"input_size": 8, "patch_size": 2, "hidden_size": 64, "num_heads": 4, "num_classes": 10}
+# A large eps: with the usual one Adam's first updates are signs, which turn rounding into whole steps.
+OPTIMISER = OptimiserConfig(learning_rate=0.02, warmup_steps=1, eps=0.1)
+FROZEN = ("pos_embed",)
 
 
 class Fixed:
@@ -36,27 +50,35 @@ class Fixed:
         self.position = state
 
 
-def run(mesh: MeshConfig | None, params: dict) -> dict:
+def run(model: Model, mesh: MeshConfig | None = None, devices: int = 8, accumulate: int = 1, **options: Any) -> dict:
+    """A training of three steps: what it logged, what it left, how it lies."""
     records: list = []
-    # A large eps: with the usual one Adam's first updates are signs, which turn rounding into whole steps.
-    optimiser = OptimiserConfig(learning_rate=0.1, warmup_steps=1, eps=0.1)
+    built = mesh.build(jax.devices()[:devices]) if mesh else None
     job = train_job(
-        lambda: params, diffusion_loss(SPEC, Process()), optimiser,
-        frozen=("pos_embed",), ema_decay=0.5, mesh=mesh.build() if mesh else None,
+        lambda: training_tree(model.spec, model.params, FROZEN), diffusion_loss(model.spec, Process(), **options), OPTIMISER,
+        frozen=FROZEN, ema_decay=0.5, mesh=built, accumulate=accumulate, **({"rules": mesh.rules} if mesh else {}),
     )  # fmt: skip
     state = fit(job, Fixed(), LoopConfig(steps=3, log_every=1), on_record=records.append, show=False)
-
-    def fraction(tree: dict) -> float:
-        kernel = tree["blocks"]["00"]["mlp"]["fc1"]["kernel"]
-        return kernel.addressable_shards[0].data.size / kernel.size
-
-    moments = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
+    report = sharding_report(state, built) if built else None
+    ema = to_host(state.ema)
     return {
         "losses": [record["loss"] for record in records],
         "norms": [record["grad_norm"] for record in records],
-        "ema": float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(state.ema))),
-        "fractions": [fraction(tree) for tree in (state.trainable, state.ema, moments.mu, moments.nu)],
+        "ema": float(sum(np.abs(x).sum(dtype=np.float64) for x in jax.tree.leaves(ema))),
+        "types": sorted({str(x.dtype) for x in jax.tree.leaves((state.trainable, state.ema))}),
+        "share": report.device_bytes / report.total_bytes if report else 1,
+        "parts": [_part(tree) for tree in (state.trainable, state.ema, *_moments(state.opt_state))],
     }
+
+
+def _moments(opt_state: Any) -> list[Any]:
+    found = jax.tree.leaves(opt_state, is_leaf=lambda s: hasattr(s, "mu"))
+    return next([s.mu, s.nu] for s in found if hasattr(s, "mu"))
+
+
+def _part(tree: dict) -> float:
+    kernel = max(jax.tree.leaves(tree["blocks"]["mlp"]), key=lambda x: x.size)
+    return kernel.addressable_shards[0].data.size / kernel.size
 
 
 def refusal(mesh: MeshConfig, size: int) -> str:
@@ -68,12 +90,44 @@ def refusal(mesh: MeshConfig, size: int) -> str:
     return ""
 
 
+def plain() -> Model:
+    spec = dit_spec(depth=1, **SIZES)
+    return Model(spec, random_params(spec, jax.random.key(0)))
+
+
+def few() -> dict:
+    model = plain()
+    runs = {
+        "one": run(model),
+        "both": run(model, MeshConfig(data=2, fsdp=2), 4, remat="full"),
+        "all": run(model, MeshConfig(data=2, fsdp=2, tensor=2), accumulate=2),
+    }
+    meshes = {MeshConfig(): 12, MeshConfig(fsdp=3): 16, MeshConfig(tensor=0): 16}
+    return {"runs": runs, "refused": [refusal(mesh, size) for mesh, size in meshes.items()]}
+
+
+def many() -> dict:
+    model = plain()
+    return {
+        "one": run(model),
+        "data": run(model, MeshConfig(), 2),
+        "fsdp": run(model, MeshConfig(fsdp=8), accumulate=2),
+        "tensor": run(model, MeshConfig(tensor=4), remat="dots"),
+        "tokens": run(model, MeshConfig(fsdp=2, tensor=2, rules=AxisRules(tokens="tensor"))),
+        "bfloat16": run(model, MeshConfig(fsdp=4), dtype=jnp.bfloat16, accumulate=2, remat="dots"),
+    }
+
+
+def operators() -> dict:
+    spec = dit_spec(depth=8, **SIZES)
+    kinds = {1: "hyena_x", 2: "mamba2", 3: "swa", 4: "hyena_se", 5: "hyena_long", 6: "hyena_2d", 7: "swa_2d"}
+    edits = [replace(f"blocks[{i}].mixer", kind) for i, kind in kinds.items()]
+    edits += [replace("blocks[1].mlp", "mlp_hyena_x"), replace("blocks[2].mlp", "mlp", ratio=2), lora("blocks[0].mixer", 4)]
+    base = Model(spec, random_params(spec, jax.random.key(0)))
+    model = graft(base, compose(*edits), jax.random.key(1))
+    model = model.replace(params=random_params(model.spec, jax.random.key(2)))
+    return {"one": run(model, plan="unroll"), "all": run(model, MeshConfig(data=2, fsdp=2, tensor=2), plan="unroll")}
+
+
 if __name__ == "__main__":
-    meshes = {
-        "one": None, "data": MeshConfig(), "fsdp": MeshConfig(fsdp=8), "tensor": MeshConfig(tensor=4),
-        "all": MeshConfig(data=2, fsdp=2, tensor=2),
-    }  # fmt: skip
-    params = init(SPEC, jax.random.key(0))
-    found = {name: run(mesh, params) for name, mesh in meshes.items()}
-    refused = [refusal(MeshConfig(), 12), refusal(MeshConfig(fsdp=3), 16), refusal(MeshConfig(tensor=0), 16)]
-    print(json.dumps({"runs": found, "refused": refused}))
+    print(json.dumps({"few": few, "many": many, "operators": operators}[sys.argv[1]]()))

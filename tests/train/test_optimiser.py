@@ -19,6 +19,12 @@ def test_cosine_goes_from_the_peak_through_half_to_zero() -> None:
     np.testing.assert_allclose(rates, [0.2, 2.0, 1.0, 0.0, 0.0], atol=1e-6)
 
 
+def test_the_rate_halves_where_it_is_told_to() -> None:
+    config = OptimiserConfig(learning_rate=4.0, warmup_steps=10, halve_at=(100, 300))
+    rates = [float(config.rate(k)) for k in (9, 99, 100, 299, 300, 10_000)]
+    np.testing.assert_allclose(rates, [4.0, 4.0, 2.0, 2.0, 1.0, 1.0], rtol=1e-6)
+
+
 def test_the_first_update_by_hand() -> None:
     # After bias correction Adam's first update is the sign of the gradient; decay adds wd * p; warm-up scales by 1/4.
     tx = OptimiserConfig(learning_rate=0.1, warmup_steps=4, weight_decay=0.5, eps=1e-12).build()
@@ -38,7 +44,7 @@ def test_clipping_acts_before_the_moments() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("learning_rate", 0), ("learning_rate", float("nan")), ("warmup_steps", -1), ("schedule", "linear"), ("b1", 1.0),
-     ("weight_decay", -1), ("grad_clip", 0.0), ("decay_steps", 5)],
+     ("weight_decay", -1), ("grad_clip", 0.0), ("decay_steps", 5), ("halve_at", (10, 0))],
 )  # fmt: skip
 def test_values_that_make_no_optimiser_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(BadInput, match=field):

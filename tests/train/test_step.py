@@ -1,11 +1,16 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from linear_job import FAST, Stream, linear_job, loss_fn, params
 
+from graftax.diffusion import Process
 from graftax.errors import BadInput
-from graftax.train import make_step
+from graftax.testing import assert_trees_close, random_params, tiny_spec
+from graftax.train import diffusion_loss, make_step
 from graftax.train.state import create_state
 
 KEY = jax.random.key(0)
@@ -68,3 +73,66 @@ def test_evaluation_sees_the_averages() -> None:
 def test_a_decay_of_one_is_refused() -> None:
     with pytest.raises(BadInput, match="ema_decay"):
         make_step(loss_fn, FAST, ema_decay=1.0)
+
+
+# --- Batches in pieces -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_pieces_of_a_batch_give_the_update_of_the_whole(accumulate: int) -> None:
+    def exact(p: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        error = batch["image"] @ p["w"] + p["b"] - batch["label"]
+        return jnp.mean(error**2), {"error": error.mean()}
+
+    whole, wanted = make_step(exact, FAST)(create_state(params(), FAST.build()), next(Stream()), KEY)
+    step = make_step(exact, FAST, accumulate=accumulate)
+    found, metrics = step(create_state(params(), FAST.build()), next(Stream()), KEY)
+    assert_trees_close(found, whole, rtol=1e-6, atol=1e-6)
+    assert_trees_close(metrics, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_pieces_see_the_noise_that_the_whole_batch_sees() -> None:
+    spec = tiny_spec(depth=1)
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.standard_normal((8, 8, 8, 4), np.float32), "label": rng.integers(0, 10, 8).astype(np.int32)}
+    loss = diffusion_loss(spec, Process(), class_dropout=0.5)
+    own = random_params(spec, jax.random.key(1))
+
+    def gradients(accumulate: int) -> tuple:
+        # Steps of plain gradient descent: the difference is the gradient.
+        optimiser = SimpleNamespace(build=lambda: optax.sgd(1.0), rate=lambda count: 1.0)
+        state = create_state(own, optimiser.build(), ("pos_embed",))
+        return make_step(loss, optimiser, accumulate=accumulate)(state, batch, KEY)  # type: ignore[arg-type]
+
+    (whole, wanted), (found, metrics) = gradients(1), gradients(4)
+    assert_trees_close(metrics, wanted, rtol=1e-6, atol=1e-6)
+    assert_trees_close(found.trainable, whole.trainable, rtol=1e-5, atol=1e-5)
+
+
+def test_one_bad_piece_spoils_the_step_and_nothing_else() -> None:
+    step = make_step(loss_fn, FAST, accumulate=4)
+    state = create_state(params(), FAST.build())
+    before = jax.tree.map(np.array, state)
+    after, metrics = step(state, next(Stream(bad=0)), KEY)
+    assert float(metrics["finite"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, after), before)
+
+
+def test_pieces_must_be_equal() -> None:
+    with pytest.raises(BadInput, match="accumulate"):
+        make_step(loss_fn, FAST, accumulate=0)
+    with pytest.raises(BadInput, match="does not divide into 3 pieces"):
+        make_step(loss_fn, FAST, accumulate=3)(create_state(params(), FAST.build()), next(Stream()), KEY)
+
+
+def test_what_is_recomputed_does_not_change_what_is_learnt() -> None:
+    spec = tiny_spec(depth=1)
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.standard_normal((4, 8, 8, 4), np.float32), "label": np.arange(4, dtype=np.int32)}
+    found = []
+    for remat in ("none", "dots", "full"):
+        state = create_state(random_params(spec, jax.random.key(1)), FAST.build(), ("pos_embed",))
+        step = make_step(diffusion_loss(spec, Process(), remat=remat), FAST)
+        found.append(step(state, batch, KEY)[1])
+    for metrics in found[1:]:
+        assert_trees_close(metrics, found[0], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,28 @@
+"""What a step of stage 1 costs, from the specs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from graftax import ops
+from graftax.distill.steps import MergedStep
+from graftax.distill.teacher import up_to_last
+from graftax.models.cost import block_cost, flops
+from graftax.spec import ModelSpec
+from graftax.surgery.select import Site
+
+
+def stage1_flops(teacher: ModelSpec, student: ModelSpec, units: Iterable[Site | MergedStep]) -> int:
+    """Model FLOPs of one step of stage 1 per image: the teacher's pass up to its last site, and 3 x the forward passes of
+    the scions at `units` (merged steps with their projection), backward counted as in `graftax.models.cost.train_flops`."""
+    units = list(units)
+    blocks = {i for unit in units for i in (unit.step.blocks if isinstance(unit, MergedStep) else (unit.block,))}
+    return flops(up_to_last(teacher, blocks), head=False) + 3 * sum(_unit_flops(student, unit) for unit in units)
+
+
+def _unit_flops(student: ModelSpec, unit: Site | MergedStep) -> int:
+    if isinstance(unit, Site):
+        return ops.build(getattr(student.blocks[unit.block], unit.slot), student).cost().flops
+    ids = unit.step.blocks
+    projection = 2 * student.tokens * len(ids) * student.hidden_size**2
+    return projection + sum(block_cost(student, (i,))[1] for i in ids)

@@ -1,0 +1,39 @@
+"""Where activations live on a mesh. Model code names the axes of its arrays; whoever compiles says what the names mean.
+
+    x = place(x, "batch", "tokens", "width")            # in the model: holds nothing by itself
+    with placing(hold): ...                             # around its trace: hold(x, axes) constrains x
+
+So models know no mesh. `graftax.train.sharding.activations` brings the table from these names to mesh axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import jax
+
+Axes = tuple[str | None, ...]
+Hold = Callable[[jax.Array, Axes], jax.Array]
+_hold: ContextVar[Hold | None] = ContextVar("hold", default=None)
+
+
+def place(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x` with its axes named, None for one that is never split; outside of `placing` x as it is.
+
+    Names in use: batch, tokens, width (of the residual stream), heads, hidden (between a pair of projections); of a kernel
+    weights (the side that is not hidden).
+    """
+    hold = _hold.get()
+    return x if hold is None else hold(x, axes)
+
+
+@contextmanager
+def placing(hold: Hold | None) -> Iterator[None]:
+    """While this is open, `place(x, *axes)` is `hold(x, axes)`; None: x as it is. It acts on what is traced meanwhile."""
+    token = _hold.set(hold)
+    try:
+        yield
+    finally:
+        _hold.reset(token)
