@@ -27,10 +27,15 @@
 #   NAME PROJECT ZONE   of the TPU (always needed)
 #   TYPE                accelerator type, v5litepod-8, v6e-16, v5p-32, v4-8 ... (for create and babysit)
 #   RUN_ID              name of the run (default: NAME); the same name resumes in the same folder on the workers
+#   WORKDIR             gs://BUCKET/FOLDER that COMMAND writes to; needed for TYPEs of several workers. create looks whether
+#                       the bucket is there; run appends --config.workdir=WORKDIR to COMMAND. Other hosts and a TPU that is
+#                       created anew find the run there
+#   JAX                 version of jax on the workers (default 0.10.2)
 #   PASS_ENV            names of variables that COMMAND shall see, like "WANDB_API_KEY HF_TOKEN"; values never show in a call
 #   POLL                seconds between looks (default 30)
 #
-# Exit codes: 0 done, 2 bad usage, 4 the TPU could not be had in time; babysit returns COMMAND's own 1, 2 or 3.
+# Exit codes: 0 done, 2 bad usage, 4 the TPU could not be had in time; babysit returns COMMAND's own 1 (a bug, or hung and
+# ended by the watchdog), 2 or 3, and starts it again after 42 (preempted, state saved) and after being killed.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -63,7 +68,8 @@ retry() {
 
 # --- What a TPU type means ---------------------------------------------------------------------------------------------
 
-# Runtime image and number of chips: the number in v2..v4 and v5p types counts cores, two to a chip.
+# Runtime image, number of chips and of workers (hosts). The number in v2..v4 and v5p types counts cores, two to a chip. A
+# host has 4 chips, but all of them in v5e and v6e types of up to 8.
 describe_type() {
   local number="${TYPE##*-}"
   [[ "$number" =~ ^[1-9][0-9]*$ ]] || die "TYPE $TYPE: expected a name that ends in a number, like v5litepod-8"
@@ -75,6 +81,8 @@ describe_type() {
     tpu7x-*) die "TYPE $TYPE: this generation is only to be had through GKE, which this script does not speak" ;;
     *) die "TYPE $TYPE: expected v2-, v3-, v4-, v5litepod-, v5p- or v6e- and a number" ;;
   esac
+  WORKERS=$(((CHIPS + 3) / 4))
+  [[ "$TYPE" != v5litepod-[148] && "$TYPE" != v6e-[148] ]] || WORKERS=1
 }
 
 # --- The TPU -----------------------------------------------------------------------------------------------------------
@@ -96,7 +104,9 @@ state() {
 
 create() {
   describe_type
-  echo "$TYPE: $CHIPS chips, ${TIER#--}, for at most $MAX_HOURS hours = $((CHIPS * MAX_HOURS)) chip-hours to pay for" >&2
+  echo "$TYPE: $CHIPS chips on $WORKERS workers, ${TIER#--}, for at most $MAX_HOURS hours = $((CHIPS * MAX_HOURS)) chip-hours to pay for" >&2
+  ((WORKERS == 1)) || [[ -n "${WORKDIR:-}" ]] || echo "tpu.sh: warning: $WORKERS workers and no WORKDIR: training needs a folder that they share" >&2
+  [[ -z "${WORKDIR:-}" ]] || run gcloud storage buckets describe "$BUCKET" --project="$PROJECT" --format='value(name)' >&2
   local found tier=()
   found="$(state)"
   case "$found" in
@@ -150,12 +160,14 @@ setup() {
     set -eu
     mkdir -p graftax && tar -xzf graftax.tar.gz -C graftax && cd graftax
     command -v python3.11 >/dev/null || { sudo apt-get -qq update && sudo apt-get -qq install -y python3.11-venv; }
-    bash -c 'set -euo pipefail; source launch/setup.sh; setup \".[tpu]\"'"
+    echo 'jax==$JAX' >pinned.txt
+    PIP_CONSTRAINT=pinned.txt bash -c 'set -euo pipefail; source launch/setup.sh; setup \".[tpu,gcs]\"'"
 }
 
 # The run's folder on each worker holds env, command, pid, log, and exit once it has ended.
 start() {
   local command scratch name
+  [[ -z "${WORKDIR:-}" ]] || set -- "$@" "--config.workdir=$WORKDIR"
   printf -v command '%q ' "$@"
   scratch="$(mktemp -d)"
   (umask 077 && for name in ${PASS_ENV:-}; do printf 'export %s=%q\n' "$name" "${!name}"; done >"$scratch/env")
@@ -258,6 +270,12 @@ for needed in NAME PROJECT ZONE ${PASS_ENV:-}; do [[ -n "${!needed:-}" ]] || die
 [[ -n "$DRY" ]] || command -v gcloud >/dev/null || die "gcloud: not on the PATH, expected Google Cloud's command line tool"
 [[ "$VERB" != run && "$VERB" != babysit ]] || (($#)) || die "$VERB: no command, expected -- COMMAND ..."
 POLL="${POLL:-30}" RUN_ID="${RUN_ID:-$NAME}"
+JAX="${JAX:-0.10.2}" BUCKET=''
+[[ "$JAX" =~ ^[0-9.]+$ ]] || die "JAX $JAX: expected a version, like 0.10.2"
+if [[ -n "${WORKDIR:-}" ]]; then
+  [[ "$WORKDIR" =~ ^(gs://[a-z0-9][a-z0-9._-]+)/[^[:space:]]+$ ]] || die "WORKDIR $WORKDIR: expected gs://BUCKET/FOLDER"
+  BUCKET="${BASH_REMATCH[1]}"
+fi
 [[ "$RUN_ID" =~ ^[A-Za-z0-9._-]+$ ]] || die "RUN_ID $RUN_ID: expected letters, digits, dots, dashes"
 FOLDER=".graftax/$RUN_ID"
 

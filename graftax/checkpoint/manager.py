@@ -1,92 +1,90 @@
-"""Checkpoints of a training run: orbax's `CheckpointManager` behind five methods, with damage found before it is loaded.
+"""Checkpoints of a training run: orbax's `CheckpointManager` behind a few methods, with damage found before it is loaded.
 
 A step's folder holds the state (a flat dict of arrays, so that what is on disk does not depend on optimiser classes) and
-a JSON record. Orbax writes both in the background under a temporary name and renames the folder when it is complete;
-just before that, `_Seal` lists the files with their sizes and checksums. Opening the folder of a run compares the newest
-checkpoint with its seal and falls back to an older one where they differ.
+a JSON record. Orbax writes both in the background and commits them when they are complete; just before that they are
+sealed (`upkeep`). Opening the folder of a run compares the newest checkpoint with its seal and falls back to an older one
+where they differ.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import shutil
+import logging
+import os
 import warnings
-import zlib
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from graftax.checkpoint import upkeep
+from graftax.checkpoint.hosts import gather
+from graftax.checkpoint.paths import storage_trouble, work_path
+from graftax.checkpoint.retention import Retention
 from graftax.errors import BadInput
 
-ITEMS = ("state", "record")
-"""Sub-folders of a checkpoint. What orbax keeps beside them changes after sealing (time of the commit)."""
-
-SEAL = "seal.json"
-DAMAGED = "damaged"
-"""Sub-folder that damaged checkpoints are moved to: nothing is deleted."""
-
-_TEMPORARY = ".orbax-checkpoint-tmp"
-"""How orbax names the folder of an unfinished save: the step, then this."""
-
-_PIECE = 1 << 20
+# What goes wrong in the background is raised by the next call; orbax would print pages of it before.
+logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
 
 
 class Checkpoints:
-    """The checkpoints in `folder` (made if need be), at most the newest `keep`.
+    """The checkpoints in `folder` (made if need be; local, mounted or gs://), of which `retention` says what stays.
 
     Opening it removes what a killed save left, and moves a newest checkpoint whose files changed since they were written
-    to `damaged/`, with a warning. Raises `BadInput` where `folder` is a file or an address such as gs://, or `keep` is
-    below 1. One run writes to a folder at a time.
+    to `damaged/`, with a warning. With several processes, all make the same calls, and process 0 decides. Raises
+    `BadInput` where `folder` is a file, cannot be written, or differs between the hosts. One run writes to a folder at a
+    time.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2) -> None:
-        self.folder = Path(folder).absolute()
-        if keep < 1:
-            raise BadInput(f"keep: got {keep}, expected 1 or more")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise BadInput(f"{self.folder}: a file, expected a folder of checkpoints")
-        if "://" in str(folder):
-            raise BadInput(f"{folder}: expected a local or mounted folder, not an address")
-        if jax.process_index() == 0:
-            _remove_left_overs(self.folder)
-            _set_damaged_aside(self.folder)
-        multihost_utils.sync_global_devices("graftax: checkpoints verified")
+    def __init__(self, folder: str | os.PathLike[str], retention: Retention | None = None) -> None:
+        self.folder = work_path(folder)
+        self._retention = retention or Retention()
+        upkeep.open_folder(self.folder)
         self._saving = 0
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
+                preservation_policy=self._retention,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()},
         )
+        if self._retention.best:
+            self._read_scores()
 
     def latest(self) -> int | None:
         """The newest step that is saved or being saved, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, extra: Mapping[str, Any], data_state: Any) -> None:
-        """Save `state` (a pytree of arrays) with two JSON values; `data_state` may also be bytes.
+    def best(self) -> int | None:
+        """The step with the best score among those on disk, or None."""
+        return self._retention.best_of(list(self._manager.all_steps()))
+
+    def save(self, step: int, state: Any, extra: Mapping[str, Any], data_state: Any, score: float | None = None) -> None:
+        """Save `state` (a pytree of arrays) with two JSON values; `data_state` may also be bytes, and is each process's
+        own. `score` is what `retention` compares.
 
         The arrays are copied before this returns, so the next step may donate them; the files are written in the
-        background. A failure of the save before is raised here. Raises `BadInput` where `step` is not after the latest.
+        background. A failure of the save before is raised here, as `BadInput` where the storage is full or read-only.
+        Raises `BadInput` too where `step` is not after the latest.
         """
         self.wait()
-        record = _encode(extra, data_state)
+        record = _encode(extra, data_state, score)
         latest = self.latest()
         if latest is not None and step <= latest:
             raise BadInput(f"step {step}: expected more than {latest}, the latest checkpoint in {self.folder}")
         self._saving = step
+        if score is not None:
+            self._retention.scores[step] = score
         flat = {path: jnp.asarray(leaf) for path, leaf in _paths(state).items()}
         args = ocp.args.Composite(state=ocp.args.StandardSave(flat), record=ocp.args.JsonSave(record))
-        if not self._manager.save(step, args=args):
-            raise RuntimeError(f"step {step}: orbax declined to save into {self.folder}")
+        with self._storage():
+            if not self._manager.save(step, args=args):
+                raise RuntimeError(f"step {step}: orbax declined to save into {self.folder}")
 
     def restore(self, step: int, abstract_state: Any, vet: Callable[[Any], object] = bool) -> tuple[Any, Any, Any]:
         """(state, extra, data_state) of `step`.
@@ -101,7 +99,7 @@ class Checkpoints:
             raise BadInput(f"{where}: no such checkpoint, expected one of {sorted(self._manager.all_steps())}")
         wanted = {path: _abstract(leaf) for path, leaf in _paths(abstract_state).items()}
         try:
-            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+            record = self._record(step)
             vet(record["extra"])
             self._check(where, wanted, self._manager.item_metadata(step)["state"])
             args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
@@ -112,29 +110,50 @@ class Checkpoints:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise BadInput(f"{where}: cannot be read ({reason[0][:200]}); move it away to use an older one") from error
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), [restored[path] for path in wanted])
-        return state, record["extra"], _decode(record["data"])
+        return state, record["extra"], _decode(where, record["positions"])
 
     def wait(self) -> None:
-        """Return when everything is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Return when everything is on disk; raises what went wrong in the background, as `save` does."""
+        with self._storage():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait and let go of the folder."""
-        self._manager.close()
+        with self._storage():
+            self._manager.close()
+
+    def _record(self, step: int) -> dict[str, Any]:
+        return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+
+    def _read_scores(self) -> None:
+        for step in self._manager.all_steps():
+            try:
+                score = self._record(step)["score"]
+            except Exception as error:  # an older checkpoint than the one to resume from
+                warnings.warn(f"checkpoint {step} in {self.folder}: no score can be read ({error})", stacklevel=3)
+                continue
+            if score is not None:
+                self._retention.scores[step] = score
 
     def _seal(self) -> None:
-        """Called by orbax when all files of a save are written, before the folder gets its final name."""
-        if jax.process_index() != 0:
-            return
-        folders = list(self.folder.glob(f"{self._saving}{_TEMPORARY}*"))
-        if len(folders) != 1:  # raised by the next `wait`: better no checkpoint than one that looks damaged
-            raise RuntimeError(f"step {self._saving}: {len(folders)} unfinished saves in {self.folder}, expected one")
-        files = [file for item in ITEMS for file in (folders[0] / item).rglob("*") if file.is_file()]
-        sums = {str(file.relative_to(folders[0])): _checksum(file) for file in files}
-        (folders[0] / SEAL).write_text(json.dumps(sums))
+        """Called by orbax when all files of a save are written, before it is committed."""
+        if jax.process_index() == 0:
+            upkeep.seal(self.folder, self._saving)
+
+    @contextmanager
+    def _storage(self) -> Iterator[None]:
+        """Say in one line that the storage takes no more."""
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise what they like
+            if not (reason := storage_trouble(error)):
+                raise
+            raise BadInput(
+                f"{self.folder}: step {self._saving} cannot be saved ({reason}); the checkpoints before it are intact"
+            ) from error
 
     @staticmethod
-    def _check(where: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], metadata: Any) -> None:
+    def _check(where: Any, wanted: Mapping[str, jax.ShapeDtypeStruct], metadata: Any) -> None:
         saved = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in dict(metadata.tree).items()}
         asked = {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in wanted.items()}
         wrong = [
@@ -164,58 +183,24 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _encode(extra: Mapping[str, Any], data: Any) -> dict[str, Any]:
+def _encode(extra: Mapping[str, Any], data: Any, score: float | None) -> dict[str, Any]:
     kind = "bytes" if isinstance(data, bytes) else "json"
     value = base64.b64encode(data).decode() if isinstance(data, bytes) else data
-    record = {"extra": dict(extra), "data": {"kind": kind, "value": value}}
+    record = {"extra": dict(extra), "positions": {"kind": kind, "value": value}, "score": score}
     try:
-        return json.loads(json.dumps(record))
+        record = json.loads(json.dumps(record))
     except (TypeError, ValueError) as error:
         raise BadInput(f"checkpoint record: {error}, expected JSON values") from None
+    everyones = gather(record["positions"])
+    # A position that all share fits any number of processes, others only as many as wrote them.
+    record["positions"] = everyones[:1] if all(one == everyones[0] for one in everyones) else everyones
+    return record
 
 
-def _decode(data: Mapping[str, Any]) -> Any:
+def _decode(where: Any, everyones: list[Mapping[str, Any]]) -> Any:
+    if len(everyones) not in (1, jax.process_count()):
+        raise BadInput(
+            f"{where}: data positions of {len(everyones)} processes, this run has {jax.process_count()}; expected as many"
+        )
+    data = everyones[0 if len(everyones) == 1 else jax.process_index()]
     return base64.b64decode(data["value"]) if data["kind"] == "bytes" else data["value"]
-
-
-def _remove_left_overs(folder: Path) -> None:
-    """Orbax would do this too, but in the background, while the first save is already under way."""
-    for left in folder.glob(f"*{_TEMPORARY}*"):
-        shutil.rmtree(left)
-
-
-def _set_damaged_aside(folder: Path) -> None:
-    """Move checkpoints that are not as they were sealed to `damaged/`, from the newest to the first sound one."""
-    steps = sorted((int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()), reverse=True)
-    for step in steps:
-        reason = _damage(folder / str(step))
-        if not reason:
-            return
-        target = folder / DAMAGED / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(exist_ok=True)
-        (folder / str(step)).rename(target)
-        warnings.warn(f"checkpoint {target.name} in {folder}: damaged ({reason}), moved to {target}", stacklevel=3)
-
-
-def _damage(checkpoint: Path) -> str:
-    """What differs from the seal, or "" where nothing does."""
-    try:
-        sums = json.loads((checkpoint / SEAL).read_text())
-        for name, expected in sums.items():
-            if _checksum(checkpoint / name) != expected:
-                return f"{name} has changed"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"cannot be read: {error}"
-    return ""
-
-
-def _checksum(file: Path) -> list[int]:
-    """[bytes, CRC-32]: finds damage by chance, not by intent."""
-    size, crc = 0, 0
-    with file.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            size, crc = size + len(piece), zlib.crc32(piece, crc)
-    return [size, crc]

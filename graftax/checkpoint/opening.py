@@ -8,6 +8,7 @@ from typing import Any
 
 from graftax.checkpoint import diffusers_keys
 from graftax.checkpoint.dit_keys import check_overrides, params_from_tensors, spec_from_tensors, tensors_from_params
+from graftax.checkpoint.paths import local_copy
 from graftax.checkpoint.store import INDEX, from_own_layout, is_own_layout, load_model, read_spec
 from graftax.checkpoint.tensors import TORCH_SUFFIXES, read_tensors, write_safetensors
 from graftax.checkpoint.torch_writer import write_torch
@@ -22,7 +23,8 @@ SPEC_KEY = "graftax_spec"
 def open_checkpoint(
     path: str | Path, *, compat: str | None = None, **overrides: Option
 ) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
-    """(spec, params, meta) of a graftax folder, a diffusers folder, a `.safetensors` or a PyTorch `.pt` / `.pth` file.
+    """(spec, params, meta) of a graftax folder, a diffusers folder, a `.safetensors` or a PyTorch `.pt` / `.pth` file,
+    local or in a bucket (gs://).
 
     `params` are float32 numpy arrays, where possible views of the mapped file. `meta` holds `source` (file or folder
     name), `sha256` of the weights file and `format` ("pytorch", "safetensors", "graftax", "diffusers"), for training
@@ -31,7 +33,8 @@ def open_checkpoint(
     with (`ModelSpec.compat`), None: what the file says, else DiT's, for diffusers folders too. Raises `BadInput` with the
     file's name.
     """
-    spec, params, meta = _open(Path(path), compat or "dit", overrides)
+    with local_copy(path) as file:
+        spec, params, meta = _open(file, compat or "dit", overrides)
     return spec if compat is None else spec.replace(compat=compat), params, meta
 
 

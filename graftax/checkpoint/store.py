@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from graftax import ops
 from graftax.checkpoint.files import existing_file, replacing, sha256
+from graftax.checkpoint.paths import published
 from graftax.checkpoint.tensors import read_safetensors, write_safetensors
 from graftax.errors import BadInput
 from graftax.spec import SLOTS, BlockSpec, ModelSpec
@@ -33,17 +35,23 @@ DTYPES = ("float32", "float16")
 def save_model(
     folder: str | Path, spec: ModelSpec, params: Mapping[str, Any], meta: Mapping[str, Any], dtype: str = "float32"
 ) -> None:
-    """Write a checkpoint folder (made if need be), replacing the model in it.
+    """Write a checkpoint folder (made if need be; local, mounted or gs://), replacing the model in it. Of several processes
+    only the first writes.
 
     `meta` is a dictionary of JSON values. `dtype` "float16" halves the size for shipping: values are rounded to 11
     significant bits and come back as float32. Raises `BadInput` where a value exceeds float16, `meta` is no JSON, or
     `folder` is a file.
     """
-    folder = Path(folder)
     if dtype not in DTYPES:
         raise BadInput(f"dtype {dtype!r}: expected one of {DTYPES}")
     leaves = {path: _as_dtype(path, np.asarray(leaf), dtype) for path, leaf in flatten_dict(dict(params), sep="/").items()}
     texts = {"format": FORMAT, "spec": spec.to_json(), "meta": _to_json(meta)}
+    if jax.process_index() == 0:
+        with published(folder, last=INDEX) as local:
+            _write(local, leaves, texts)
+
+
+def _write(folder: Path, leaves: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,7 +60,7 @@ def save_model(
     write_safetensors(fresh, leaves, texts)
     digest = sha256(fresh)
     named = fresh.rename(_interim(folder, digest))
-    index = {"spec": json.loads(texts["spec"]), "meta": dict(meta), "sha256": digest}
+    index = {"spec": json.loads(texts["spec"]), "meta": json.loads(texts["meta"]), "sha256": digest}
     with replacing(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n")
     named.replace(folder / WEIGHTS)

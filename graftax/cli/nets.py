@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from graftax.checkpoint.paths import local_copy, published
 from graftax.checkpoint.tensors import read_safetensors, write_safetensors
 from graftax.errors import BadInput
 from graftax.evaluate.classifier import ClassifierSpec
@@ -39,9 +40,9 @@ def load_classifier(name: str) -> tuple[ClassifierSpec, Params]:
 
 def load(kind: str, name: str) -> Any:
     """(spec, params float32) of a small network. Raises `BadInput` where the file is missing or of another kind."""
-    path = demo_path(f"{kind}.safetensors") if name == "demo" else Path(name)
-    path = path / f"{kind}.safetensors" if path.is_dir() else path
-    tensors, texts = read_safetensors(path)
+    with local_copy(demo_path(f"{kind}.safetensors") if name == "demo" else name) as path:
+        path = path / f"{kind}.safetensors" if path.is_dir() else path
+        tensors, texts = read_safetensors(path)
     if texts.get("format") != f"graftax-{kind}":
         raise BadInput(f"{path}: format {texts.get('format')!r}, expected a graftax-{kind}")
     params = unflatten_dict({key: np.asarray(tensor, np.float32) for key, tensor in tensors.items()}, sep="/")
@@ -50,10 +51,13 @@ def load(kind: str, name: str) -> Any:
 
 def save(kind: str, folder: Path, spec_json: str, params: Params, meta: Mapping[str, Any], dtype: str = "float32") -> None:
     """Write folder/KIND.safetensors; `load` reads it back."""
-    folder.mkdir(parents=True, exist_ok=True)
     leaves = {key: np.asarray(leaf).astype(dtype) for key, leaf in flatten_dict(params, sep="/").items()}
     texts = {"format": f"graftax-{kind}", "spec": spec_json, "meta": json.dumps(dict(meta))}
-    write_safetensors(folder / f"{kind}.safetensors", leaves, texts)
+    file = f"{kind}.safetensors"
+    if jax.process_index() == 0:
+        with published(folder, last=file) as local:
+            local.mkdir(parents=True, exist_ok=True)
+            write_safetensors(local / file, leaves, texts)
 
 
 def in_chunks(

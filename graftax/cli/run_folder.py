@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftax.checkpoint.files import replacing
+import jax
+
+from graftax.checkpoint.paths import work_path, write_text
 from graftax.checkpoint.store import INDEX
 from graftax.cli import config as configs
 from graftax.cli import stages
@@ -45,9 +47,8 @@ class RunFolder:
 
 def record_settings(workdir: Path, config: Any) -> None:
     """Keep a verb's config dataclass as WORKDIR/config.json: what the run was last asked to do."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with replacing(workdir / CONFIG) as temporary:
-        temporary.write_text(json.dumps(configs.as_tree(config), indent=1) + "\n")
+    if jax.process_index() == 0:
+        write_text(work_path(workdir) / CONFIG, json.dumps(configs.as_tree(config), indent=1) + "\n")
 
 
 def read_run(folder: Path) -> RunFolder:

@@ -6,8 +6,8 @@ seed and the step's number alone, and the position in the data is saved with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -17,11 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from graftax.checkpoint.paths import WorkPath, storage_trouble, work_path
+from graftax.checkpoint.retention import Retention
 from graftax.errors import BadInput, NonFinite, Preempted
 from graftax.progress import Progress
-from graftax.train.record import MetricsFile, Window
+from graftax.train.record import Record, Window
 from graftax.train.sharding import put_batch
 from graftax.train.signals import StopRequest
+from graftax.train.throughput import Throughput
+from graftax.train.trace import StepTrace
+from graftax.train.watchdog import Watchdog
+from graftax.train.writers import check_writers, open_writers
 
 if TYPE_CHECKING:
     from graftax.checkpoint.manager import Checkpoints
@@ -29,6 +35,10 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 Batch = Mapping[str, Any]  # name -> (b, ...) array
 Metrics = Mapping[str, Any]  # name -> () float32
+
+
+SHOWN = {"loss": "loss", "lr": "lr", "img/s/chip": "images_per_s_per_chip", "MFU": "mfu"}
+"""What the progress display shows of a record: its own short names, and those of the record."""
 
 
 class Batches(Protocol):
@@ -45,8 +55,9 @@ class Job(Generic[S]):
 
     `init() -> state`, any pytree of arrays, already on its devices. `step(state, batch, key) -> (state, metrics)` may
     donate the state; metrics are () numbers and must hold `finite`; where that is 0 the state must come back as it
-    was. `evaluate(state)` returns numbers to log. `metadata` (JSON types: spec, config) is kept with each checkpoint;
-    a run resumes only from a checkpoint of equal metadata. `mesh` decides where batches go (None: default device).
+    was. `evaluate(state)` returns numbers to log, and images (n, h, w, c) uint8 if there are any to see. `metadata` (JSON
+    types: spec, config) is kept with each checkpoint; a run resumes only from a checkpoint of equal metadata. `mesh` decides
+    where batches go (None: default device). `flops_per_image`: see `Throughput`.
     """
 
     init: Callable[[], S]
@@ -55,12 +66,25 @@ class Job(Generic[S]):
     evaluate: Callable[[S], Mapping[str, Any]] | None = None
     mesh: Mesh | None = None
     label: str = "train"
+    flops_per_image: float = 0.0
+
+
+_LEAST = {
+    "steps": 1, "seed": 0, "log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1, "keep_every": 0, "hang_seconds": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long to train and what to write, in steps. `eval_every`, `save_every` 0: at the end only. `keep`: how many
-    checkpoints stay on disk. Raises BadInput on values out of range."""
+    """How long to train and what to write, in steps. `eval_every`, `save_every` 0: at the end only.
+
+    Of the checkpoints the newest `keep` stay on disk, those of every `keep_every` steps (0: none), and the one with the
+    best `keep_best`, a number that evaluations give; `best_is` "min" or "max" of it. After `hang_seconds` (0: never)
+    without a finished step, stacks are shown and written to workdir; with `hang_abort` the process ends too (`Watchdog`).
+
+    `writers`: where records go beside metrics.jsonl, "tensorboard" or "wandb". `profile`: first and last step to trace into
+    workdir/profile. Raises BadInput on values out of range, or if a writer's package is missing.
+    """
 
     steps: int
     seed: int = 0
@@ -68,11 +92,28 @@ class LoopConfig:
     eval_every: int = 0
     save_every: int = 0
     keep: int = 2
+    keep_every: int = 0
+    keep_best: str | None = None
+    best_is: str = "min"
+    hang_seconds: int = 1800
+    hang_abort: bool = False
+    writers: tuple[str, ...] = ()
+    profile: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {"steps": 1, "seed": 0, "log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1}.items():
+        for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise BadInput(f"LoopConfig.{name}: got {getattr(self, name)}, expected {least} or more")
+        if self.best_is not in ("min", "max"):
+            raise BadInput(f"LoopConfig.best_is: got {self.best_is!r}, expected 'min' or 'max'")
+        if self.keep_best and self.save_every and (not self.eval_every or self.save_every % self.eval_every):
+            raise BadInput(
+                f"LoopConfig.save_every: got {self.save_every}, expected a multiple of eval_every ({self.eval_every}), "
+                f"since keep_best compares checkpoints by their {self.keep_best}"
+            )
+        check_writers(self.writers)
+        if self.profile and not 1 <= self.profile[0] <= self.profile[1]:
+            raise BadInput(f"LoopConfig.profile: got {self.profile}, expected the first and the last step to trace, from 1")
 
     def due(self, every: int, step: int) -> bool:
         """Whether something done `every` steps is due after `step` updates; all are due after the last."""
@@ -85,36 +126,58 @@ def fit(
 ) -> S:  # fmt: skip
     """Train `job` for `config.steps` updates and return the final state.
 
-    With a `workdir`: checkpoints in workdir/checkpoints, workdir/metrics.jsonl (a "train" line every `log_every` steps:
-    means since the last one, images_per_s; an "eval" line per evaluation), resumption from the latest checkpoint; a
-    finished run returns its state at once. Without: no files. `on_record` also gets each line as a dict; `show`
-    turns the progress display on.
+    With a `workdir`, local, mounted or gs://BUCKET/FOLDER: checkpoints in workdir/checkpoints, workdir/metrics.jsonl (a
+    "train" line every `log_every` steps: means since the last one, images_per_s and the rates of `Throughput`; an "eval"
+    line per evaluation), the other `config.writers`, resumption from the latest checkpoint; a finished run returns its
+    state at once. Without: no files. `on_record` also gets each line as a dict; `show` turns the progress display on.
 
-    Raises BadInput if the checkpoint belongs to another run (naming the field) or the data ends early. NonFinite after
-    a non-finite step: the state before it is saved. Preempted after SIGTERM or Ctrl-C: the current step is finished
-    and saved first.
+    Several processes that `jax.distributed` has joined train as one: all call `fit` alike, with one `workdir` that they
+    share, each with its share of the batches.
+
+    Raises BadInput if the checkpoint belongs to another run (naming the field), the data ends early, or `workdir` cannot
+    be written. NonFinite after a non-finite step: the state before it is saved. Preempted after SIGTERM or Ctrl-C in any of
+    the processes: the current step is finished and saved first, the same one by all.
     """
-    store = _open(workdir, config.keep) if workdir else None
-    try:
-        run = _Run(job, batches, config, store)
-        if run.done < config.steps:
-            leads = jax.process_index() == 0
-            run.record = MetricsFile(workdir if leads else None, run.done, on_record)
-            with (
-                StopRequest(enabled=store is not None) as stop,
-                Progress(config.steps, job.label, initial=run.done, show=show and leads) as progress,
-            ):
-                run.train(stop, progress)
+    if config.keep_best and not job.evaluate:
+        raise BadInput(f"LoopConfig.keep_best: got {config.keep_best!r}, expected None: this job has no evaluation")
+    folder = work_path(workdir) if workdir else None
+    with Watchdog(config.hang_seconds, folder, abort=config.hang_abort) as watchdog:
+        store = _open(folder, config) if folder else None
+        try:
+            return _fit(_Run(job, batches, config, store, watchdog), folder, on_record, show)
+        except OSError as error:
+            if not (reason := storage_trouble(error)):
+                raise
+            raise BadInput(f"{error.filename or folder}: cannot be written ({reason})") from error
+        finally:
+            with watchdog.patience("last save"):
+                if store:
+                    store.close()
+
+
+def _fit(run: _Run[S], workdir: WorkPath | None, listener: Callable[[dict[str, Any]], None] | None, show: bool) -> S:
+    config = run.config
+    if run.done == config.steps:
         return run.state
-    finally:
-        if store:
-            store.close()
+    leads = jax.process_index() == 0
+    writer = open_writers(config.writers, workdir, run.done) if workdir and leads else None
+    with (
+        closing(Record(writer, listener)) as run.record,
+        StepTrace(workdir / "profile" if workdir else None, config.profile) as run.trace,
+        StopRequest(enabled=run.store is not None) as stop,
+        Progress(config.steps, run.job.label, initial=run.done, show=show and leads) as progress,
+    ):
+        if not run.done:
+            run.record.describe(run.identity)
+        run.train(stop, progress)
+    return run.state
 
 
-def _open(workdir: Path, keep: int) -> Checkpoints:
+def _open(workdir: WorkPath, config: LoopConfig) -> Checkpoints:
     from graftax.checkpoint.manager import Checkpoints  # orbax takes half a second, and runs without files need none
 
-    return Checkpoints(workdir / "checkpoints", keep)
+    best = config.best_is if config.keep_best else None
+    return Checkpoints(workdir / "checkpoints", Retention(config.keep, config.keep_every, best))
 
 
 @dataclass
@@ -138,11 +201,16 @@ class _Unchecked:
 class _Run(Generic[S]):
     """The moving parts of one `fit`: `state` after `done` updates, what is under way, what is averaged."""
 
-    def __init__(self, job: Job[S], batches: Batches, config: LoopConfig, store: Checkpoints | None) -> None:
-        self.job, self.batches, self.config, self.store = job, batches, config, store
+    def __init__(
+        self, job: Job[S], batches: Batches, config: LoopConfig, store: Checkpoints | None, watchdog: Watchdog
+    ) -> None:
+        self.job, self.batches, self.config, self.store, self.watchdog = job, batches, config, store, watchdog
         self.identity = {"metadata": dict(job.metadata), "seed": config.seed}
         self.state, self.done = job.init(), 0
-        self.record: MetricsFile
+        self.record: Record
+        self.trace: StepTrace
+        devices = job.mesh.devices.flat if job.mesh else jax.devices()[:1]
+        self.throughput = Throughput.on(list(devices), job.flops_per_image)
         if store and (latest := store.latest()) is not None:
             self._resume(store, latest)
 
@@ -163,7 +231,7 @@ class _Run(Generic[S]):
         ahead = self._fetch(self.batches.state())
         while self.done < config.steps:
             key, batch = _inputs(root, self.done, ahead.batch, finite)
-            with nullcontext() if unchecked else self.window.pause():  # the first call compiles
+            with nullcontext() if unchecked else self._unhurried("compiling"), self.trace.around(self.done + 1):
                 self.state, metrics = self.job.step(self.state, batch, key)
             self.done += 1
             # From here to the check the device is busy with this step: fetch the next batch, look at the last step.
@@ -173,10 +241,11 @@ class _Run(Generic[S]):
             if unchecked:
                 self._check(unchecked, progress)
             unchecked, finite = sent, metrics["finite"]
-            if stop.requested or config.due(config.save_every, self.done) or config.due(config.eval_every, self.done):
+            stopped_by = stop.poll()
+            if stopped_by or config.due(config.save_every, self.done) or config.due(config.eval_every, self.done):
                 self._check(sent, progress)
                 unchecked = None
-                self._pause(sent, stop)
+                self._pause(sent, stopped_by)
 
     def _fetch(self, before: Any) -> _Ahead:
         try:
@@ -193,29 +262,47 @@ class _Run(Generic[S]):
             self.done = sent.step - 1
             self._save(sent.ahead.before)
             raise NonFinite(f"step {sent.step}: loss or gradient not finite ({numbers}); kept step {self.done}")
+        self.watchdog.beat(f"step {sent.step + 1}")
         self.window.add(numbers, jax.tree.leaves(sent.ahead.batch)[0].shape[0])
-        line = None
+        self.trace.finished(sent.step)
+        line = {}
         if self.config.due(self.config.log_every, sent.step):
             line = self.window.means()
-            self.record.write({"step": sent.step, "split": "train", **line})
+            line |= self.throughput.rates(line["images_per_s"])
+            self.record.write(sent.step, "train", line)
             self.window = Window()
-        progress.advance(metrics=line)
+        progress.advance(metrics={name: line[key] for name, key in SHOWN.items() if key in line})
 
-    def _pause(self, sent: _Unchecked, stop: StopRequest) -> None:
+    def _pause(self, sent: _Unchecked, stopped_by: str) -> None:
         """Evaluate and save what is due after a checked step; leave if asked to."""
-        config = self.config
-        with self.window.pause():
+        config, score = self.config, None
+        with self._unhurried("evaluating and saving"):
             if self.job.evaluate and config.due(config.eval_every, self.done):
-                numbers = {name: float(value) for name, value in self.job.evaluate(self.state).items()}
-                self.record.write({"step": self.done, "split": "eval", **numbers})
-            if stop.requested or config.due(config.save_every, self.done):
-                self._save(sent.ahead.after)
-        if stop.requested and self.done < config.steps:
-            raise Preempted(f"{stop.requested}: saved step {self.done} of {config.steps}; the same command continues")
+                found = self.job.evaluate(self.state)
+                self.record.write(self.done, "eval", found)
+                score = self._score(found)
+            if stopped_by or config.due(config.save_every, self.done):
+                self._save(sent.ahead.after, score)
+        if stopped_by and self.done < config.steps:
+            raise Preempted(f"{stopped_by}: saved step {self.done} of {config.steps}; the same command continues")
 
-    def _save(self, position: Any) -> None:
+    @contextmanager
+    def _unhurried(self, doing: str) -> Iterator[None]:
+        """What takes long now and then: it does not count in the rates, and the watchdog waits."""
+        with self.window.pause(), self.watchdog.patience(doing):
+            yield
+
+    def _score(self, found: Mapping[str, Any]) -> float | None:
+        """The number that `keep_best` compares, of an evaluation."""
+        name = self.config.keep_best
+        if name is not None and name not in found:
+            raise BadInput(f"LoopConfig.keep_best: got {name!r}, expected one of {sorted(found)}, which this job evaluates")
+        return None if name is None else float(found[name])
+
+    def _save(self, position: Any, score: float | None = None) -> None:
         if self.store and self.store.latest() != self.done:
-            self.store.save(self.done, self.state, self.identity, position)
+            self.record.flush()  # whoever resumes at this step writes nothing before it again
+            self.store.save(self.done, self.state, self.identity, position, score)
 
 
 @jax.jit

@@ -14,6 +14,7 @@ SCRIPT = ROOT / "launch/tpu.sh"
 GOLDEN = Path(__file__).parent / "dry_runs.txt"
 FAKE_GCLOUD = Path(__file__).parent / "fake_gcloud.py"
 TPU = {"NAME": "pod", "PROJECT": "lab", "ZONE": "us-central1-a", "TYPE": "v5litepod-16"}
+BUCKET = {"WORKDIR": "gs://bucket/run"}
 COMMAND = ("--", "graftax", "finetune", "--config", "configs/a b.py")
 DRY_RUNS = [
     ("create", "--on-demand"), ("create", "--reserved", "--max-hours", "6"), ("wait",), ("setup",), ("run", *COMMAND),
@@ -30,7 +31,7 @@ def call(*argv, path="", env=(), **options):
 def transcript() -> str:
     parts = []
     for argv in DRY_RUNS:
-        done = call(argv[0], "--dry-run", *argv[1:])
+        done = call(argv[0], "--dry-run", *argv[1:], env=BUCKET)
         assert done.returncode == 0, done.stderr
         text = re.sub(r"/\S*/tmp\.\w+/", "TEMP/", done.stderr).replace(str(ROOT), "ROOT")
         parts.append(f"$ tpu.sh {' '.join(argv)}\n{text}")
@@ -63,6 +64,9 @@ def test_the_script_is_shellcheck_clean():
         (("status",), {"ZONE": ""}, "ZONE: not set"),
         (("run", "--dry-run"), {}, "run: no command"),
         (("run", "--dry-run", "--", "x"), {"RUN_ID": "a b"}, "RUN_ID a b"),
+        (("run", "--dry-run", "--", "x"), {"WORKDIR": "/mnt/disk"}, "WORKDIR /mnt/disk: expected gs://BUCKET/FOLDER"),
+        (("run", "--dry-run", "--", "x"), {"WORKDIR": "gs://bucket"}, "WORKDIR gs://bucket: expected gs://BUCKET/FOLDER"),
+        (("setup", "--dry-run"), {"JAX": "0.9; reboot"}, "JAX 0.9; reboot: expected a version"),
         (("run", "--dry-run", "--", "x"), {"PASS_ENV": "NOPE"}, "NOPE: not set"),
     ],
 )  # fmt: skip
@@ -74,11 +78,20 @@ def test_bad_usage_is_one_line_and_exit_2(argv, env, words):
 
 
 @pytest.mark.parametrize(
-    ("kind", "chips"), [("v5litepod-8", 8), ("v6e-16", 16), ("v5p-32", 16), ("v4-8", 4), ("v3-8", 4), ("v2-32", 16)]
-)
-def test_cost_is_told_before_anything_is_asked_for(kind, chips):
+    ("kind", "image", "chips", "workers"),
+    [
+        ("v5litepod-8", "v2-alpha-tpuv5-lite", 8, 1), ("v5litepod-16", "v2-alpha-tpuv5-lite", 16, 4),
+        ("v6e-1", "v2-alpha-tpuv6e", 1, 1), ("v6e-256", "v2-alpha-tpuv6e", 256, 64), ("v5p-32", "v2-alpha-tpuv5", 16, 4),
+        ("v4-8", "tpu-ubuntu2204-base", 4, 1), ("v3-8", "tpu-ubuntu2204-base", 4, 1),
+        ("v2-32", "tpu-ubuntu2204-base", 16, 4),
+    ],
+)  # fmt: skip
+def test_cost_is_told_before_anything_is_asked_for(kind, image, chips, workers):
     done = call("create", "--dry-run", "--max-hours", "10", env={"TYPE": kind})
-    assert f"{kind}: {chips} chips, spot, for at most 10 hours = {10 * chips} chip-hours" in done.stderr.splitlines()[0]
+    first = done.stderr.splitlines()[0]
+    assert f"{kind}: {chips} chips on {workers} workers, spot, for at most 10 hours = {10 * chips} chip-hours" in first
+    assert f"--runtime-version={image}" in done.stderr
+    assert ("training needs a folder that they share" in done.stderr) == (workers > 1)
 
 
 @pytest.fixture
@@ -109,6 +122,23 @@ def test_create_is_idempotent_and_replaces_dead_requests(cloud):
     assert cloud.calls() == [f"queued-resources {verb}" for verb in ("describe", "create", "describe")]
     assert cloud.run("create", states="SUSPENDED").returncode == 0
     assert cloud.calls()[-3:] == [f"queued-resources {verb}" for verb in ("describe", "delete", "create")]
+
+
+def test_a_bucket_that_is_not_there_is_found_before_the_tpu_is_paid_for(cloud):
+    refused = cloud.run("create", WORKDIR="gs://bucket/run")
+    assert refused.returncode != 0
+    assert "queued-resources create" not in cloud.calls()
+    (cloud.folder / "bucket").touch()
+    assert cloud.run("create", WORKDIR="gs://bucket/run").returncode == 0
+    assert cloud.calls()[-1] == "queued-resources create"
+
+
+def test_the_command_gets_the_work_folder(cloud):
+    cloud.run("create")
+    cloud.run("setup")
+    assert cloud.run("run", "--", "echo", "train", WORKDIR="gs://bucket/run").returncode == 0
+    log = cloud.folder / "worker1/.graftax/pod/log"
+    wait_for(lambda: log.read_text() == "train --config.workdir=gs://bucket/run\n")
 
 
 def test_wait_follows_the_request_to_its_end(cloud):
