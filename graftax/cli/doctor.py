@@ -11,7 +11,10 @@ REQUIRED = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections", "clu",
     "safetensors", "ml-dtypes", "numpy", "matplotlib", "pillow", "tqdm",
 )  # fmt: skip
-OPTIONAL = {"torch": "bench", "scipy": "eval", "libtpu": "tpu", "jax-cuda12-plugin": "NVIDIA GPUs"}
+OPTIONAL = {
+    "torch": "bench", "scipy": "eval", "libtpu": "tpu", "jax-cuda12-plugin": "NVIDIA GPUs", "tensorboardX": "tensorboard",
+    "wandb": "wandb", "treescope": "notebook",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,12 +49,16 @@ def _devices() -> None:
     import jax.numpy as jnp
 
     from graftax.cli import nets
+    from graftax.train.chips import chip_of
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     print(f"{'host':<22}{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory")
     for device in jax.devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")
         print(f"{'device ' + str(device.id):<22}{device.device_kind}" + (f", {limit / 2**30:.0f} GiB" if limit else ""))
+    chip = chip_of(jax.devices()[0].device_kind)
+    peak = f"{chip.flops / 1e12:g} TFLOP/s bfloat16, {chip.hbm_bandwidth / 1e9:g} GB/s" if chip else "unknown"
+    print(f"{'peak of a chip':<22}{peak}")
     print(f"{'a sum on it':<22}{float(jnp.arange(4.0).sum()):g} (expected 6)")
     for name in ("dit", "autoencoder.safetensors", "classifier.safetensors"):
         print(f"{'demo ' + name.split('.')[0]:<22}{'there' if nets.demo_path(name).exists() else 'MISSING'}")

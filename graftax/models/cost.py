@@ -29,19 +29,25 @@ def count_trainable(spec: ModelSpec) -> int:
     return embedders + blocks + merges + final + adapters
 
 
-def flops(spec: ModelSpec) -> int:
+def flops(spec: ModelSpec, *, head: bool = True) -> int:
     """FLOPs of one forward pass on one image, 2 per multiply-add, blocks counted as often as the program runs them.
 
     Matrix products, softmax, gates and convolutions count; norms, activations, residual sums and table look-ups do not,
     nor do adapters, folded into their kernels beforehand (DiT-XL/2 at 256 pixels: 237.3 G, twice the published 118.6 G
-    multiply-adds).
+    multiply-adds). Without `head` the pass ends before the final layer.
     """
     d, n, patch = spec.hidden_size, spec.tokens, spec.patch_size**2
-    ends = 2 * n * d * patch * (spec.in_channels + spec.out_channels)
-    conditioning = 2 * d * (FREQUENCIES + d + 2 * d)  # timestep MLP and the final layer's adaLN
+    ends = 2 * n * d * patch * (spec.in_channels + head * spec.out_channels)
+    conditioning = 2 * d * (FREQUENCIES + d + head * 2 * d)  # timestep MLP and the final layer's adaLN
     adaln = len(runs(spec)) * 12 * d * d
     merges = sum(2 * n * len(step.blocks) * d * d * step.loops for step in spec.program if step.merge == "project")
     return ends + conditioning + adaln + merges + sum(slot_cost(spec, slot).flops for slot in SLOTS)
+
+
+def train_flops(spec: ModelSpec) -> int:
+    """Model FLOPs of one training step per image: 3 x forward, for the backward pass does each product twice, towards the
+    inputs and towards the weights. What rematerialisation computes again, optimiser and averages are not counted."""
+    return 3 * flops(spec)
 
 
 def slot_cost(spec: ModelSpec, slot: str) -> Cost:
