@@ -6,7 +6,7 @@
 
 The paper's recipe (arXiv 2506.05340: l1, pairs start from the trained weights), scaled down. Projections start as the mean
 of the two outputs. Fitted by least squares first (`--config.distill.settings.calibration=32`) pairs are two and a half times
-closer before training, relative error 0.083 in place of 0.215, but not after it: expect 0.044 after stage 1 (0.047 fitted).
+closer before training, relative error 0.083 in place of 0.215, but not after it. Expect 0.044 after stage 1 (0.047 fitted).
 """
 
 from ml_collections import ConfigDict

@@ -33,13 +33,18 @@ MAY_IMPORT = {
 
 HOMES = {
     "orbax": {"checkpoint"},
+    "etils": {"checkpoint"},
+    "fsspec": {"checkpoint"},
     "safetensors": {"checkpoint"},
     "absl": {"cli"},
     "ml_collections": {"cli"},
     "torch": {"evaluate/bench"},
     "tensorflow": set(),
+    "grain": {"data"},
+    "array_record": {"data"},
+    "tensorflow_datasets": {"data"},
     "timm": set(),
-    "diffusers": set(),
+    "diffusers": {"evaluate/bench"},
 }
 """Folders in which a library may be imported."""
 

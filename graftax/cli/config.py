@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import runpy
 import types
 import typing
@@ -31,9 +32,10 @@ def read(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, An
     """Nested dict of the config file at `path` (None: empty) with `overrides` ("key.sub=value") put in.
 
     The file is Python and is run: it must define `get_config()` that returns an `ml_collections.ConfigDict` (or a
-    dict). Raises `BadInput` on a missing or broken file and on an override without "=".
+    dict). "configs/grafting.py:swa,75" runs get_config("swa,75"): one file for a family of experiments. Raises `BadInput`
+    on a missing or broken file, an argument that it refuses, and an override without "=".
     """
-    tree = {} if path is None else _run(Path(path))
+    tree = {} if path is None else _run(*split_argument(str(path)))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
@@ -84,16 +86,27 @@ def as_tree(config: Any) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(config).items()}
 
 
-def _run(path: Path) -> dict[str, Any]:
+def split_argument(name: str) -> tuple[Path, str | None]:
+    """The file of a config's name, and what stands behind ".py:", None where nothing does."""
+    file, colon, argument = name.partition(".py:")
+    return (Path(f"{file}.py"), argument) if colon else (Path(name), None)
+
+
+def _run(path: Path, argument: str | None) -> dict[str, Any]:
     if not path.is_file():
         raise BadInput(f"config file {str(path)!r}: no such file")
     try:
         found = runpy.run_path(str(path))
-        config = found["get_config"]()
+        if "get_config" not in found:
+            raise BadInput(f"config file {path}: no get_config(), expected one that returns a ConfigDict")
+        get_config = found["get_config"]
+        if argument is not None and not inspect.signature(get_config).parameters:
+            raise BadInput(f"config file {path}: takes no argument, got {argument!r}")
+        config = get_config() if argument is None else get_config(argument)
     except BadInput:
         raise
-    except KeyError:
-        raise BadInput(f"config file {path}: no get_config(), expected one that returns a ConfigDict") from None
+    except ValueError as error:
+        raise BadInput(f"config file {path}: {error}") from None
     except Exception as error:
         raise BadInput(f"config file {path}: {type(error).__name__}: {error}") from error
     tree = config.to_dict() if hasattr(config, "to_dict") else config

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graftax.cli import options
+
+if TYPE_CHECKING:
+    from graftax.spec import ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load teacher and student, distil, save the student."""
+    import jax
+
     from graftax import api
     from graftax.cli import images, stages
     from graftax.cli.run_folder import record_settings
@@ -28,9 +34,15 @@ def run(args: argparse.Namespace) -> None:
 
     recipe = options.recipe_of(args)
     workdir = Path(recipe.workdir)
-    data = images.load(recipe.data)
-    teacher = stages.open_model(args.teacher or recipe.teacher, lambda spec: images.check_fit(data, spec))
-    student = stages.open_model(args.student or workdir / "grafted", lambda spec: images.check_fit(data, spec))
+    recipe.mesh.check(jax.device_count(), recipe.distill.batch_size)
+    data = images.load(recipe.distill_data)
+
+    def vet(spec: ModelSpec) -> None:
+        images.check_fit(data, spec)
+        recipe.mesh.check_heads(spec.num_heads)
+
+    teacher = stages.open_model(args.teacher or recipe.teacher, vet)
+    student = stages.open_model(args.student or workdir / "grafted", vet)
     record_settings(workdir, recipe)
     student, history = stages.run_distill(teacher, student, recipe.distill, data, workdir / "distill", recipe.mesh)
     out = Path(args.out or workdir / "distilled")

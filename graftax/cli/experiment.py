@@ -109,20 +109,23 @@ class Experiment:
         return Judged(title, pictures.to_uint8(pixels), score, loss)
 
     def branch(
-        self, name: str, student: Model, report: Report, work: Path, distill: DistillStage, finetune: Denoising
-    ) -> tuple[Branch, Model]:
+        self, name: str, student: Model, report: Report, work: Path, distill: DistillStage, finetune: Denoising,
+        subsets: tuple[str | None, str | None] = (None, None),
+    ) -> tuple[Branch, Model]:  # fmt: skip
         """Take a fresh graft through both stages, judged before, between and after; returns also the final model.
 
-        `work` keeps the trainings' checkpoints, so that the same call continues after an interruption.
+        `subsets`: the part of the training images that each stage sees. `work` keeps the trainings' checkpoints, so that
+        the same call continues after an interruption.
         """
         titled, mesh = self.clock.titled, self.config.mesh
+        data_1, data_2 = (image_data.reduced(self.data, subset) for subset in subsets)
         with titled(f"{name}: without training"):
             raw = self.judge(name, student, STAGES[0])
         with titled(f"{name}: stage 1, distillation"):
-            student, distilled = stages.run_distill(self.teacher, student, distill, self.data, work / "distill", mesh)
+            student, distilled = stages.run_distill(self.teacher, student, distill, data_1, work / "distill", mesh)
             after_1 = self.judge(name, student, STAGES[1])
         with titled(f"{name}: stage 2, fine-tuning"):
-            student, finetuned = stages.run_finetune(student, finetune, self.data, work / "finetune", mesh)
+            student, finetuned = stages.run_finetune(student, finetune, data_2, work / "finetune", mesh)
             after_2 = self.judge(name, student, STAGES[2])
         return Branch(name, report, (raw, after_1, after_2), distilled, finetuned), student
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graftax.cli import options
+
+if TYPE_CHECKING:
+    from graftax.spec import ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the student, fine-tune, save."""
+    import jax
+
     from graftax import api
     from graftax.cli import images, stages
     from graftax.cli.run_folder import record_settings
@@ -28,8 +34,14 @@ def run(args: argparse.Namespace) -> None:
 
     recipe = options.recipe_of(args)
     workdir = Path(recipe.workdir)
+    recipe.finetune.check_mesh(recipe.mesh, jax.device_count())
     data = images.load(recipe.data)
-    student = stages.open_model(args.student or workdir / "distilled", lambda spec: images.check_fit(data, spec))
+
+    def vet(spec: ModelSpec) -> None:
+        images.check_fit(data, spec)
+        recipe.mesh.check_heads(spec.num_heads)
+
+    student = stages.open_model(args.student or workdir / "distilled", vet)
     record_settings(workdir, recipe)
     student, history = stages.run_finetune(student, recipe.finetune, data, workdir / "finetune", recipe.mesh)
     out = Path(args.out or workdir / "finetuned")

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from graftax.errors import GraftaxError
+from graftax.errors import BadInput, GraftaxError
 
 VERBS = (
-    "demo", "sweep", "convert", "inspect", "graft", "distill", "finetune", "train", "sample", "evaluate", "bench",
-    "doctor", "zoo", "inits", "search",
+    "demo", "sweep", "convert", "encode", "inspect", "graft", "distill", "finetune", "train", "sample", "evaluate", "bench",
+    "compare", "report", "cost", "doctor", "zoo", "inits", "search",
+    "analyze",
 )  # fmt: skip
 INTERRUPTED = 130
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 DISTRIBUTED = "GRAFTAX_DISTRIBUTED"
 """Environment variable, set by launch/tpu.sh: this command runs on every host of a slice at once."""
 
 EPILOG = """\
 exit codes:
   0   done
-  1   a bug in graftax (a traceback is printed)
-  2   bad input, config or usage
+  1   a bug in graftax (a traceback is printed), or ended by the watchdog
+  2   bad input, config or usage; nothing can be written
   3   a loss or gradient became NaN or infinite; the last good state is kept
   42  asked to stop, state saved; the same command continues
   130 interrupted
@@ -48,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GraftaxError as error:
         print(f"graftax: error: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        print(f"graftax: error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return BadInput.exit_code
     except KeyboardInterrupt:
         print("graftax: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -76,6 +84,8 @@ def _join_hosts() -> None:
     """Make the processes that run this command on all hosts of a TPU slice one program."""
     import jax
 
+    # The training loop agrees by itself on where to stop; that service would ignore SIGTERM outside of the loop.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize()
 
 

@@ -7,16 +7,18 @@ a `SweepConfig`, many such experiments in one table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 from graftax.data.pipeline import TRANSFORMS
 from graftax.data.source import FASHION_MNIST
+from graftax.data.subset import check_subset
 from graftax.diffusion import Process
 from graftax.distill import DistillConfig
 from graftax.errors import BadInput
 from graftax.evaluate.classifier import ClassifierSpec
 from graftax.models.autoencoder import AutoencoderSpec
 from graftax.models.dit import dit_spec, variant
+from graftax.models.stack import REMAT
 from graftax.spec import ModelSpec
 from graftax.train import LoopConfig, MeshConfig, OptimiserConfig
 
@@ -28,10 +30,16 @@ SAMPLERS = ("ddpm", "ddim")
 class DataConfig:
     """Which images, and in what form the model gets them.
 
-    `source`: "fashion_mnist" (embedded) or the path of an `.npz`. `size`: images are centred on a square of this side,
-    in pixels. `latents`: "none" for pixels, "demo" for the shipped autoencoder, the folder of one trained with `graftax
-    train`, or "given" where the `.npz` holds `latents` instead of `images`. `transform`: "none", or "flip" for pixels.
-    `held_out`: share of an `.npz` kept for testing. `limit`: use the first so many training images only.
+    `source`: "fashion_mnist" (embedded), an `.npz`, a folder with one sub-folder of images per class, "tfds:NAME#SPLIT" as
+    tensorflow-datasets prepared it (as array_record, in `data_dir`; default TFDS_DATA_DIR), or a folder that `graftax
+    encode` wrote. `test`: the held-out images' source, of the same kind; or `held_out`: the share of `source` kept for
+    testing. `subset`: a stratified part of the training images by `subset_seed`, "8k", "10%" or "128 per class";
+    `test_subset`: likewise of the held-out ones. `limit`: the first so many training images only.
+
+    `size`: side of the images in pixels. Those in memory are centred on a square of it, others cropped as in ADM.
+    `latents`: "none" for pixels, "given" where the source holds latents (a folder of `graftax encode`, or an `.npz` with
+    `latents`), and for images in memory also "demo" or the folder of an autoencoder trained with `graftax train`.
+    `transform`: "none", or "flip" for pixels and encoded folders.
     """
 
     source: str = FASHION_MNIST
@@ -40,14 +48,26 @@ class DataConfig:
     transform: str = "none"
     held_out: float = 0.0
     limit: int | None = None
+    test: str | None = None
+    subset: str | None = None
+    test_subset: str | None = None
+    subset_seed: int = 0
+    data_dir: str | None = None
 
     def __post_init__(self) -> None:
         _choice("transform", self.transform, TRANSFORMS)
         _positive(self, "size", "limit")
-        if self.transform == "flip" and self.latents != "none":
+        if self.transform == "flip" and self.latents not in ("none", "given"):
             raise BadInput(
                 "transform: got 'flip' with latents, expected 'none': latents of a mirrored image are not mirrored"
             )
+        for text in (self.subset, self.test_subset):
+            if text is not None:
+                check_subset(text)
+        if self.subset_seed < 0:
+            raise BadInput(f"subset_seed: got {self.subset_seed}, expected 0 or more")
+        if self.test is not None and self.held_out:
+            raise BadInput(f"held_out: got {self.held_out} beside test {self.test!r}, expected one of the two")
         if not 0 <= self.held_out < 1:
             raise BadInput(f"held_out: got {self.held_out}, expected a share in [0, 1)")
 
@@ -78,31 +98,49 @@ class DiTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
-    """How a network is trained, whatever it is. `frozen`: patterns of parameter paths that stay as they are."""
+    """How a network is trained, whatever it is. `frozen`: patterns of parameter paths that stay as they are.
+
+    `accumulate`: gradients of so many equal pieces of a batch are averaged one after the other, for batches whose
+    activations do not fit at once.
+    """
 
     loop: LoopConfig
     batch_size: int = 128
+    accumulate: int = 1
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     ema_decay: float = 0.999
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_size")
+        _positive(self, "batch_size", "accumulate")
+        if self.batch_size % self.accumulate:
+            raise BadInput(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
+
+    def check_mesh(self, mesh: MeshConfig, devices: int) -> None:
+        """Raise `BadInput` where `mesh` does not fit `devices`, or the pieces of a batch do not divide over it."""
+        mesh.check(devices, self.batch_size // self.accumulate)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Denoising(Optimisation):
-    """Training with the learned-variance diffusion objective; `plan` and `remat` as in `graftax.models.forward`."""
+    """Training with the learned-variance diffusion objective; `plan` and `remat` as in `graftax.models.forward`.
+
+    `preview`: how many samples every evaluation draws, classes in turn, for writers and workdir/images.
+    """
 
     frozen: tuple[str, ...] = ("pos_embed",)
     class_dropout: float = 0.1
     compute_dtype: str = "float32"
     plan: str = "auto"
     remat: str = "none"
+    preview: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.preview < 0:
+            raise BadInput(f"preview: got {self.preview}, expected 0 or more")
         _choice("compute_dtype", self.compute_dtype, DTYPES)
+        _choice("remat", self.remat, tuple(REMAT))
 
 
 # --- From scratch ------------------------------------------------------------------------------------------------------
@@ -184,15 +222,24 @@ class DistillStage:
     log_every: int = 50
     eval_every: int = 0
     save_every: int = 0
+    keep: int = 2
+    keep_every: int = 0
+    keep_best: str | None = None
+    best_is: str = "min"
+    hang_seconds: int = 1800
+    hang_abort: bool = False
+    writers: tuple[str, ...] = ()
+    profile: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _positive(self, "batch_size")
+        _ = self.loop  # refuses what no loop can do
 
     @property
     def loop(self) -> LoopConfig:
         """The loop that runs all of `settings.steps`."""
         return LoopConfig(
-            self.settings.steps, self.seed, log_every=self.log_every, eval_every=self.eval_every, save_every=self.save_every
+            steps=self.settings.steps, **{f.name: getattr(self, f.name) for f in fields(LoopConfig) if f.name != "steps"}
         )
 
 
@@ -213,9 +260,19 @@ class Recipe(Experiment):
     """One experiment: the teacher is edited, its scions distilled, the whole fine-tuned.
 
     Results go to `workdir`: grafted/, distilled/, finetuned/ hold models; distill/ and finetune/ metrics and checkpoints.
+    `distill_subset`: the part of the training images that stage 1 sees, where it is not that of `data`.
     """
 
     graft: GraftConfig
+    distill_subset: str | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.distill_data
+
+    @property
+    def distill_data(self) -> DataConfig:
+        """The data of stage 1."""
+        return self.data if self.distill_subset is None else replace(self.data, subset=self.distill_subset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +321,29 @@ class DemoConfig(JudgedExperiment, Recipe):
 
     graft_all: GraftConfig
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distill_subset is not None:
+            raise BadInput(f"distill_subset: got {self.distill_subset!r}, expected none: the demo has one data set for all")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant(GraftConfig):
-    """One line of a sweep: a graft, and a `distill` or `finetune` of its own where the sweep's will not do."""
+    """One line of a sweep: a graft, and a `distill` or `finetune` of its own where the sweep's will not do.
+
+    `distill_subset`, `finetune_subset`: the stratified part of the training images that a stage sees, "10%" (None: all).
+    """
 
     distill: DistillStage | None = None
     finetune: Denoising | None = None
+    distill_subset: str | None = None
+    finetune_subset: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in (self.distill_subset, self.finetune_subset):
+            if text is not None:
+                check_subset(text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,19 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from graftax.checkpoint import open_checkpoint
+from graftax.checkpoint.paths import work_path
 from graftax.cli import nets, tasks
 from graftax.cli.images import Images
+from graftax.cli.preview import with_preview
 from graftax.cli.schema import Denoising, DistillStage, GraftConfig
 from graftax.distill import PAPER_BATCH, distill, neuron_importance
+from graftax.distill.steps import MergedStep, regression_units
 from graftax.errors import BadInput
 from graftax.models import Meta, Model, param_shapes
 from graftax.models.collect import spread
-from graftax.spec import ModelSpec, Option
+from graftax.models.cost import train_flops
+from graftax.spec import ModelSpec, Option, block_key, merge_key
 from graftax.surgery import Edit, Report, apply_edit, check, compose, drop, lora, parallel_pairs, replace, resize, tie
 from graftax.surgery.edits import Importance
-from graftax.surgery.select import Site
+from graftax.surgery.select import Site, select
 from graftax.train import MeshConfig, fit, train_job, training_tree
+from graftax.train.overview import parameter_table, write_parameters
 from graftax.train.record import FILE, read_metrics
+from graftax.train.sharding import to_host
 
 _REPLACE = re.compile(r"\s*(?P<selector>[^=]+?)\s*=\s*(?P<kind>\w+)\s*(?:\((?P<options>.*)\))?\s*")
 _CALL = re.compile(r"\s*(?P<name>\w+)\s*\((?P<arguments>.*)\)\s*")
@@ -48,7 +54,7 @@ ReadData = Callable[[], Images]
 def read_model(name: str | Path, **overrides: Any) -> Model:
     """The model at a path, or the shipped one ("demo"), checked, its parameters numpy arrays still: no device is used."""
     path = nets.demo_path("dit") if name == "demo" else Path(name)
-    if not path.exists():
+    if not work_path(path).exists():
         raise BadInput(f"model {str(name)!r}: no such file or folder")
     spec, params, meta = open_checkpoint(path, **overrides)
     check(spec, params)
@@ -94,10 +100,10 @@ def run_graft(teacher: Model, config: GraftConfig, data: ReadData | None = None)
     return apply_edit(teacher, parse_edit(config, importance), rng)
 
 
-def _narrowed(config: GraftConfig, spec: ModelSpec) -> tuple[Site, ...]:
-    """The MLPs whose neurons the edits must choose from. The edits run on shapes alone, and raise what they raise."""
-    sites = {Site(i, "mlp"): block.mlp for i, block in enumerate(spec.blocks) if block.mlp.kind == "mlp"}
-    unweighed = {str(site): np.zeros(round(mlp.option("ratio") * spec.hidden_size)) for site, mlp in sites.items()}
+def dry_run(config: GraftConfig, spec: ModelSpec) -> tuple[ModelSpec, Report]:
+    """The student's spec and what the edits do, from shapes alone. Raises what the edits raise."""
+    mlps = {Site(i, "mlp"): block.mlp for i, block in enumerate(spec.blocks) if block.mlp.kind == "mlp"}
+    unweighed = {str(site): np.zeros(round(mlp.option("ratio") * spec.hidden_size)) for site, mlp in mlps.items()}
     edit, after = parse_edit(config, unweighed), []
 
     def run(params: Any, rng: jax.Array) -> Any:
@@ -106,7 +112,13 @@ def _narrowed(config: GraftConfig, spec: ModelSpec) -> tuple[Site, ...]:
         return params
 
     jax.eval_shape(run, param_shapes(spec), jax.eval_shape(lambda: jax.random.key(0)))
-    (student, report), *_ = after
+    return after[0]
+
+
+def _narrowed(config: GraftConfig, spec: ModelSpec) -> tuple[Site, ...]:
+    """The MLPs whose neurons the edits must choose from."""
+    student, report = dry_run(config, spec)
+    sites = {Site(i, "mlp"): block.mlp for i, block in enumerate(spec.blocks) if block.mlp.kind == "mlp"}
     ratios = {site: student.blocks[now.block].mlp for site in sites for now in report.moved([site])}
     fewer = [s for s, new in ratios.items() if new.kind == "mlp" and new.option("ratio") < sites[s].option("ratio")]
     return tuple(fewer) if config.init == "transplant" else ()
@@ -168,10 +180,12 @@ def run_distill(
     teacher: Model, student: Model, stage: DistillStage, data: Images, workdir: Path | None, mesh: MeshConfig
 ) -> tuple[Model, History]:
     """Stage 1 over all of the student's sites; `workdir` makes it resumable. Returns the student and the records."""
+    if workdir:
+        write_parameters(workdir, parameter_table(student.params, _scions(student), (_untouched(student),)))
     heldout = {"image": data.test, "label": data.test_labels} if data.held_out else None
     student, history = distill(
         teacher, student, data.batches(stage.batch_size, stage.seed), stage.settings, stage.loop, workdir, heldout,
-        mesh=mesh.build(),
+        mesh=mesh.build(), rules=mesh.rules,
     )  # fmt: skip
     fitted = f", calibrated on {stage.settings.calibration} batches" if stage.settings.calibration else ""
     return _with_edit(student, f"distill({stage.settings.steps} steps{fitted})"), history
@@ -181,19 +195,39 @@ def run_finetune(
     student: Model, stage: Denoising, data: Images, workdir: Path | None, mesh: MeshConfig
 ) -> tuple[Model, History]:
     """Stage 2 with the full objective. Returns the student with averaged weights and the records."""
-    loss, evaluate = tasks.denoising(stage, student.spec, data)
+    loss, evaluate = tasks.denoising(stage, student.spec, data, mesh)
+    evaluate = with_preview(evaluate, stage.preview, student.spec, data)
+    if workdir:
+        write_parameters(workdir, parameter_table(student.params, _scions(student), stage.frozen))
     job = train_job(
         lambda: training_tree(student.spec, student.params, stage.frozen), loss, stage.optimiser,
         ema_decay=stage.ema_decay, frozen=stage.frozen, mesh=mesh.build(),
         metadata={"spec": student.spec.to_json(), "start": fingerprint(student)}, evaluate=evaluate, label="stage 2",
+        flops_per_image=train_flops(student.spec), rules=mesh.rules, accumulate=stage.accumulate,
     )  # fmt: skip
     history: History = []
     state = fit(job, data.batches(stage.batch_size, stage.loop.seed), stage.loop, workdir, on_record=history.append)
     if workdir and (workdir / FILE).exists():  # a run that resumed has earlier records there
         history = read_metrics(workdir)
-    averaged = spread(student.spec, jax.device_get(state.ema_params))
+    averaged = spread(student.spec, to_host(state.ema_params))
     student = student.replace(params=jax.tree.map(jnp.asarray, averaged))
     return _with_edit(student, f"finetune({stage.loop.steps} steps)"), history
+
+
+def _untouched(student: Model) -> str:
+    """A pattern of the parameter paths that stage 1 leaves alone."""
+    trained: list[str] = []
+    for unit in regression_units(student, None):
+        if isinstance(unit, MergedStep):
+            blocks = unit.step.blocks
+            trained += [f"merges/{merge_key(blocks)}", *(f"blocks/{block_key(i)}" for i in blocks)]
+        else:
+            trained.append(unit.path)
+    return f"(?!(?:{'|'.join(trained)})/).*"
+
+
+def _scions(student: Model) -> tuple[Site, ...]:
+    return select(student.meta.sites, student.spec) if student.meta.sites else ()
 
 
 def fingerprint(model: Model) -> str:

@@ -27,13 +27,15 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """One run to do: a variant with one seed, its three configs, and an identity that changes with any of them."""
+    """One run to do: a variant with one seed, its three configs, the parts of the data that its stages see, and an
+    identity that changes with any of them."""
 
     variant: str
     seed: int
     graft: GraftConfig
     distill: DistillStage
     finetune: Denoising
+    subsets: tuple[str | None, str | None]
     identity: str
 
     def __str__(self) -> str:
@@ -133,8 +135,9 @@ def _plan(experiment: Experiment, name: str, variant: Variant, seed: int) -> Pla
     distill = dataclasses.replace(distill, seed=distill.seed + seed)
     finetune = dataclasses.replace(finetune, loop=dataclasses.replace(finetune.loop, seed=finetune.loop.seed + seed))
     judging = [config.sample, config.classifier, config.judged, config.shown]
-    identity = experiment.identity(name, seed, graft, distill, finetune, *judging)
-    return Plan(name, seed, graft, distill, finetune, identity)
+    subsets = variant.distill_subset, variant.finetune_subset
+    identity = experiment.identity(name, seed, graft, distill, finetune, *judging, *([subsets] if any(subsets) else []))
+    return Plan(name, seed, graft, distill, finetune, subsets, identity)
 
 
 def _is_done(plan: Plan, done: dict[str, Run], folder: Path) -> bool:
@@ -155,7 +158,7 @@ def _run(experiment: Experiment, plan: Plan, folder: Path) -> Run:
     forward, slowdown = times["student"].median, times["student"].over(times["teacher"])
     outcome: dict[str, Any]
     try:
-        branch, _ = experiment.branch(str(plan), student, report, work, plan.distill, plan.finetune)
+        branch, _ = experiment.branch(str(plan), student, report, work, plan.distill, plan.finetune, plan.subsets)
     except NonFinite as error:
         print(f"    {plan}: failed: {error}", flush=True)
         outcome = {"failure": " ".join(str(error).split())}

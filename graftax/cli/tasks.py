@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,25 @@ import jax
 import jax.numpy as jnp
 
 from graftax.checkpoint import save_model
+from graftax.checkpoint.paths import work_path, write_text
 from graftax.cli import config as configs
 from graftax.cli import images as image_data
 from graftax.cli import nets
 from graftax.cli.images import Images
+from graftax.cli.preview import Evaluate, Params, with_preview
 from graftax.cli.schema import AutoencoderTraining, ClassifierTraining, Denoising, DiTTraining, Training
 from graftax.diffusion import Process
 from graftax.errors import BadInput
 from graftax.evaluate import classifier
 from graftax.models import autoencoder, dit
 from graftax.models.collect import spread
+from graftax.models.cost import train_flops
 from graftax.spec import ModelSpec
-from graftax.train import diffusion_loss, fit, heldout_loss, train_job, training_tree
+from graftax.train import MeshConfig, diffusion_loss, fit, heldout_loss, train_job, training_tree
+from graftax.train.overview import parameter_table, write_parameters
 from graftax.train.record import read_metrics
+from graftax.train.sharding import to_host
 from graftax.train.step import LossFn
-
-Params = dict[str, Any]
-Evaluate = Callable[[Params], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -42,24 +44,28 @@ class Task:
     loss: LossFn
     evaluate: Evaluate | None
     save: Callable[[Path, Params, dict[str, Any]], None]
+    flops_per_image: float = 0.0
 
 
 def train(config: Training) -> None:
     """Train as `config` says; leaves model, record.json, metrics.jsonl and checkpoints in its workdir."""
     folder = Path(config.workdir)
+    config.check_mesh(config.mesh, jax.device_count())
     data = image_data.load(config.data)
     task = TASKS[type(config)](config, data)
     key = jax.random.fold_in(jax.random.key(config.loop.seed), 0x1417)  # apart from the keys of the steps
     job = train_job(
         lambda: task.init(key), task.loss, config.optimiser, ema_decay=config.ema_decay, frozen=config.frozen,
         mesh=config.mesh.build(), metadata={"task": config.task, "spec": json.loads(task.spec_json)},
-        evaluate=task.evaluate, label=f"train {config.task}",
+        evaluate=task.evaluate, label=f"train {config.task}", flops_per_image=task.flops_per_image,
+        rules=config.mesh.rules, accumulate=config.accumulate,
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
+    write_parameters(folder, parameter_table(jax.eval_shape(task.init, key), None, config.frozen))
     state = fit(job, data.batches(config.batch_size, config.loop.seed), config.loop, folder)
     record = make_record(config, folder)
-    task.save(folder / "model", state.ema_params, record)
-    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    task.save(folder / "model", to_host(state.ema_params), record)
+    if jax.process_index() == 0:
+        write_text(work_path(folder) / "record.json", json.dumps(record, indent=1) + "\n")
     print(f"{config.task}: {folder / 'model'}; held out: {record['held_out']}")
 
 
@@ -86,13 +92,18 @@ def make_record(config: Training, folder: Path) -> dict[str, Any]:
 def _dit(config: Training, data: Images) -> Task:
     assert isinstance(config, DiTTraining)
     spec = config.model.spec()
-    loss, evaluate = denoising(config, spec, data)
+    config.mesh.check_heads(spec.num_heads)
+    loss, evaluate = denoising(config, spec, data, config.mesh)
+    evaluate = with_preview(evaluate, config.preview, spec, data)
 
     def save(folder: Path, params: Params, record: dict[str, Any]) -> None:
         params = spread(spec, params)
         save_model(folder, spec, params, {"source": f"graftax train, {record['steps']} steps on {config.data.source}"})
 
-    return Task(spec.to_json(), lambda key: training_tree(spec, dit.init(spec, key), config.frozen), loss, evaluate, save)
+    return Task(
+        spec.to_json(), lambda key: training_tree(spec, dit.init(spec, key), config.frozen), loss, evaluate, save,
+        train_flops(spec),
+    )  # fmt: skip
 
 
 def _autoencoder(config: Training, data: Images) -> Task:
@@ -132,8 +143,10 @@ def _classifier(config: Training, data: Images) -> Task:
     return Task(spec.to_json(), lambda key: classifier.init(spec, key), loss, evaluate if data.held_out else None, save)
 
 
-def denoising(config: Denoising, spec: ModelSpec, data: Images) -> tuple[LossFn, Evaluate | None]:
-    """The diffusion loss for `fit`, and its held-out form where there is held-out data."""
+def denoising(
+    config: Denoising, spec: ModelSpec, data: Images, mesh: MeshConfig | None = None
+) -> tuple[LossFn, Evaluate | None]:
+    """The diffusion loss for `fit`, and its held-out form where there is held-out data; `mesh`: where parameters will be."""
     image_data.check_fit(data, spec)
     process, dtype = Process(), jnp.dtype(config.compute_dtype)
     loss = diffusion_loss(
@@ -141,7 +154,8 @@ def denoising(config: Denoising, spec: ModelSpec, data: Images) -> tuple[LossFn,
     )
     if not data.held_out:
         return loss, None
-    return loss, heldout_loss(spec, process, data.test, data.test_labels, dtype=dtype, plan=config.plan)
+    laid_out = {"mesh": mesh.build(), "rules": mesh.rules} if mesh else {}
+    return loss, heldout_loss(spec, process, data.test, data.test_labels, dtype=dtype, plan=config.plan, **laid_out)
 
 
 def _check_pixels(config: Training, data: Images, shape: tuple[int, ...]) -> None:

@@ -66,6 +66,15 @@ def test_overrides_win_over_the_file_and_keep_its_other_keys(tmp_path):
     assert found == Outer("f", count=2, inner=Inner(rate=6.0, limit=7))
 
 
+def test_what_stands_behind_the_file_is_its_argument(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text("def get_config(name='plain'): return {'name': name, 'count': 2}\n")
+    assert config.build(Outer, config.read(f"{path}:a,10%", ["count=3"])) == Outer("a,10%", count=3)
+    assert config.read(path)["name"] == "plain"
+    with pytest.raises(BadInput, match="no such file"):
+        config.read(f"{tmp_path}/d.py:a")
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -11,12 +11,16 @@ from collections.abc import Callable
 from graftax.evaluate.bench.attention import bench_attention
 from graftax.evaluate.bench.compile import bench_compile
 from graftax.evaluate.bench.conv import bench_conv
+from graftax.evaluate.bench.data import bench_data
 from graftax.evaluate.bench.distill import bench_distill
 from graftax.evaluate.bench.forward import bench_forward
 from graftax.evaluate.bench.hyena import bench_hyena
+from graftax.evaluate.bench.inception import bench_inception
 from graftax.evaluate.bench.mamba2 import bench_mamba2
 from graftax.evaluate.bench.rows import Rows, format_table
 from graftax.evaluate.bench.sampling import bench_sampling
+from graftax.evaluate.bench.save import bench_save
+from graftax.evaluate.bench.vae import bench_vae
 
 BENCHES: dict[str, Callable[..., Rows]] = {
     "forward": bench_forward,
@@ -26,11 +30,15 @@ BENCHES: dict[str, Callable[..., Rows]] = {
     "hyena": bench_hyena,
     "mamba2": bench_mamba2,
     "sampling": bench_sampling,
+    "save": bench_save,
     "distill": bench_distill,
+    "data": bench_data,
+    "inception": bench_inception,
+    "vae": bench_vae,
 }
 """Every measurement by name."""
 
 __all__ = [
-    "BENCHES", "Rows", "bench_attention", "bench_compile", "bench_conv", "bench_distill", "bench_forward", "bench_hyena",
-    "bench_mamba2", "bench_sampling", "format_table",
+    "BENCHES", "Rows", "bench_attention", "bench_compile", "bench_conv", "bench_data", "bench_distill", "bench_forward",
+    "bench_hyena", "bench_inception", "bench_mamba2", "bench_sampling", "bench_save", "bench_vae", "format_table",
 ]  # fmt: skip
