@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "train": SURFACE | {"data"},
     "distill": SURFACE | {"data", "train"},
     "evaluate": SURFACE | {"data", "train", "distill", "api", "testing"},
-    "analyze": SURFACE | {"data", "train", "distill", "api", "testing"},
+    "analyze": SURFACE | {"data", "train", "distill", "evaluate", "api", "testing"},
     "cli": SURFACE | {"data", "train", "distill", "evaluate", "analyze", "api"},
 }
 """Parts of the package that each part may know, whether it imports them at the top or late."""

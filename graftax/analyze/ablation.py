@@ -24,7 +24,8 @@ from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.spec import SLOTS, OpSpec
 from graftax.surgery import Site, compose, graft, replace
-from graftax.train.loop import Batch, Batches, LoopConfig
+from graftax.train.loop import Batch, Batches
+from graftax.train.loop_config import LoopConfig
 
 PAPER_SHARES = (0 / 27, 7 / 27, 16 / 27, 26 / 27, 1.0)
 """Where in the depth the paper's layers 1, 8, 17, 27 and 28 of 28 are."""
@@ -70,7 +71,7 @@ def objective_ablation(
     found = []
     for objective in objectives:
         under = dataclasses.replace(config, **{f"{slot}_loss": objective})
-        loop = LoopConfig(config.steps, seed, log_every=log_every)
+        loop = LoopConfig(config.steps, seed=seed, log_every=log_every)
         taught, _ = distill(teacher, student, batches(), under, loop, process=process, show=show)
         found.append(Ablated(slot, objective, taught, *measure(taught)))
     return found

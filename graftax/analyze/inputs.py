@@ -38,7 +38,7 @@ def trajectory(
     if y.min() < 0 or y.max() > model.spec.num_classes:
         raise BadInput(f"labels: {y.min()}..{y.max()}, expected within 0..{model.spec.num_classes}")
     process = Process().respaced(steps)
-    step = jax.jit(partial(_ddim_step, model.spec, process, cfg_scale, cfg_channels, dtype))
+    step = jax.jit(partial(_ddim_step, model.spec, cfg_scale, cfg_channels, dtype))
     return _walk(model, y.astype(np.int32), process, step, cfg_scale, jax.random.key(0) if rng is None else rng, batch_size)
 
 
@@ -61,7 +61,7 @@ def _walk(model: Model, labels: np.ndarray, process: Process, step, cfg_scale: f
             x = step(prepared, x, t, y, process.tables.alpha_bar[i], process.tables.alpha_bar_prev[i])
 
 
-def _ddim_step(spec, process, cfg_scale, cfg_channels, dtype, prepared, x, t, y, alpha_bar, alpha_bar_prev) -> jax.Array:
+def _ddim_step(spec, cfg_scale, cfg_channels, dtype, prepared, x, t, y, alpha_bar, alpha_bar_prev) -> jax.Array:
     """Song et al. 2020 (arXiv 2010.02502), Eq. 12 without noise: x_t -> x_{t-1}, (b, h, w, c)."""
     model_fn = guided(
         lambda x, t, y: forward_prepared(spec, prepared, x, t, y, dtype=dtype)[0], cfg_scale, spec.num_classes, cfg_channels

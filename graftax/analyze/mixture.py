@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
+from collections.abc import Iterable
 
 import flax.linen as nn
 import jax
@@ -12,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from graftax import ops
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.block import block_body
@@ -21,6 +18,7 @@ from graftax.models.cost import runs
 from graftax.models.dit import embed
 from graftax.models.embed import FinalLayer, call
 from graftax.models.lora import materialise
+from graftax.models.program_data import operator_at
 from graftax.spec import SLOTS, ModelSpec, OpSpec
 from graftax.surgery.report import is_plain
 from graftax.surgery.select import Site
@@ -82,18 +80,11 @@ class Mixture:
         def block(x: jax.Array, one: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
             adaln, places = one
             modulation = call(nn.Dense(6 * spec.hidden_size, dtype=dtype), adaln, nn.silu(c))
-            mixer, mlp = (self._operator(slot, weights[slot], place) for slot, place in zip(SLOTS, places, strict=True))
+            mixer, mlp = (
+                operator_at(spec, self._kinds[slot], weights[slot], place, dtype)
+                for slot, place in zip(SLOTS, places, strict=True)
+            )
             return block_body(x, modulation, mixer, mlp, spec.compat)[0], None
 
         x, _ = jax.lax.scan(block, x, (weights[ADALN], table))
         return call(FinalLayer(spec.patch_size, spec.out_channels, dtype), weights["final"], x, c)
-
-    def _operator(self, slot: str, stacks: list[Params], place: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        """The operator at a traced place (2,) as a function of its input (b, n, d)."""
-
-        def run(op: OpSpec, stack: Params, row: jax.Array, u: jax.Array) -> jax.Array:
-            params: Any = jax.tree.map(lambda leaf: leaf[row], stack)
-            return call(ops.build(op, self._spec, self._dtype), params, u)
-
-        branches = [partial(run, op, stack) for op, stack in zip(self._kinds[slot], stacks, strict=True)]
-        return lambda u: jax.lax.switch(place[0], branches, place[1], u)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-INK = "#777777"
-COLOURS = ("#2f6fb7", "#d9772b", "#3f9b5f", "#a04fa0", "#b8860b", "#2aa5a5", "#c0392b")
+from graftax.evaluate.axes import COLOURS, INK, finish, new_axes
+
 MARKS = "osD^vP*"
 Lines = Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike | None]]
 """By name: x (m,), y (m,), and the half length of each error bar (m,), or None."""
@@ -26,7 +26,7 @@ def heatmap(
     half-open ranges (lo, hi) framed along the diagonal; `numbers`: a format (".2f") to print the values with.
     """
     values = np.asarray(values, float)
-    figure, axes = _axes(x, y, (max(4.4, 1.6 + 0.34 * values.shape[1]), max(2.6, 1.0 + 0.28 * values.shape[0])))
+    figure, axes = new_axes(x, y, (max(4.4, 1.6 + 0.34 * values.shape[1]), max(2.6, 1.0 + 0.28 * values.shape[0])))
     image = axes.imshow(values, cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
     for labels, axis in ((columns, axes.xaxis), (rows, axes.yaxis)):
         every = max(1, -(-len(labels) // 16))
@@ -47,7 +47,7 @@ def lines(
     mark: tuple[str, float] | None = None,
 ) -> None:  # fmt: skip
     """Draw up to seven named curves, with error bars where they have any; `mark`: name and height of a dashed line."""
-    figure, axes = _axes(x, y, (5.6, 3.2))
+    figure, axes = new_axes(x, y, (5.6, 3.2))
     for (name, (xs, ys, spread)), colour, shape in zip(series.items(), COLOURS, MARKS, strict=False):
         axes.errorbar(
             np.asarray(xs), np.asarray(ys), None if spread is None else np.asarray(spread), label=name, color=colour,
@@ -66,7 +66,7 @@ def bars(
     mark: tuple[str, float] | None = None, strong: Sequence[int] = (),
 ) -> None:  # fmt: skip
     """Draw groups of bars, one group per label; those at the indices `strong` full, others paler where any is strong."""
-    figure, axes = _axes(x, y, (5.6, 3.0))
+    figure, axes = new_axes(x, y, (5.6, 3.0))
     width = 0.8 / len(series)
     for i, ((name, heights), colour) in enumerate(zip(series.items(), COLOURS, strict=False)):
         centres = np.arange(len(labels)) + (i - (len(series) - 1) / 2) * width
@@ -79,25 +79,6 @@ def bars(
     if log:
         _log_scale(axes)
     _finish(path, figure, axes, mark, legend=len(series) > 1)
-
-
-def _axes(x: str, y: str, size: tuple[float, float]):
-    # The object interface: pyplot would pick a backend and keep global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.tick_params(which="both", colors=INK)
-    for name, spine in axes.spines.items():
-        spine.set_color(INK)
-        spine.set_visible(name in ("left", "bottom"))
-    return figure, axes
 
 
 def _log_scale(axes) -> None:
@@ -127,8 +108,4 @@ def _print_numbers(axes, image, values: np.ndarray, form: str) -> None:
 def _finish(path: Path, figure, axes, mark: tuple[str, float] | None, *, legend: bool) -> None:
     if mark is not None:
         axes.axhline(mark[1], color=INK, linewidth=1, linestyle="--", label=mark[0])
-    if legend or mark is not None:
-        figure.legend(
-            frameon=False, labelcolor=INK, loc="outside upper center", ncols=4, columnspacing=1, handlelength=1.4, fontsize=8
-        )
-    figure.savefig(path, format="png")
+    finish(path, figure, legend=legend or mark is not None)

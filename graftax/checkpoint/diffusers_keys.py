@@ -18,14 +18,14 @@ import numpy as np
 
 from graftax.checkpoint.dit_keys import params_from_tensors, tensors_from_params, torch_shapes
 from graftax.checkpoint.files import replacing
+from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights
 from graftax.checkpoint.members import shown
-from graftax.checkpoint.tensors import Source, read_tensors, write_safetensors
+from graftax.checkpoint.tensors import Source, write_safetensors
 from graftax.errors import BadInput
 from graftax.models.dit import dit_spec
 from graftax.models.embed import MLP_NORM_EPS, sinusoidal_positions
 from graftax.spec import ModelSpec
 
-CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
 """Names of the class in `config.json`: today's, and that of releases before DiT had a class of its own."""
@@ -71,11 +71,8 @@ def read_folder(folder: Path, compat: str = "dit") -> tuple[ModelSpec, dict[str,
     Raises `BadInput` naming what is missing, unexpected or mis-shaped, settings that make it no DiT, an eps that
     `compat` "diffusers" does not have, and the first block whose embedders are not those of block 0.
     """
-    config = _read_config(folder / CONFIG)
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise BadInput(f"{folder}: no weights, expected one of {WEIGHTS}")
-    tensors, source = read_tensors(weights)
+    config = read_config(folder, "diffusers", CLASSES)
+    tensors, source = read_weights(folder, WEIGHTS)
     try:
         spec = _spec(config, tensors, compat)
         return spec, params_from_tensors(spec, _to_dit(spec, tensors)), source
@@ -111,17 +108,6 @@ def write_folder(folder: Path, spec: ModelSpec, params: Mapping[str, Any]) -> No
 
 
 # --- config.json ---------------------------------------------------------------------------------------------------------
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-        name = config["_class_name"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise BadInput(f"{path}: not the config of a diffusers model ({shown(repr(error))})") from None
-    if name not in CLASSES:
-        raise BadInput(f"{path}: a {shown(name)}, expected {CLASSES[0]}")
-    return config
 
 
 def _spec(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], compat: str) -> ModelSpec:

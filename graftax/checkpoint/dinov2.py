@@ -6,25 +6,20 @@ token that only training needs, are left aside.
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
+from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights, renamed, shapes_of
 from graftax.checkpoint.members import shown
-from graftax.checkpoint.tensors import Source, read_tensors
+from graftax.checkpoint.tensors import Source
 from graftax.errors import BadInput
 from graftax.models import dinov2
 from graftax.models.dinov2 import DINOv2Spec
 
-CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 REGISTERS = {"dinov2": 0, "dinov2_with_registers": 4}
 """Model types, and the register tokens of each where the config does not say."""
@@ -47,6 +42,9 @@ BLOCK = {
     "attention.attention.query": "query", "attention.attention.key": "key", "attention.attention.value": "value",
     "attention.output.dense": "proj", "mlp.fc1": "fc1", "mlp.fc2": "fc2", "mlp.weights_in": "fc1", "mlp.weights_out": "fc2",
 }  # fmt: skip
+PREFIX = "dinov2."
+"""Before all names where the model is a part of another."""
+
 UNUSED = ("embeddings.mask_token", "classifier.")
 _LAYER = re.compile(r"encoder\.layer\.([0-9]{1,3})\.(.+)\.(weight|bias|lambda1)")
 
@@ -58,29 +56,16 @@ def load_dinov2(path: str | Path) -> tuple[DINOv2Spec, dict[str, Any], Source]:
     compute.
     """
     folder = Path(path)
-    spec = _read_spec(folder / CONFIG)
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise BadInput(f"{folder}: no weights, expected one of {WEIGHTS}")
-    tensors, source = read_tensors(weights)
+    config = read_config(folder, "transformers", tuple(REGISTERS))
+    try:
+        spec = spec_from_config(config)
+    except BadInput as error:
+        raise BadInput(f"{folder / CONFIG}: {error}") from None
+    tensors, source = read_weights(folder, WEIGHTS)
     try:
         return spec, params_from_tensors(spec, tensors), source
     except BadInput as error:
-        raise BadInput(f"{weights}: {error}") from None
-
-
-def _read_spec(path: Path) -> DINOv2Spec:
-    try:
-        config = json.loads(path.read_text())
-        kind = config["model_type"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise BadInput(f"{path}: not the config of a transformers model ({shown(repr(error))})") from None
-    if kind not in REGISTERS:
-        raise BadInput(f"{path}: a {shown(str(kind))}, expected one of {tuple(REGISTERS)}")
-    try:
-        return spec_from_config(config)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
+        raise BadInput(f"{folder / source.name}: {error}") from None
 
 
 def spec_from_config(config: Mapping[str, Any]) -> DINOv2Spec:
@@ -98,40 +83,17 @@ def spec_from_config(config: Mapping[str, Any]) -> DINOv2Spec:
 
 
 def params_from_tensors(spec: DINOv2Spec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameter tree float32 of a flat state dict, of the model by itself or below a "dinov2." prefix.
+    """The parameter tree float32 of a flat state dict, of the model by itself or below `PREFIX`.
 
     Raises `BadInput` on missing, unexpected and mis-shaped tensors.
     """
-    expected = dinov2_shapes(spec)
-    ours: dict[str, np.ndarray] = {}
-    for name, tensor in tensors.items():
-        bare = name.removeprefix("dinov2.")
-        if bare.startswith(UNUSED):
-            continue
-        path = our_path(bare)
-        if path not in expected or path in ours:
-            raise BadInput(f"tensor {shown(name)}: unexpected, there is no such layer or it is there already")
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise BadInput(f"tensor {name}: {tensor.dtype}, expected floating-point numbers")
-        leaf = _our_layout(path, tensor)
-        if leaf.shape != expected[path]:
-            raise BadInput(f"tensor {name}: shape {tensor.shape}, expected that of {path} {expected[path]}")
-        ours[path] = leaf
-    if missing := sorted(expected.keys() - ours.keys()):
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise BadInput(f"tensors missing for {', '.join(missing[:5])}{more}")
-    return unflatten_dict(ours, sep="/")
-
-
-@functools.cache
-def dinov2_shapes(spec: DINOv2Spec) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter by its path, "blocks_0/query/kernel"."""
-    leaves: Any = flatten_dict(jax.eval_shape(lambda: dinov2.init(spec, jax.random.key(0))), sep="/")
-    return {path: leaf.shape for path, leaf in leaves.items()}
+    used = {name: tensor for name, tensor in tensors.items() if not name.removeprefix(PREFIX).startswith(UNUSED)}
+    return renamed(used, shapes_of(dinov2.init, spec), our_path, _our_layout)
 
 
 def our_path(name: str) -> str:
-    """Path of the parameter that transformers calls `name`; "" where there is none."""
+    """Path of the parameter that transformers calls `name`, with or without the prefix; "" where there is none."""
+    name = name.removeprefix(PREFIX)
     if not (match := _LAYER.fullmatch(name)):
         return STEM.get(name, "")
     index, layer, leaf = match.groups()

@@ -8,6 +8,10 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
 
 from graftax.errors import BadInput
 
@@ -37,6 +41,14 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_arrays(tree: Any) -> str:
+    """Hexadecimal SHA-256 over the bytes of all arrays of a tree, in the tree's order."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def existing_file(path: str | Path) -> Path:

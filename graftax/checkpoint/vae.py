@@ -7,21 +7,17 @@ attention otherwise, and those made from the original code keep them as 1x1 conv
 
 from __future__ import annotations
 
-import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from graftax.checkpoint.diffusers_keys import CONFIG, WEIGHTS
+from graftax.checkpoint.diffusers_keys import WEIGHTS
+from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights, renamed, shapes_of
 from graftax.checkpoint.members import shown
-from graftax.checkpoint.tensors import Source, read_tensors
+from graftax.checkpoint.tensors import Source
 from graftax.errors import BadInput
 from graftax.models import vae
 from graftax.models.vae import VAESpec
@@ -63,32 +59,19 @@ def read_vae(path: str | Path) -> tuple[VAESpec, dict[str, Any], Source]:
     folder = find_vae(path)
     if folder is None:
         raise BadInput(f"{path}: no VAE, expected a folder with {CONFIG} or vae/{CONFIG}")
-    spec = _read_spec(folder / CONFIG)
-    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if weights is None:
-        raise BadInput(f"{folder}: no weights, expected one of {WEIGHTS}")
-    tensors, source = read_tensors(weights)
+    config = read_config(folder, "diffusers", [CLASS])
+    try:
+        spec = spec_from_config(config)
+    except BadInput as error:
+        raise BadInput(f"{folder / CONFIG}: {error}") from None
+    tensors, source = read_weights(folder, WEIGHTS)
     try:
         return spec, params_from_tensors(spec, tensors), source
     except BadInput as error:
-        raise BadInput(f"{weights}: {error}") from None
+        raise BadInput(f"{folder / source.name}: {error}") from None
 
 
 # --- config.json ---------------------------------------------------------------------------------------------------------
-
-
-def _read_spec(path: Path) -> VAESpec:
-    try:
-        config = json.loads(path.read_text())
-        name = config["_class_name"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise BadInput(f"{path}: not the config of a diffusers model ({shown(repr(error))})") from None
-    if name != CLASS:
-        raise BadInput(f"{path}: a {shown(str(name))}, expected {CLASS}")
-    try:
-        return spec_from_config(config)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
 
 
 def spec_from_config(config: Mapping[str, Any]) -> VAESpec:
@@ -123,29 +106,7 @@ def params_from_tensors(spec: VAESpec, tensors: Mapping[str, np.ndarray]) -> dic
 
     Raises `BadInput` on missing, unexpected and mis-shaped tensors.
     """
-    expected = vae_shapes(spec)
-    ours: dict[str, np.ndarray] = {}
-    for theirs, tensor in tensors.items():
-        path = our_path(theirs)
-        if path not in expected or path in ours:
-            raise BadInput(f"tensor {shown(theirs)}: unexpected, there is no such layer or it is there already")
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise BadInput(f"tensor {theirs}: {tensor.dtype}, expected floating-point numbers")
-        leaf = _our_layout(path, tensor)
-        if leaf.shape != expected[path]:
-            raise BadInput(f"tensor {theirs}: shape {tensor.shape}, expected that of {path} {expected[path]}")
-        ours[path] = leaf
-    if missing := sorted(expected.keys() - ours.keys()):
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise BadInput(f"tensors missing for {', '.join(missing[:5])}{more}")
-    return unflatten_dict(ours, sep="/")
-
-
-@functools.cache
-def vae_shapes(spec: VAESpec) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter by its path, "encoder/conv_in/kernel"."""
-    leaves: Any = flatten_dict(jax.eval_shape(lambda: vae.init(spec, jax.random.key(0))), sep="/")
-    return {path: leaf.shape for path, leaf in leaves.items()}
+    return renamed(tensors, shapes_of(vae.init, spec), our_path, _our_layout)
 
 
 def our_path(name: str) -> str:

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from graftax.cli import options
 
 if TYPE_CHECKING:
-    from graftax.cli.analyze_settings import Settings
-    from graftax.cli.images import Images
+    from graftax.cli.analysis.settings import Settings
+    from graftax.cli.pixels.images import Images
     from graftax.models import Model
     from graftax.spec import ModelSpec
 
@@ -65,11 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure what was asked for, write the folder, print what was found."""
     from graftax.checkpoint.files import replacing
-    from graftax.cli import analyze_page, analyze_run, decoding, stages
+    from graftax.cli.analysis import measures, report
+    from graftax.cli.experiments import stages
+    from graftax.cli.pixels import decoding
 
     parts = _parts(args)
     settings, recipe = _settings(args), _recipe(args, ABLATION in parts)
-    data = analyze_run.ablation_data(recipe) if recipe else None
+    data = measures.ablation_data(recipe) if recipe else None
     slots, blocks = _slots(args.slots), _blocks(args.blocks)
     folder = _folder(Path(args.out), args.overwrite)
     model = stages.open_model(
@@ -82,29 +84,29 @@ def run(args: argparse.Namespace) -> None:
     found = {"model": args.model, "spec": json.loads(model.spec.to_json()), "protocol": _protocol(settings), **found}
     with replacing(folder / FOUND) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n")
-    page = analyze_page.write(found, images, folder)
-    print("\n" + "\n".join(analyze_page.verdict(found)))
+    page = report.write(found, images, folder)
+    print("\n" + "\n".join(report.verdict(found)))
     print(f"Report: {page}")
 
 
 def _measure(model: Model, parts: list[str], settings: Settings, ablation: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
     """Results by part, and the painters' images."""
-    from graftax.cli import analyze_painters, analyze_run
+    from graftax.cli.analysis import measures, painters
 
     found: dict[str, Any] = {}
     painted = {}
-    inputs = analyze_run.watch(model, settings) if {"locality", "activations", "similarity"} & set(parts) else []
+    inputs = measures.watch(model, settings) if {"locality", "activations", "similarity"} & set(parts) else []
     if "locality" in parts:
-        found["locality"] = analyze_run.locality(model, settings, inputs)
+        found["locality"] = measures.locality(model, settings, inputs)
     if "activations" in parts:
-        found["activations"] = analyze_run.activations(model, inputs)
+        found["activations"] = measures.activations(model, inputs)
     if "similarity" in parts:
-        found["similarity"] = analyze_run.similarity(model, inputs)
+        found["similarity"] = measures.similarity(model, inputs)
     if "painters" in parts:
-        found["painters"] = analyze_painters.measure(model, settings)
-        painted = analyze_painters.paint(model, settings, found["painters"])
+        found["painters"] = painters.measure(model, settings)
+        painted = painters.paint(model, settings, found["painters"])
     if ABLATION in parts:
-        found[ABLATION] = analyze_run.ablation(model, *ablation)
+        found[ABLATION] = measures.ablation(model, *ablation)
     return found, painted
 
 
@@ -129,7 +131,7 @@ def _folder(path: Path, overwrite: bool) -> Path:
 
 def _vet(spec: ModelSpec, parts: list[str], settings: Settings, blocks: list[int] | None, data: Images | None) -> None:
     """Raise `BadInput` where a part cannot be done on this model, before any of it runs."""
-    from graftax.cli import images
+    from graftax.cli.pixels import images
     from graftax.errors import BadInput
 
     if "locality" in parts and settings.k is not None and not 0 <= settings.k < spec.tokens:
@@ -148,7 +150,7 @@ def _vet(spec: ModelSpec, parts: list[str], settings: Settings, blocks: list[int
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from graftax.cli.analyze_settings import Settings
+    from graftax.cli.analysis.settings import Settings
     from graftax.errors import BadInput
 
     if not 1 <= args.share <= 100:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run_aot(args: argparse.Namespace) -> None:
-    from graftax.cli import aot
+    from graftax.cli.experiments import aot
     from graftax.evaluate.aot import format_report
 
     rows = aot.compile_steps(args.aot, args.config, args.overrides, args.step)

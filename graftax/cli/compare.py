@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read, check, print the table, write the page."""
-    from graftax.cli import compare_page
+    from graftax.cli.pages import compare_page
     from graftax.evaluate.result import check_comparable, find_results
 
     found = {run: find_results(Path(run)) for run in args.runs}

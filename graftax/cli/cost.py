@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Count, time if asked to, print, write."""
-    from graftax.cli import cost_page, inspect
+    from graftax.cli import inspect
+    from graftax.cli.pages import cost_page
     from graftax.errors import BadInput
     from graftax.evaluate.roofline import roofline
     from graftax.models import Model

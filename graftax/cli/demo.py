@@ -23,7 +23,9 @@ def run(args: argparse.Namespace) -> None:
     """Run the experiment, write the report, say what was found."""
     import time
 
-    from graftax.cli import config, demo_page, demo_run
+    from graftax.cli import config
+    from graftax.cli.experiments import demo_run
+    from graftax.cli.pages import demo_page
     from graftax.cli.schema import DemoConfig
 
     start = time.perf_counter()

@@ -28,9 +28,10 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from graftax import api
-    from graftax.cli import images, stages
-    from graftax.cli.run_folder import record_settings
-    from graftax.cli.stages import last_eval
+    from graftax.cli.experiments import stages
+    from graftax.cli.experiments.run_folder import record_settings
+    from graftax.cli.experiments.stages import last_eval
+    from graftax.cli.pixels import images
 
     recipe = options.recipe_of(args)
     workdir = Path(recipe.workdir)

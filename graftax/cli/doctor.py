@@ -48,7 +48,7 @@ def _devices() -> None:
     import jax
     import jax.numpy as jnp
 
-    from graftax.cli import nets
+    from graftax.cli.pixels import nets
     from graftax.train.chips import chip_of
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

@@ -4,11 +4,13 @@
     graftax evaluate model.pt --latents sd-vae-ft-ema --sampler ddpm --steps 250 --classes random --count 50000 \\
         --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception.pth --out runs/eval/xl2
     graftax evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --inception pt_inception.pth
+    graftax evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --dino dinov2-large
 
 With --reference and --inception: FID, sFID, Inception score, precision and recall as OpenAI's evaluator defines them, in
-the features of these InceptionV3 weights. Where the images are the demo's: the share of samples that the small classifier
-calls by their class, and the Fréchet distance between its features of the samples and of real images (not the FID of
-papers: other features, other images).
+the features of these InceptionV3 weights. With --reference and --dino: FD, the Fréchet distance in class tokens of DINOv2
+(published distances are of its ViT-L/14, against a data set's images; the reference needs images, not only moments). Where
+the images are the demo's: the share of samples that the small classifier calls by their class, and the Fréchet distance
+between its features of the samples and of real images (not the FID of papers: other features, other images).
 
 --out keeps samples, scores and the protocol that gave them. Interrupted, the same command continues and ends with the same
 numbers; several hosts share the work in a folder that all see. `graftax compare` and `graftax report` read such folders.
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", metavar="NPZ", help="score these images instead: arr_0 (n, h, w, 3) uint8")
     parser.add_argument("--reference", metavar="NPZ", help="ADM's reference batch: arr_0, or mu, sigma, .., or both")
     parser.add_argument("--inception", metavar="FILE", help="its weights: pytorch-fid's .pth or jax-fid's .pickle")
+    parser.add_argument("--dino", metavar="FOLDER", help="DINOv2 as transformers writes it: config.json, model.safetensors")
     parser.add_argument("--metrics", metavar="NAMES", help="of the suite (default: IS,FID,sFID,precision,recall)")
     parser.add_argument("--count", type=int, default=1000, help="samples to draw (default: %(default)s)")
     parser.add_argument("--classes", choices=("balanced", "random"), default="balanced", help="default: %(default)s")
@@ -51,20 +54,24 @@ def run(args: argparse.Namespace) -> None:
     """Score what was given."""
     from graftax.errors import BadInput
 
-    if (args.reference is None) != (args.inception is None):
-        raise BadInput("evaluate: expected --reference and --inception together, or neither")
-    if args.model is not None and args.samples is None and (args.metrics is None or args.reference):
+    networks = [path for path in (args.inception, args.dino) if path is not None]
+    if (args.reference is None) != (not networks):
+        raise BadInput("evaluate: expected --reference together with --inception or --dino, or none of them")
+    fits = args.metrics is None or args.inception is not None
+    if fits and args.model is not None and args.samples is None:
         _model(args)
-    elif args.model is None and args.samples is not None and args.reference is not None:
+    elif fits and args.model is None and args.samples is not None and networks:
         _file(args)
     else:
-        raise BadInput("evaluate: expected either a model, or --samples, --reference and --inception")
+        wanted = "a model, or --samples, --reference and --inception or --dino"
+        raise BadInput(f"evaluate: expected either {wanted}; --metrics belong to --inception")
 
 
 def _file(args: argparse.Namespace) -> None:
     """Read, measure, print."""
     import dataclasses
 
+    from graftax.cli import evaluate_run
     from graftax.errors import BadInput
     from graftax.evaluate import adm
     from graftax.evaluate.image_file import open_images
@@ -74,37 +81,57 @@ def _file(args: argparse.Namespace) -> None:
     samples = open_images(args.samples)
     if samples is None:
         raise BadInput(f"{args.samples}: no images (arr_0) in it, expected samples")
-    reference, network = adm.open_reference(args.reference), adm.open_network(args.inception)
-    found = adm.adm_scores(network, samples, reference, _metrics(args), batch=args.batch_size, show=True)
-    print(found)
-    _write(args.json, dataclasses.asdict(found))
+    judges = _judges(args)
+    suite, dino = evaluate_run.open_suite(judges), evaluate_run.open_dino(judges)
+    if dino is not None:
+        dino.check(args.samples, len(samples), samples.shape[1:])
+    record: dict[str, Any] = {"scores": {}, "spaces": {}, "samples": len(samples), "reference": Path(args.reference).name}
+    if suite is not None:
+        found = adm.adm_scores(suite[0], samples, suite[1], judges.metrics, batch=args.batch_size, show=True)
+        print(found)
+        record |= dataclasses.asdict(found)
+    if dino is not None:
+        distance = dino.distance(samples, args.batch_size)
+        print(f"{evaluate_run.FD:<11}{distance:<11.6g}{dino.space}")
+        print(f"({len(samples):,} samples against {record['reference']}, {len(dino.reference):,} images)")
+        record["scores"][evaluate_run.FD], record["spaces"][evaluate_run.FD] = distance, dino.space
+    _write(args.json, record)
 
 
 def _model(args: argparse.Namespace) -> None:
     """Draw what is missing, judge, print."""
-    from graftax.cli import evaluate_run, stages
-    from graftax.cli.tables import aligned
+    import jax
+
+    from graftax.cli import evaluate_run
+    from graftax.cli.experiments import stages
+    from graftax.errors import BadInput
     from graftax.evaluate.protocol import Protocol
+    from graftax.evaluate.tables import aligned
 
     protocol = Protocol(
         sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels or None,
         eta=args.eta, seed=args.seed, count=args.count, labels=args.classes, rounding=args.rounding,
     )  # fmt: skip
-    judges = evaluate_run.Judges(args.source, args.classifier, args.reference, args.inception, _metrics(args))
+    if args.out is None and jax.process_count() > 1:
+        raise BadInput("evaluate: several hosts share the samples, expected --out and a folder that all of them see")
     model = stages.open_model(args.model, **options.overrides_of(args))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.out or scratch)
-        results = evaluate_run.evaluate(args.model, model, protocol, args.latents, judges, folder, args.batch_size)
+        results = evaluate_run.evaluate(args.model, model, protocol, args.latents, _judges(args), folder, args.batch_size)
     for result in results:
         print("\n".join([f"{result.protocol.features}", *aligned([[k, f"{v:.6g}"] for k, v in result.scores.items()])]))
         print(f"(against {result.protocol.reference}; {result.protocol}; protocol {result.protocol.hash})")
-    _write(args.json, {"results": [result.record() for result in results]})
+    if results:  # of several hosts only the first one scores
+        _write(args.json, {"results": [result.record() for result in results]})
 
 
-def _metrics(args: argparse.Namespace) -> tuple[str, ...]:
+def _judges(args: argparse.Namespace) -> Any:
+    """The `Judges` of the arguments."""
+    from graftax.cli.evaluate_run import Judges
     from graftax.evaluate.adm import METRICS
 
-    return tuple(args.metrics.split(",")) if args.metrics else METRICS
+    metrics = tuple(args.metrics.split(",")) if args.metrics else METRICS
+    return Judges(args.source, args.classifier, args.reference, args.inception, args.dino, metrics)
 
 
 def _write(path: str | None, record: dict[str, Any]) -> None:

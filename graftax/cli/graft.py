@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Check the edit against the spec, then load, edit, save and report."""
     from graftax import api
-    from graftax.cli import images, stages
+    from graftax.cli.experiments import stages
+    from graftax.cli.pixels import images
 
     name, config, out, source = _plan(args)
     data = (lambda: images.load(source)) if source else None

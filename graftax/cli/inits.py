@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure the rows that are missing, write and print the table."""
-    from graftax.cli import config, inits_run
+    from graftax.cli import config
+    from graftax.cli.experiments import inits_run
     from graftax.cli.schema import InitsConfig
 
     settings = config.build(InitsConfig, options.tree_of(args))

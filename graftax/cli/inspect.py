@@ -64,7 +64,7 @@ def open_model(name: str, overrides: dict[str, Any]) -> Model | ModelSpec:
     """The model in a file or folder; the spec alone for a published name."""
     from graftax.checkpoint.dit_keys import check_overrides
     from graftax.checkpoint.zoo import spec_of
-    from graftax.cli.stages import read_model
+    from graftax.cli.experiments.stages import read_model
 
     spec = None if Path(name).exists() else spec_of(name)
     if spec is None:

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the folder, write the page."""
-    from graftax.cli import report_page
-    from graftax.cli.run_folder import read_run
+    from graftax.cli.experiments.run_folder import read_run
+    from graftax.cli.pages import report_page
     from graftax.errors import BadInput
 
     if args.shown < 1:

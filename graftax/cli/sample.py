@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> None:
     """Draw, decode, write."""
     import numpy as np
 
-    from graftax.cli import decoding, drawing, stages
+    from graftax.cli.experiments import stages
+    from graftax.cli.pixels import decoding, drawing
     from graftax.errors import BadInput
 
     out = options.refuse_existing(args.out, args.overwrite)

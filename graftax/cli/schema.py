@@ -21,6 +21,7 @@ from graftax.models.dit import dit_spec, variant
 from graftax.models.stack import REMAT
 from graftax.spec import ModelSpec
 from graftax.train import LoopConfig, MeshConfig, OptimiserConfig
+from graftax.train.loop_config import LoopOptions
 
 DTYPES = ("float32", "bfloat16", "float16")
 SAMPLERS = ("ddpm", "ddim")
@@ -213,34 +214,21 @@ class GraftConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillStage:
-    """Stage 1. `settings.steps` is its length; the other fields are those of the training loop."""
+class DistillStage(LoopOptions):
+    """Stage 1. `settings.steps` is its length."""
 
     settings: DistillConfig = field(default_factory=DistillConfig)
     batch_size: int = 64
-    seed: int = 0
-    log_every: int = 50
-    eval_every: int = 0
-    save_every: int = 0
-    keep: int = 2
-    keep_every: int = 0
-    keep_best: str | None = None
-    best_is: str = "min"
-    hang_seconds: int = 1800
-    hang_abort: bool = False
-    writers: tuple[str, ...] = ()
-    profile: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _positive(self, "batch_size")
-        _ = self.loop  # refuses what no loop can do
+        _ = self.loop  # refuses a length that no loop can have
 
     @property
     def loop(self) -> LoopConfig:
         """The loop that runs all of `settings.steps`."""
-        return LoopConfig(
-            steps=self.settings.steps, **{f.name: getattr(self, f.name) for f in fields(LoopConfig) if f.name != "steps"}
-        )
+        return LoopConfig(self.settings.steps, **{f.name: getattr(self, f.name) for f in fields(LoopOptions)})
 
 
 @dataclass(frozen=True, kw_only=True)

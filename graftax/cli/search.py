@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
     from graftax import api
     from graftax.analyze.harm import Harm, flops_saved
     from graftax.analyze.search import choose_sites, evaluate_sites, greedy_search, measure_sites
-    from graftax.cli import images, stages
+    from graftax.cli.experiments import stages
+    from graftax.cli.pixels import images
     from graftax.distill.sites import scion_sites
     from graftax.errors import BadInput
     from graftax.models.cost import flops

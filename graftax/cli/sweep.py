@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do the runs that are left, write the report, print the table."""
-    from graftax.cli import config, sweep_page, sweep_run
+    from graftax.cli import config
+    from graftax.cli.experiments import sweep_run
+    from graftax.cli.pages import sweep_page
     from graftax.cli.schema import SweepConfig
     from graftax.errors import NonFinite
 

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train what the config says, save the model and the training record."""
-    from graftax.cli import config, tasks
+    from graftax.cli import config
+    from graftax.cli.experiments import tasks
     from graftax.cli.schema import TRAININGS
     from graftax.errors import BadInput
 

@@ -5,7 +5,7 @@ are not mirrored latents. So every epoch can draw its own flips and its own samp
 
 The manifest is written twice. The first, without `shards`, is the plan: whoever continues an interrupted encoding checks
 that it is the same. Each shard is described in a file of its own as it is finished; the last one collects them into
-the final manifest, sealed with a checksum. `graftax encode` writes such sets (`graftax.cli.encode_run`).
+the final manifest, sealed with a checksum. `graftax encode` writes such sets (`graftax.cli.pixels.encoding`).
 """
 
 from __future__ import annotations

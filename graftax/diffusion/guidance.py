@@ -20,9 +20,8 @@ def guided(model_fn: ModelFn, scale: float, null_class: int, channels: int | Non
     channels and all variance channels are those of the conditional pass. DiT guides 3 of its 4 latent
     channels, hence the default; None guides all, and so does a number above what the model has.
 
-    Both passes run as one batch of 2b with the null half last and see the same x, so one trajectory is
-    enough: DiT's doubled batch keeps this very half. At scale 1 guidance changes nothing and `model_fn`
-    itself is returned.
+    Both passes run as one batch of 2b, each image followed by its null pass, and see the same x, so one trajectory is
+    enough: DiT's doubled batch keeps this very half. At scale 1 guidance changes nothing and `model_fn` itself is returned.
 
     model_fn: see `ModelFn`; scale: a Python number; null_class: label of "no class". Returns a `ModelFn` on
     (b, ...), float32. Raises BadInput if `scale` is negative or `channels` below 1.
@@ -35,12 +34,18 @@ def guided(model_fn: ModelFn, scale: float, null_class: int, channels: int | Non
         return model_fn
 
     def call(x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-        labels = jnp.concatenate([y, jnp.full_like(y, null_class)])  # (b,) -> (2b,)
-        out = model_fn(jnp.concatenate([x, x]), jnp.concatenate([t, t]), labels)  # (2b, h, w, 2c)
-        cond, null = jnp.split(out.astype(jnp.float32), 2)
+        out = model_fn(_pairs(x, x), _pairs(t, t), _pairs(y, jnp.full_like(y, null_class)))  # (2b, h, w, 2c)
+        out = out.astype(jnp.float32).reshape(len(x), 2, *out.shape[1:])
+        cond, null = out[:, 0], out[:, 1]  # (b, h, w, 2c)
         c = x.shape[-1]
         k = c if channels is None else min(channels, c)
         eps = null[..., :k] + scale * (cond[..., :k] - null[..., :k])
         return jnp.concatenate([eps, cond[..., k:]], axis=-1)  # (b, h, w, 2c)
 
     return call
+
+
+def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Two arrays (b, ...) in turns, (2b, ...): split over devices, each keeps its own images; one after the other, half of
+    them would be sent across at every step."""
+    return jnp.stack([first, second], axis=1).reshape(2 * len(first), *first.shape[1:])

@@ -25,7 +25,8 @@ from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.surgery.select import Selector
-from graftax.train.loop import Batch, Batches, Job, LoopConfig, Metrics, fit
+from graftax.train.loop import Batch, Batches, Job, Metrics, fit
+from graftax.train.loop_config import LoopConfig
 from graftax.train.record import FILE, read_metrics
 from graftax.train.sharding import RULES, AxisRules, to_host
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
 from graftax.errors import BadInput
+from graftax.evaluate.axes import COLOURS, INK, finish, new_axes
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
@@ -42,30 +43,27 @@ def save_png(target: Path | IO[bytes], image: np.ndarray) -> None:
 Series = Mapping[str, Sequence[tuple[float, float]]]
 """Curves by name: points (x, y)."""
 
-INK, COLOURS = "#777777", ("#2f6fb7", "#d9772b", "#3f9b5f", "#a04fa0")
-"""Mid-tones that are read on white and on black: the pictures' ground is transparent."""
-
 
 def curves(path: Path, series: Series, *, x: str, y: str, log: bool = False, size: tuple[float, float] = (5.6, 3.0)) -> None:
     """Draw line charts into a PNG with transparent ground."""
-    figure, axes = _axes(x, y, size)
+    figure, axes = _chart(x, y, size)
     for (name, points), colour in zip(series.items(), COLOURS, strict=False):
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, label=name, color=colour, linewidth=1.6, marker="o" if len(xs) < 12 else None, markersize=3)
     if log:
         axes.set_yscale("log")
-    _finish(path, figure, axes, legend=len(series) > 1)
+    finish(path, figure, legend=len(series) > 1)
 
 
 def bars(path: Path, series: Series, *, x: str, y: str, size: tuple[float, float] = (5.6, 3.0)) -> None:
     """Draw grouped bars, one group per x, into a PNG with transparent ground."""
-    figure, axes = _axes(x, y, size)
+    figure, axes = _chart(x, y, size)
     width = 0.8 / len(series)
     for i, ((name, points), colour) in enumerate(zip(series.items(), COLOURS, strict=False)):
         xs, ys = (np.array(values) for values in zip(*points, strict=True))
         axes.bar(xs + (i - (len(series) - 1) / 2) * width, ys, width, label=name, color=colour)
     axes.set_xticks(sorted({int(point[0]) for points in series.values() for point in points}))
-    _finish(path, figure, axes, legend=len(series) > 1)
+    finish(path, figure, legend=len(series) > 1)
 
 
 def dots(
@@ -76,7 +74,7 @@ def dots(
     `series`: by name, then by row. `mark`: name and value of a vertical line to compare with.
     """
     rows = list(dict.fromkeys(row for values in series.values() for row in values))
-    figure, axes = _axes(x, "", (5.6, 1.0 + 0.19 * len(rows)))
+    figure, axes = _chart(x, "", (5.6, 1.0 + 0.19 * len(rows)))
     for (name, values), colour in zip(series.items(), COLOURS, strict=False):
         axes.plot(list(values.values()), [rows.index(row) for row in values], "o", label=name, color=colour, markersize=4)
     axes.axvline(mark[1], color=INK, linewidth=1, linestyle="--", label=mark[0])
@@ -84,12 +82,12 @@ def dots(
     axes.invert_yaxis()
     if log:
         axes.set_xscale("log")
-    _finish(path, figure, axes, legend=True)
+    finish(path, figure, legend=True)
 
 
 def scatter(path: Path, points: Mapping[str, tuple[float, float]], *, x: str, y: str) -> None:
     """Draw named points (x, y) into a PNG; the names stand in a column at the right, each with a line to its point."""
-    figure, axes = _axes(x, y, (5.6, 1.4 + 0.14 * len(points)))
+    figure, axes = _chart(x, y, (5.6, 1.4 + 0.14 * len(points)))
     ranked = sorted(points.items(), key=lambda item: item[1][1])
     for i, (name, point) in enumerate(ranked):
         axes.plot(*point, "o", color=COLOURS[0], markersize=4)
@@ -97,12 +95,12 @@ def scatter(path: Path, points: Mapping[str, tuple[float, float]], *, x: str, y:
             name, point, (1.06, (i + 0.5) / len(ranked)), textcoords="axes fraction", color=INK, fontsize=6, va="center",
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.5},
         )  # fmt: skip
-    _finish(path, figure, axes, legend=False)
+    finish(path, figure, legend=False)
 
 
 def roofline(path: Path, points: Mapping[str, tuple[float, float]], chip: str, peak: float, bandwidth: float) -> None:
     """Draw named points (FLOPs per byte, FLOP/s) under a chip's roof, min(peak, intensity * bandwidth), into a PNG."""
-    figure, axes = _axes("FLOPs per byte", f"attainable TFLOP/s on {chip}", (5.6, 3.4))
+    figure, axes = _chart("FLOPs per byte", f"attainable TFLOP/s on {chip}", (5.6, 3.4))
     ridge = peak / bandwidth
     ends = [min([ridge, *(x for x, _ in points.values())]) / 4, max([ridge, *(x for x, _ in points.values())]) * 4]
     axes.plot([ends[0], ridge, ends[1]], [ends[0] * bandwidth / 1e12, peak / 1e12, peak / 1e12], color=INK, linewidth=1.2)
@@ -111,32 +109,10 @@ def roofline(path: Path, points: Mapping[str, tuple[float, float]], chip: str, p
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=6)
-    _finish(path, figure, axes, legend=False)
+    finish(path, figure, legend=False)
 
 
-def _axes(x: str, y: str, size: tuple[float, float]):
-    # The object interface: pyplot would pick a backend and keep global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.tick_params(which="both", colors=INK)
+def _chart(x: str, y: str, size: tuple[float, float]) -> tuple[Any, Any]:
+    figure, axes = new_axes(x, y, size)
     axes.grid(color=INK, alpha=0.25, linewidth=0.5)
-    for name, spine in axes.spines.items():
-        spine.set_color(INK)
-        spine.set_visible(name in ("left", "bottom"))
     return figure, axes
-
-
-def _finish(path: Path, figure, axes, *, legend: bool) -> None:
-    if legend:
-        figure.legend(
-            frameon=False, labelcolor=INK, loc="outside upper center", ncols=4, columnspacing=1, handlelength=1.2, fontsize=8
-        )
-    figure.savefig(path, format="png")

@@ -22,7 +22,7 @@ from graftax.models.cost import count_params, flops
 from graftax.spec import ModelSpec
 
 SCORES = "scores"
-LOWER_IS_BETTER = ("FID", "sFID", "Fréchet")
+LOWER_IS_BETTER = ("FID", "sFID", "FD", "Fréchet")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Image i depends on the protocol's seed and i alone. Hosts take the parts in turn
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,16 +72,17 @@ def draw_set(
     `decode` turns the model's arrays (n, h, w, c) into pixels in [-1, 1]. `identity` names the model's weights (a hash).
     `part`: images per file and compiled call, spread over this host's devices.
 
-    Raises BadInput where the folder holds samples of another model, protocol or part size, or `part` does not divide over
-    the devices.
+    Raises BadInput where the folder holds samples of another model, protocol or part size, is not one that all hosts share,
+    or `part` does not divide over the devices.
     """
     devices = jax.local_devices()
     if part < 1 or part % len(devices):
         raise BadInput(f"images per part: got {part}, expected a multiple of {len(devices)} devices")
     if jax.process_index() == 0:
-        _open(folder, protocol.drawn(), identity, part)
+        _begin(folder, protocol.drawn(), identity, part)
     multihost_utils.sync_global_devices("graftax: folder of samples")
-    found = _open(folder, protocol.drawn(), identity, part)
+    _require_shared(folder)
+    found = _continue(folder, protocol.drawn(), identity, part)
     missing = found.missing()
     multihost_utils.sync_global_devices("graftax: parts shared out")  # before anybody adds to them
     labels = protocol.label_array(model.spec.num_classes)
@@ -111,16 +113,28 @@ def _draw_part(
         np.savez(file, images=images, labels=labels[first:last])
 
 
-def _open(folder: Path, protocol: Protocol, identity: str, part: int) -> SampleSet:
+def _begin(folder: Path, protocol: Protocol, identity: str, part: int) -> None:
+    """Note what the folder's images belong to, unless that is noted already."""
+    if (index := folder / INDEX).exists():
+        return
+    (folder / PARTS).mkdir(parents=True, exist_ok=True)
+    with replacing(index) as temporary:
+        record = {"model": identity, "part": part, "protocol": json.loads(protocol.to_json())}
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _require_shared(folder: Path) -> None:
+    """Raise `BadInput` on all hosts where one of them does not see what the first has put into the folder."""
+    seen = folder.is_dir() and INDEX in os.listdir(folder)
+    hosts = np.atleast_1d(multihost_utils.process_allgather(np.array(seen, np.int32)))  # (hosts,)
+    if not hosts.all():
+        blind = ", ".join(map(str, np.flatnonzero(hosts == 0)))
+        raise BadInput(f"{folder}: another one on host {blind}, expected a folder that all hosts share")
+
+
+def _continue(folder: Path, protocol: Protocol, identity: str, part: int) -> SampleSet:
     """The folder's samples so far, checked to be of this model and protocol."""
-    index = folder / INDEX
-    if not index.exists():
-        (folder / PARTS).mkdir(parents=True, exist_ok=True)
-        with replacing(index) as temporary:
-            record = {"model": identity, "part": part, "protocol": json.loads(protocol.to_json())}
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-        return SampleSet(folder, protocol, part)
-    kept, model = open_set(folder), json.loads(index.read_text())["model"]
+    kept, model = open_set(folder), json.loads((folder / INDEX).read_text())["model"]
     if model != identity:
         raise BadInput(f"{folder}: samples of the model {model[:12]}, expected {identity[:12]} or an empty folder")
     require_equal({str(folder): kept.protocol, "this run": protocol})

@@ -99,12 +99,12 @@ def run_any(
     matter here. Equal to the compiled program up to rounding.
     """
     blocks, merges, activated = prepared["blocks"], prepared["merges"], nn.silu(c)
-    table = jax.tree.map(jnp.asarray, instructions)
+    table, kinds = jax.tree.map(jnp.asarray, instructions), {slot: tuple(_kinds(spec, slot)) for slot in SLOTS}
 
     def body(r: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, change = carry
         adaln = call(nn.Dense(6 * spec.hidden_size, dtype=dtype), _row(blocks[ADALN], table.block[r]), activated)
-        mixer, mlp = (_operator(spec, slot, blocks[slot], table.place[r, s], dtype) for s, slot in enumerate(SLOTS))
+        mixer, mlp = (operator_at(spec, kinds[slot], blocks[slot], table.place[r, s], dtype) for s, slot in enumerate(SLOTS))
         out, _ = block_body(x, adaln, mixer, mlp, spec.compat)
         out = _merged(merges, table.merge[r], out)
         change += table.weight[r] * (out - x)
@@ -144,15 +144,16 @@ def _row(tree: Params, row: jax.Array) -> Params:
     return jax.tree.map(lambda leaf: leaf[row], tree)
 
 
-def _operator(
-    spec: ModelSpec, slot: str, stacks: Sequence[Params], place: jax.Array, dtype: DTypeLike | None
+def operator_at(
+    spec: ModelSpec, kinds: Sequence[OpSpec], stacks: Sequence[Params], place: jax.Array, dtype: DTypeLike | None = None
 ) -> Callable[[jax.Array], jax.Array]:
-    """The operator at a traced place (2,) as a function of its input (b, n, d)."""
+    """The operator at a traced place (2,), its kind's number and its row in that kind's stack, as a function of its input
+    (b, n, d). `stacks`: for each of `kinds` the weights of its operators, leaves (rows, ...)."""
 
     def run(op: OpSpec, stack: Params, row: jax.Array, u: jax.Array) -> jax.Array:
         return call(ops.build(op, spec, dtype), _row(stack, row), u)
 
-    branches = [functools.partial(run, op, stack) for op, stack in zip(_kinds(spec, slot), stacks, strict=True)]
+    branches = [functools.partial(run, op, stack) for op, stack in zip(kinds, stacks, strict=True)]
     return lambda u: jax.lax.switch(place[0], branches, place[1], u)
 
 

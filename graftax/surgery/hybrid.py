@@ -31,7 +31,7 @@ def hybrid(plan: Mapping[str | OpSpec, Selector], *, init: str = "random", impor
         sites = [select(place, spec, _slot(scion)) for place, scion in zip(places, scions, strict=True)]
         _check_disjoint(scions, sites)
         edits = [
-            replace(chosen, scion.kind, init=init, **dict(scion.options))  # pyright: ignore[reportArgumentType]
+            replace(chosen, scion.kind, init=init, importance=importance, **dict(scion.options))  # pyright: ignore
             for scion, chosen in zip(scions, sites, strict=True)
         ]
         return compose(*edits)(spec, params, rng)

@@ -1,7 +1,8 @@
 """Training: optimiser, state, sharding, one compiled step, one loop. Pretraining, fine-tuning and the small networks."""
 
 from graftax.train.diffusion_task import diffusion_loss, heldout_loss, training_tree
-from graftax.train.loop import Job, LoopConfig, fit
+from graftax.train.loop import Job, fit
+from graftax.train.loop_config import LoopConfig
 from graftax.train.optimiser import OptimiserConfig
 from graftax.train.sharding import MeshConfig
 from graftax.train.state import TrainState

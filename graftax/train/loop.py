@@ -21,13 +21,14 @@ from graftax.checkpoint.paths import WorkPath, storage_trouble, work_path
 from graftax.checkpoint.retention import Retention
 from graftax.errors import BadInput, NonFinite, Preempted
 from graftax.progress import Progress
+from graftax.train.loop_config import LoopConfig
 from graftax.train.record import Record, Window
 from graftax.train.sharding import put_batch
 from graftax.train.signals import StopRequest
 from graftax.train.throughput import Throughput
 from graftax.train.trace import StepTrace
 from graftax.train.watchdog import Watchdog
-from graftax.train.writers import check_writers, open_writers
+from graftax.train.writers import open_writers
 
 if TYPE_CHECKING:
     from graftax.checkpoint.manager import Checkpoints
@@ -67,57 +68,6 @@ class Job(Generic[S]):
     mesh: Mesh | None = None
     label: str = "train"
     flops_per_image: float = 0.0
-
-
-_LEAST = {
-    "steps": 1, "seed": 0, "log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1, "keep_every": 0, "hang_seconds": 0,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long to train and what to write, in steps. `eval_every`, `save_every` 0: at the end only.
-
-    Of the checkpoints the newest `keep` stay on disk, those of every `keep_every` steps (0: none), and the one with the
-    best `keep_best`, a number that evaluations give; `best_is` "min" or "max" of it. After `hang_seconds` (0: never)
-    without a finished step, stacks are shown and written to workdir; with `hang_abort` the process ends too (`Watchdog`).
-
-    `writers`: where records go beside metrics.jsonl, "tensorboard" or "wandb". `profile`: first and last step to trace into
-    workdir/profile. Raises BadInput on values out of range, or if a writer's package is missing.
-    """
-
-    steps: int
-    seed: int = 0
-    log_every: int = 50
-    eval_every: int = 0
-    save_every: int = 0
-    keep: int = 2
-    keep_every: int = 0
-    keep_best: str | None = None
-    best_is: str = "min"
-    hang_seconds: int = 1800
-    hang_abort: bool = False
-    writers: tuple[str, ...] = ()
-    profile: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if getattr(self, name) < least:
-                raise BadInput(f"LoopConfig.{name}: got {getattr(self, name)}, expected {least} or more")
-        if self.best_is not in ("min", "max"):
-            raise BadInput(f"LoopConfig.best_is: got {self.best_is!r}, expected 'min' or 'max'")
-        if self.keep_best and self.save_every and (not self.eval_every or self.save_every % self.eval_every):
-            raise BadInput(
-                f"LoopConfig.save_every: got {self.save_every}, expected a multiple of eval_every ({self.eval_every}), "
-                f"since keep_best compares checkpoints by their {self.keep_best}"
-            )
-        check_writers(self.writers)
-        if self.profile and not 1 <= self.profile[0] <= self.profile[1]:
-            raise BadInput(f"LoopConfig.profile: got {self.profile}, expected the first and the last step to trace, from 1")
-
-    def due(self, every: int, step: int) -> bool:
-        """Whether something done `every` steps is due after `step` updates; all are due after the last."""
-        return step == self.steps or (every > 0 and step % every == 0)
 
 
 def fit(

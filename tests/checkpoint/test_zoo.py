@@ -9,8 +9,8 @@ from flax.traverse_util import unflatten_dict
 
 from graftax.checkpoint.dit_keys import spec_from_tensors, torch_shapes
 from graftax.checkpoint.zoo import VARIANTS, ZOO, find, spec_of
+from graftax.cli.experiments.stages import parse_edit
 from graftax.cli.schema import GraftConfig
-from graftax.cli.stages import parse_edit
 from graftax.errors import BadInput
 from graftax.models import variant
 from graftax.models.cost import count_params, flops

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from graftax import api
-from graftax.cli.analyze_settings import Settings
+from graftax.cli.analysis.settings import Settings
 from graftax.cli.schema import SampleConfig
 from graftax.models import Model
 from graftax.surgery import parallel_pairs, replace

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from graftax.cli import demo_page
-from graftax.cli.drawing import Score
+from graftax.cli.pages import demo_page
+from graftax.cli.pixels.drawing import Score
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,9 @@ def get_config():
     assert "ema_decay" in refused("train", "--config", path)
 
 
-@pytest.mark.parametrize(("task", "score"), [("autoencoder", "psnr"), ("classifier", "accuracy")])
+@pytest.mark.parametrize(("task", "score"), [("autoencoder", "psnr"), pytest.param("classifier", "accuracy", marks=pytest.mark.slow)])
 def test_small_networks_train_save_and_load(run, refused, tmp_path, task, score):
-    from graftax.cli import nets
+    from graftax.cli.pixels import nets
 
     sizes = {"autoencoder": "'width': 8", "classifier": "'widths': (8, 8, 8), 'features': 8"}[task]
     path = tmp_path / "c.py"
@@ -128,7 +128,7 @@ def test_non_finite_training_ends_with_3_and_keeps_the_last_good_state(run, reci
     assert not (grafted / "finetuned").exists()
 
 
-@pytest.mark.parametrize(("verb", "stage"), [("distill", "distilled"), ("finetune", "finetuned")])
+@pytest.mark.parametrize(("verb", "stage"), [("distill", "distilled"), pytest.param("finetune", "finetuned", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kill", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_and_run_again_gives_the_same_bits(run, recipe, grafted, tmp_path, verb, stage, kill):
     """kill -9, or a polite SIGTERM (exit code 42), somewhere in the middle; then the same command again."""

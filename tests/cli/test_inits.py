@@ -8,9 +8,10 @@ import pytest
 
 from graftax import api
 from graftax.checkpoint import save_model
-from graftax.cli import experiment, nets
-from graftax.cli.drawing import Score
-from graftax.cli.experiment import Judged
+from graftax.cli.experiments import experiment
+from graftax.cli.experiments.experiment import Judged
+from graftax.cli.pixels import nets
+from graftax.cli.pixels.drawing import Score
 from graftax.evaluate import classifier
 from graftax.evaluate.classifier import ClassifierSpec
 from graftax.testing import random_params, tiny_spec

@@ -7,7 +7,8 @@ import zipfile
 
 import pytest
 
-from graftax.cli import demo, main, stages
+from graftax.cli import demo, main
+from graftax.cli.experiments import stages
 from graftax.errors import NonFinite, Preempted
 
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graftax.cli import config, images, stages
+from graftax.cli import config
+from graftax.cli.experiments import stages
 from graftax.cli.main import main
+from graftax.cli.pixels import images
 from graftax.cli.schema import DemoConfig
 from graftax.errors import BadInput
 from graftax.models import Model

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from graftax.checkpoint import save_model
-from graftax.cli import config, drawing, experiment, nets, sweep_page, sweep_run
-from graftax.cli.drawing import Score
-from graftax.cli.experiment import STAGES, Branch, Judged
+from graftax.cli import config
+from graftax.cli.experiments import experiment, sweep_run
+from graftax.cli.experiments.experiment import STAGES, Branch, Judged
+from graftax.cli.pages import sweep_page
+from graftax.cli.pixels import drawing, nets
+from graftax.cli.pixels.drawing import Score
 from graftax.cli.schema import SweepConfig
 from graftax.errors import BadInput, NonFinite
 from graftax.evaluate import classifier
@@ -67,7 +70,7 @@ def untrained(monkeypatch):
     def judge(self, name, model, title):
         return Judged(title, np.zeros((12, 8, 8, 1), np.uint8), Score(0.5, 0.1, 12), 0.2)
 
-    def branch(self, name, student, report, work, distill, finetune):
+    def branch(self, name, student, report, work, distill, finetune, subsets):
         asked.append(name)
         work.mkdir(parents=True)
         if distill.settings.learning_rate == REFUSED_RATE:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from graftax.checkpoint.zoo import ZOO
-from graftax.cli import config, stages
-from graftax.cli.aot import graft_of, teacher_spec
+from graftax.cli import config
+from graftax.cli.experiments import stages
+from graftax.cli.experiments.aot import graft_of, teacher_spec
 from graftax.cli.schema import Recipe
 from graftax.distill.cost import stage1_flops
 from graftax.errors import BadInput

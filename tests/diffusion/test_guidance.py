@@ -1,4 +1,8 @@
-"""Classifier-free guidance: which channels it moves, and how."""
+"""Classifier-free guidance: which channels it moves, how, and where the images are meanwhile."""
+
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +53,7 @@ def test_one_doubled_batch_per_call_and_a_single_one_at_scale_one():
 
     guided(counting, 2.0, NULL)(X, T, Y)
     guided(counting, 1.0, NULL)(X, T, Y)
-    assert batches == [(6, 6, [1, 2, NULL, NULL, NULL, NULL]), (3, 3, [1, 2, NULL])]
+    assert batches == [(6, 6, [1, NULL, 2, NULL, NULL, NULL]), (3, 3, [1, 2, NULL])]
 
 
 def test_senseless_arguments_are_refused():
@@ -57,3 +61,38 @@ def test_senseless_arguments_are_refused():
         guided(model, -1.0, NULL)
     with pytest.raises(BadInput, match="guided channels: 0"):
         guided(model, 2.0, NULL, channels=0)
+
+
+SPLIT = """
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from graftax.diffusion import Process, guided, sample
+from graftax.models import Model
+from graftax.testing import random_params, tiny_spec
+
+spec, mesh = tiny_spec(depth=1), Mesh(np.array(jax.devices()), ("data",))
+assert mesh.size == 8
+
+
+def draw(params, x, y, keys):
+    return sample(guided(Model(spec, params), 2.0, spec.num_classes), Process().respaced(3), x, y, keys)
+
+
+params = jax.device_put(random_params(spec, jax.random.key(0)), NamedSharding(mesh, P()))
+batch = np.ones((16, 8, 8, 4), np.float32), np.arange(16) % 10, jax.random.split(jax.random.key(1), 16)
+compiled = jax.jit(draw).lower(params, *jax.device_put(batch, NamedSharding(mesh, P("data")))).compile()
+assert compiled.output_shardings.spec == P("data")
+print(compiled.as_text())
+"""
+
+
+def test_no_device_sends_images_to_another():
+    """Compiled for 8 devices, each with 2 of 16 images and all weights."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, "-c", SPLIT], env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    assert "while(" in run.stdout  # the steps are there
+    for collective in ("all-to-all", "collective-permute", "all-gather", "all-reduce", "reduce-scatter"):
+        assert collective not in run.stdout

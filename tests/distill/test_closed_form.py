@@ -25,7 +25,7 @@ from graftax.spec import BlockSpec, op
 from graftax.surgery import replace, resize
 from graftax.surgery.select import Site, select
 from graftax.testing import assert_same_leaves, assert_trees_close
-from graftax.train.loop import LoopConfig
+from graftax.train.loop_config import LoopConfig
 
 RNG = jax.random.key(5)
 STEPS = 6  # of 8 images of 16 tokens: 768 tokens for at most 193 features

@@ -1,8 +1,8 @@
 import jax
 import pytest
 
+from graftax.cli.experiments.stages import dry_run
 from graftax.cli.schema import GraftConfig
-from graftax.cli.stages import dry_run
 from graftax.distill import DistillConfig, create_state
 from graftax.distill.layout import stacked_shardings
 from graftax.distill.normal_equations import zeros

@@ -19,7 +19,7 @@ from graftax.models.stack import apply_stack
 from graftax.spec import Step
 from graftax.surgery import compose, graft, parallel_pairs, replace
 from graftax.testing import assert_same_leaves
-from graftax.train.loop import LoopConfig
+from graftax.train.loop_config import LoopConfig
 
 KEY = jax.random.key(0)
 CONFIG = DistillConfig()

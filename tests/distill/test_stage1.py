@@ -14,7 +14,7 @@ from graftax.distill import DistillConfig, distill, distill_job
 from graftax.errors import BadInput, NonFinite
 from graftax.surgery import replace
 from graftax.testing import assert_same_leaves
-from graftax.train.loop import LoopConfig
+from graftax.train.loop_config import LoopConfig
 from graftax.train.record import read_metrics
 
 HERE = Path(__file__).parent

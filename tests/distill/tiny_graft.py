@@ -18,7 +18,8 @@ from graftax.distill import DistillConfig, distill_job
 from graftax.models import Model
 from graftax.surgery import compose, graft, replace
 from graftax.testing import random_params, tiny_spec
-from graftax.train.loop import LoopConfig, fit
+from graftax.train.loop import fit
+from graftax.train.loop_config import LoopConfig
 
 FAST = DistillConfig(steps=200, learning_rate=3e-3, schedule="constant")
 

@@ -1,6 +1,10 @@
 """Folders of samples: the same images whatever interrupts, batches or spreads them, and nothing mixed up."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +15,40 @@ from graftax.evaluate.protocol import Protocol
 from graftax.evaluate.sample_set import draw_set, open_set, write_npz
 from graftax.models import Model
 from graftax.testing import random_params, tiny_spec
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+folder, protocol, *host = sys.argv[1:]
+if host:
+    jax.distributed.initialize(f"127.0.0.1:{host[1]}", 2, int(host[0]))
+
+from graftax.errors import BadInput
+from graftax.evaluate.protocol import Protocol
+from graftax.evaluate.sample_set import draw_set
+from graftax.models import Model
+from graftax.testing import random_params, tiny_spec
+
+calls = []
+
+
+def decode(latents):
+    calls.append(len(latents))
+    return np.tanh(latents[..., :3])
+
+
+model = Model(tiny_spec(), random_params(tiny_spec(), jax.random.key(0)))
+try:
+    draw_set(model, Protocol.from_json(protocol), decode, Path(folder), identity="m", part=8, show=False)
+except BadInput as error:
+    sys.exit(str(error))
+print(jax.local_device_count(), len(calls))
+"""
+"""FOLDER PROTOCOL [HOST PORT]: draws the set of these tests, and prints the devices and the parts that were drawn here."""
 
 PROTOCOL = Protocol(steps=4, count=22, labels="balanced", cfg_scale=2.0, seed=5)
 
@@ -26,6 +64,28 @@ def decode(latents: np.ndarray) -> np.ndarray:
 
 def images_of(found) -> np.ndarray:
     return np.concatenate([images for images, _ in found])
+
+
+def elsewhere(folder, *host, devices: int = 1) -> subprocess.Popen:
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", ELSEWHERE, str(folder), PROTOCOL.to_json(), *map(str, host)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Exit code and the last lines of both outputs."""
+    try:
+        streams = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    out, err = ((text.splitlines() or [""])[-1] for text in streams)
+    return process.returncode, out, err
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +119,33 @@ def test_images_do_not_depend_on_the_part(whole, tmp_path):
     other = draw_set(model(), PROTOCOL, decode, tmp_path, identity="m", part=11, show=False)
     gap = np.abs(images_of(other).astype(int) - images_of(whole))
     assert gap.max() <= 1  # compiled for another shape: rounding of floats may tip a byte
+
+
+def test_images_do_not_depend_on_the_devices(whole, tmp_path):
+    code, out, err = ended(elsewhere(tmp_path, devices=4))
+    assert (code, out) == (0, "4 3"), err
+    gap = np.abs(images_of(open_set(tmp_path)).astype(int) - images_of(whole))
+    assert gap.max() <= 1
+    assert np.mean(gap > 0) < 0.01  # two images in a device's batch in place of eight: as above
+
+
+@pytest.mark.slow
+def test_two_hosts_draw_each_its_share(whole, tmp_path):
+    port = free_port()
+    hosts = [elsewhere(tmp_path, index, port) for index in range(2)]
+    assert [ended(host)[:2] for host in hosts] == [(0, "1 2"), (0, "1 1")]
+    for first in whole.starts:
+        assert open_set(tmp_path).file(first).read_bytes() == whole.file(first).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_folder_that_hosts_do_not_share_is_refused(tmp_path):
+    port = free_port()
+    hosts = [elsewhere(tmp_path / str(index), index, port) for index in range(2)]
+    for index, host in enumerate(hosts):
+        code, _, err = ended(host)
+        assert code == 1
+        assert err.endswith(f"{index}: another one on host 1, expected a folder that all hosts share")
 
 
 def test_the_file_is_what_adms_evaluator_reads(whole, tmp_path):

@@ -1,12 +1,13 @@
 """Hybrid plans: several operators in one edit."""
 
 import jax
+import numpy as np
 import pytest
 
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.spec import op
-from graftax.surgery import compose, graft, hybrid, replace
+from graftax.surgery import compose, graft, hybrid, replace, resize
 from graftax.testing import assert_same_leaves, assert_trees_close, random_params, tiny_spec
 
 SPEC = tiny_spec()
@@ -35,6 +36,13 @@ def test_weights_are_those_of_single_replacements():
     (spec, params, report), expected = plan(SPEC, MODEL.params, RNG), single(SPEC, MODEL.params, RNG)
     assert (spec, report) == (expected[0], expected[2])
     assert_trees_close(params, expected[1], rtol=0, atol=0)
+
+
+def test_a_narrower_mlp_is_a_transplant_by_importance():
+    hidden = SPEC.blocks[1].mlp.option("ratio") * SPEC.hidden_size
+    settings = {"init": "transplant", "importance": {"blocks[1].mlp": np.random.default_rng(0).random(int(hidden))}}
+    plan, single = hybrid({op("mlp", ratio=3.0): [1]}, **settings), resize("blocks[1].mlp", 3.0, **settings)
+    assert_trees_close(plan(SPEC, MODEL.params, RNG)[1], single(SPEC, MODEL.params, RNG)[1], rtol=0, atol=0)
 
 
 def test_the_same_operator_with_different_options():

@@ -140,7 +140,7 @@ def test_metrics_that_cannot_be_written_are_named(tmp_path: Path) -> None:
 
 
 def test_the_best_checkpoint_and_every_tenth_stay(tmp_path: Path) -> None:
-    config = LoopConfig(20, 3, eval_every=2, save_every=2, keep=1, keep_every=10, keep_best="far")
+    config = LoopConfig(20, seed=3, eval_every=2, save_every=2, keep=1, keep_every=10, keep_best="far")
     run(tmp_path, config=config, evaluate=lambda p: {"far": abs(p["w"][0] - 0.6)})
     lines = [line for line in read_metrics(tmp_path) if line["split"] == "eval"]
     best = min(lines, key=lambda line: line["far"])["step"]

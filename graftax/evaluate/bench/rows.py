@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from graftax.evaluate.tables import aligned
+
 Row = dict[str, Any]
 Rows = list[Row]
 
@@ -13,13 +15,8 @@ def format_table(rows: Rows) -> str:
     if not rows:
         return ""
     cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    right = [not isinstance(value, str) for value in rows[0].values()]
-    lines = (
-        "  ".join(cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(line, widths, right, strict=True))
-        for line in cells
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    left = [i for i, value in enumerate(rows[0].values()) if isinstance(value, str)]
+    return "\n".join(line.rstrip() for line in aligned(cells, left))
 
 
 def _cell(value: Any) -> str:

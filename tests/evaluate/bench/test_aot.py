@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from graftax import ops
-from graftax.cli import aot
+from graftax.cli.experiments import aot
 from graftax.cli.main import main
 from graftax.distill import DistillConfig
 from graftax.errors import BadInput
@@ -311,7 +311,7 @@ def test_the_compiler_complains_where_activations_are_not_held(tiny):
     code = f"""
 import sys
 from contextlib import nullcontext
-from graftax.cli import aot
+from graftax.cli.experiments import aot
 from graftax.train import step
 step.activations = lambda mesh, rules: nullcontext()
 sys.exit(aot.main(["v5e:2x2", "train", "{tiny}:1"]))

@@ -82,6 +82,7 @@ def test_random_graft():
     assert all(dataclasses.replace(b, mixer=hyena) == dataclasses.replace(spec.blocks[0], mixer=hyena) for b in spec.blocks)
 
 
+@pytest.mark.slow
 def test_compile():
     plain, full, *unrolled = rows = bench_compile(depth=5, width=12)
     check_table(rows, 4)

@@ -1,6 +1,9 @@
+import pytest
+
 from graftax.evaluate.bench import BENCHES
 
 
+@pytest.mark.slow
 def test_rows_agree_with_themselves() -> None:
     (row,) = BENCHES["inception"](batches=(1,), size=32, rounds=2)
     assert (row["batch"], row["size"]) == (1, 32)

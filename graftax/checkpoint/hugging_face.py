@@ -1,0 +1,77 @@
+"""What the folders of Hugging Face's libraries share: a `config.json` that names its class, weights beside it, and tensors
+that become the parameters of one of our networks by renaming."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from graftax.checkpoint.members import shown
+from graftax.checkpoint.tensors import Source, read_tensors
+from graftax.errors import BadInput
+
+CONFIG = "config.json"
+CLASS = {"diffusers": "_class_name", "transformers": "model_type"}
+"""Where each library's `config.json` says what it is the config of."""
+
+
+def read_config(folder: Path, library: str, classes: Sequence[str]) -> dict[str, Any]:
+    """`config.json` of a folder that `library` wrote. Raises `BadInput` where it is none, or of no class in `classes`."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+        name = config[CLASS[library]]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise BadInput(f"{path}: not the config of a {library} model ({shown(repr(error))})") from None
+    if name not in classes:
+        raise BadInput(f"{path}: a {shown(str(name))}, expected {' or '.join(classes)}")
+    return config
+
+
+def read_weights(folder: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], Source]:
+    """Tensors and `Source` of the first file in the folder that has one of the `names`. Raises `BadInput` without one."""
+    weights = next((folder / name for name in names if (folder / name).is_file()), None)
+    if weights is None:
+        raise BadInput(f"{folder}: no weights, expected one of {tuple(names)}")
+    return read_tensors(weights)
+
+
+@functools.cache
+def shapes_of(init: Callable[[Any, jax.Array], Any], spec: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of `init(spec, key)` by its path, "encoder/conv_in/kernel"."""
+    leaves: Any = flatten_dict(jax.eval_shape(lambda: init(spec, jax.random.key(0))), sep="/")
+    return {path: leaf.shape for path, leaf in leaves.items()}
+
+
+def renamed(
+    tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], our_path: Callable[[str], str],
+    our_layout: Callable[[str, np.ndarray], np.ndarray],
+) -> dict[str, Any]:  # fmt: skip
+    """The parameter tree that a flat state dict is under our names and in our order of axes.
+
+    `shapes`: those of all parameters by path, "conv_in/kernel"; `our_path` maps their name to such a path ("" where there
+    is none), `our_layout(path, tensor)` gives the leaf. Raises `BadInput` on missing, unexpected and mis-shaped tensors.
+    """
+    ours: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        path = our_path(name)
+        if path not in shapes or path in ours:
+            raise BadInput(f"tensor {shown(name)}: unexpected, there is no such layer or it is there already")
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise BadInput(f"tensor {name}: {tensor.dtype}, expected floating-point numbers")
+        leaf = our_layout(path, tensor)
+        if leaf.shape != shapes[path]:
+            raise BadInput(f"tensor {name}: shape {tensor.shape}, expected that of {path} {shapes[path]}")
+        ours[path] = leaf
+    if missing := sorted(shapes.keys() - ours.keys()):
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise BadInput(f"tensors missing for {', '.join(missing[:5])}{more}")
+    return unflatten_dict(ours, sep="/")

@@ -1,0 +1,1 @@
+"""What `graftax analyze` measures, and the page that shows it."""

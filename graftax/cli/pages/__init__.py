@@ -1,0 +1,1 @@
+"""HTML pages, pictures and tables that the verbs write."""
