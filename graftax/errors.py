@@ -5,6 +5,9 @@ Exit codes: 0 done, 1 bug, 2 bad input or config, 3 non-finite numbers, 42 preem
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class GraftaxError(Exception):
     """Base of all deliberate errors. `exit_code` is what the command line returns."""
@@ -28,3 +31,12 @@ class Preempted(GraftaxError):
     """The process was asked to stop and has saved its state; running the same command again continues."""
 
     exit_code = 42
+
+
+@contextlib.contextmanager
+def naming(what: object) -> Iterator[None]:
+    """A `BadInput` that comes out of the block begins with `what`, as a rule the file that it is about."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{what}: {error}") from None

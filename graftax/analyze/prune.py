@@ -6,15 +6,14 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from graftax.analyze.harm import noised_batches, root_sum
 from graftax.diffusion import Process
 from graftax.errors import BadInput
-from graftax.models import Model, forward
+from graftax.models import Model
+from graftax.models.program_data import Instructions, encode, forward_any, prepare_any
 from graftax.models.stack import Params
-from graftax.spec import ModelSpec, block_key
 from graftax.surgery.report import is_plain
 from graftax.train.loop import Batch
 
@@ -26,8 +25,8 @@ class SkipHarm:
     """`harm(blocks)`: ||output without these blocks - output|| / ||output|| of one model, 0 for none.
 
     Norms are over predicted noise and variance on a fixed held-out set (`noised_batches`, which says what `heldout`, `seed`
-    and `batch_size` are). Which blocks are left out is data: one program is compiled for all choices. Raises `BadInput` on
-    models with parallel, looped or scaled steps or adapters, and on held-out sets that do not fit.
+    and `batch_size` are). Which blocks are left out is data (`graftax.models.program_data`): one program is compiled for
+    all choices. Raises `BadInput` on models with parallel, looped or scaled steps, and on held-out sets that do not fit.
     """
 
     def __init__(
@@ -35,28 +34,32 @@ class SkipHarm:
         dtype: DTypeLike | None = None,
     ) -> None:  # fmt: skip
         self.spec = spec = model.spec
-        _check(spec)
-        self._params = model.params
+        if odd := [step for step in spec.program if not is_plain(step)]:
+            raise BadInput(f"skip harm: {odd[0]}, expected a program of plain blocks")
+        self._weights = prepare_any(spec, model.params)
 
-        def predict(params: Params, keep: jax.Array, *inputs: jax.Array) -> jax.Array:
-            return forward(spec, _gated(spec, params, keep), *inputs, dtype=dtype)[0]
+        def predict(weights: Params, program: Instructions, *inputs: jax.Array) -> jax.Array:
+            return forward_any(spec, weights, program, *inputs, dtype=dtype)
 
-        def squares(params: Params, keep: jax.Array, target: jax.Array, *inputs: jax.Array) -> jax.Array:
-            return jnp.square(predict(params, keep, *inputs) - target).sum()
+        def squares(weights: Params, program: Instructions, target: jax.Array, *inputs: jax.Array) -> jax.Array:
+            return jnp.square(predict(weights, program, *inputs) - target).sum()
 
-        self._squares, intact, all_blocks = jax.jit(squares), jax.jit(predict), np.ones(spec.depth, np.float32)
+        self._squares, intact = jax.jit(squares), jax.jit(predict)
         batches = noised_batches(spec, heldout, process or Process(), seed, batch_size)
-        self._batches = [(intact(model.params, all_blocks, *inputs), *inputs) for inputs in batches]
+        self._batches = [(intact(self._weights, self._without(set()), *inputs), *inputs) for inputs in batches]
         self._norm = root_sum([jnp.square(target).sum() for target, *_ in self._batches])
 
     def __call__(self, blocks: Iterable[int]) -> float:
-        """The harm of leaving out `blocks`. Raises `BadInput` on one that does not exist."""
-        gone = sorted(set(blocks))
-        if outside := [i for i in gone if not 0 <= i < self.spec.depth]:
+        """The harm of leaving out `blocks`. Raises `BadInput` on one that does not exist, and where none remains."""
+        gone = set(blocks)
+        if outside := sorted(i for i in gone if not 0 <= i < self.spec.depth):
             raise BadInput(f"block {outside[0]}: expected 0..{self.spec.depth - 1}")
-        keep = np.ones(self.spec.depth, np.float32)
-        keep[gone] = 0
-        return root_sum([self._squares(self._params, keep, *batch) for batch in self._batches]) / self._norm
+        program = self._without(gone)
+        return root_sum([self._squares(self._weights, program, *batch) for batch in self._batches]) / self._norm
+
+    def _without(self, gone: set[int]) -> Instructions:
+        whole = self.spec.program
+        return encode(self.spec, [step for step in whole if step.blocks[0] not in gone], len(whole))
 
 
 def rank_blocks(harm: SkipHarm) -> Harms:
@@ -78,20 +81,3 @@ def prune(harm: SkipHarm, depth: int) -> Harms:
         left = [i for i in range(harm.spec.depth) if i not in taken]
         gone.append(min(((i, harm([*taken, i])) for i in left), key=lambda pair: pair[1]))
     return tuple(gone)
-
-
-def _gated(spec: ModelSpec, params: Params, keep: jax.Array) -> Params:
-    """`params` with the gates of block i times keep[i]: at 0 both its residual updates vanish, and x passes unchanged."""
-
-    def scaled(index: int, block: Params) -> Params:
-        of_chunk = jnp.ones(6).at[jnp.array([2, 5])].set(keep[index])  # shift, scale, gate, twice
-        return {**block, "adaln": jax.tree.map(lambda leaf: leaf * jnp.repeat(of_chunk, spec.hidden_size), block["adaln"])}
-
-    return {**params, "blocks": {k: scaled(i, params["blocks"][k]) for i, k in enumerate(map(block_key, range(spec.depth)))}}
-
-
-def _check(spec: ModelSpec) -> None:
-    if odd := [step for step in spec.program if not is_plain(step)]:
-        raise BadInput(f"skip harm: {odd[0]}, expected a program of plain blocks")
-    if spec.adapters:
-        raise BadInput("skip harm: the model has adapters, expected merge_lora() first")

@@ -21,7 +21,7 @@ from graftax.checkpoint.files import replacing
 from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source, write_safetensors
-from graftax.errors import BadInput
+from graftax.errors import BadInput, naming
 from graftax.models.dit import dit_spec
 from graftax.models.embed import MLP_NORM_EPS, sinusoidal_positions
 from graftax.spec import ModelSpec
@@ -73,11 +73,9 @@ def read_folder(folder: Path, compat: str = "dit") -> tuple[ModelSpec, dict[str,
     """
     config = read_config(folder, "diffusers", CLASSES)
     tensors, source = read_weights(folder, WEIGHTS)
-    try:
+    with naming(folder):
         spec = _spec(config, tensors, compat)
         return spec, params_from_tensors(spec, _to_dit(spec, tensors)), source
-    except BadInput as error:
-        raise BadInput(f"{folder}: {error}") from None
 
 
 def write_folder(folder: Path, spec: ModelSpec, params: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights, renamed, shapes_of
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source
-from graftax.errors import BadInput
+from graftax.errors import BadInput, naming
 from graftax.models import dinov2
 from graftax.models.dinov2 import DINOv2Spec
 
@@ -57,15 +57,11 @@ def load_dinov2(path: str | Path) -> tuple[DINOv2Spec, dict[str, Any], Source]:
     """
     folder = Path(path)
     config = read_config(folder, "transformers", tuple(REGISTERS))
-    try:
+    with naming(folder / CONFIG):
         spec = spec_from_config(config)
-    except BadInput as error:
-        raise BadInput(f"{folder / CONFIG}: {error}") from None
     tensors, source = read_weights(folder, WEIGHTS)
-    try:
+    with naming(folder / source.name):
         return spec, params_from_tensors(spec, tensors), source
-    except BadInput as error:
-        raise BadInput(f"{folder / source.name}: {error}") from None
 
 
 def spec_from_config(config: Mapping[str, Any]) -> DINOv2Spec:

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from graftax.checkpoint.files import sha256
 from graftax.checkpoint.numpy_pickle import read_pickled_arrays
 from graftax.checkpoint.tensors import Source, read_tensors
-from graftax.errors import BadInput
+from graftax.errors import BadInput, naming
 from graftax.models.inception import HEAD, param_shapes
 
 PICKLES = (".pickle", ".pkl")
@@ -45,10 +45,8 @@ def load_inception(path: str | Path) -> tuple[dict[str, Any], Source]:
         read, source = read_tensors(path)
         tensors = {name.replace(".", "/"): tensor for name, tensor in read.items()}
         names, torch = _TORCH, True
-    try:
+    with naming(path):
         return _convert(tensors, names, torch), source
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
 
 
 def _convert(tensors: Mapping[str, np.ndarray], names: Mapping[str, str], torch: bool) -> dict[str, Any]:

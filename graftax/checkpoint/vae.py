@@ -18,7 +18,7 @@ from graftax.checkpoint.diffusers_keys import WEIGHTS
 from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights, renamed, shapes_of
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source
-from graftax.errors import BadInput
+from graftax.errors import BadInput, naming
 from graftax.models import vae
 from graftax.models.vae import VAESpec
 
@@ -60,15 +60,11 @@ def read_vae(path: str | Path) -> tuple[VAESpec, dict[str, Any], Source]:
     if folder is None:
         raise BadInput(f"{path}: no VAE, expected a folder with {CONFIG} or vae/{CONFIG}")
     config = read_config(folder, "diffusers", [CLASS])
-    try:
+    with naming(folder / CONFIG):
         spec = spec_from_config(config)
-    except BadInput as error:
-        raise BadInput(f"{folder / CONFIG}: {error}") from None
     tensors, source = read_weights(folder, WEIGHTS)
-    try:
+    with naming(folder / source.name):
         return spec, params_from_tensors(spec, tensors), source
-    except BadInput as error:
-        raise BadInput(f"{folder / source.name}: {error}") from None
 
 
 # --- config.json ---------------------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _name(run: str, path: str, runs: int) -> str:
-    """Short and unique: the evaluation's folder, and the run's where there are several."""
-    inner = Path(path).parent.parent.as_posix()
-    return "/".join(part for part in ((run.rstrip("/") if runs > 1 or inner == "." else ""), inner) if part not in ("", "."))
+    """Short and unique: the evaluation's folder, and the run's where there are several; "evaluation" says nothing."""
+    from graftax.cli.experiments.run_folder import EVALUATION
+
+    inner = [part for part in Path(path).parent.parent.parts if part != EVALUATION]
+    return "/".join([*([run.rstrip("/")] if runs > 1 or not inner else []), *inner])

@@ -71,7 +71,7 @@ def _file(args: argparse.Namespace) -> None:
     """Read, measure, print."""
     import dataclasses
 
-    from graftax.cli import evaluate_run
+    from graftax.cli.experiments import evaluate_run
     from graftax.errors import BadInput
     from graftax.evaluate import adm
     from graftax.evaluate.image_file import open_images
@@ -102,8 +102,7 @@ def _model(args: argparse.Namespace) -> None:
     """Draw what is missing, judge, print."""
     import jax
 
-    from graftax.cli import evaluate_run
-    from graftax.cli.experiments import stages
+    from graftax.cli.experiments import evaluate_run, stages
     from graftax.errors import BadInput
     from graftax.evaluate.protocol import Protocol
     from graftax.evaluate.tables import aligned
@@ -127,7 +126,7 @@ def _model(args: argparse.Namespace) -> None:
 
 def _judges(args: argparse.Namespace) -> Any:
     """The `Judges` of the arguments."""
-    from graftax.cli.evaluate_run import Judges
+    from graftax.cli.experiments.evaluate_run import Judges
     from graftax.evaluate.adm import METRICS
 
     metrics = tuple(args.metrics.split(",")) if args.metrics else METRICS

@@ -92,7 +92,7 @@ def scatter(path: Path, points: Mapping[str, tuple[float, float]], *, x: str, y:
     for i, (name, point) in enumerate(ranked):
         axes.plot(*point, "o", color=COLOURS[0], markersize=4)
         axes.annotate(
-            name, point, (1.06, (i + 0.5) / len(ranked)), textcoords="axes fraction", color=INK, fontsize=6, va="center",
+            name, point, (1.06, (i + 0.5) / len(ranked)), textcoords="axes fraction", color=INK, fontsize=7, va="center",
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.5},
         )  # fmt: skip
     finish(path, figure, legend=False)

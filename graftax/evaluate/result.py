@@ -22,6 +22,7 @@ from graftax.models.cost import count_params, flops
 from graftax.spec import ModelSpec
 
 SCORES = "scores"
+MADE_IN_ORDER = ("teacher", "grafted", "distilled", "finetuned")
 LOWER_IS_BETTER = ("FID", "sFID", "FD", "Fréchet")
 
 
@@ -88,13 +89,21 @@ def read_result(path: Path) -> Result:
 
 
 def find_results(folder: Path) -> dict[str, Result]:
-    """All results at or below a folder, by path: EVALUATION/scores/SPACE. Raises `BadInput` where there are none."""
+    """All results at or below a folder, by path: EVALUATION/scores/SPACE. Raises `BadInput` where there are none.
+
+    Evaluations called as a run's models come in the order in which it makes them, the others after them.
+    """
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder")
-    files = sorted(folder.glob(f"**/{SCORES}/*.json"))
+    files = sorted(folder.glob(f"**/{SCORES}/*.json"), key=lambda file: (made_at(file.parent.parent.name), file))
     if not files:
         raise BadInput(f"{folder}: no {SCORES}/*.json in it, expected a folder that `graftax evaluate --out` has written to")
     return {str(file.relative_to(folder).with_suffix("")): read_result(file) for file in files}
+
+
+def made_at(name: str) -> int:
+    """The place of a model in `MADE_IN_ORDER`, the last for others."""
+    return MADE_IN_ORDER.index(name) if name in MADE_IN_ORDER else len(MADE_IN_ORDER)
 
 
 def by_space(results: Sequence[tuple[str, Result]]) -> dict[str, list[tuple[str, Result]]]:

@@ -74,16 +74,16 @@ def encode(spec: ModelSpec, program: Sequence[Step] | None = None, capacity: int
     program = spec.program if program is None else tuple(program)
     spec.replace(program=program)  # checks the steps
     places = [_places(spec, slot) for slot in SLOTS]
-    rows = [row for step in program for row in _rows(spec, step)]
+    rows: list[tuple[Any, ...]] = [row for step in program for row in _rows(spec, step)]
     if len(rows) > capacity:
         raise BadInput(f"program: {len(rows)} runs of blocks, expected at most the capacity of {capacity}")
-    blocks, parts, weights, commits = zip(*rows, strict=True)
+    blocks, parts, weights, commits = ([row[k] for row in rows] for k in range(4))
 
-    def column(values: Sequence[Any], dtype: DTypeLike) -> np.ndarray:
+    def column(values: Sequence[Any] | np.ndarray, dtype: DTypeLike) -> np.ndarray:
         filled = np.asarray(values, dtype)
         return np.pad(filled, [(0, capacity - len(filled)), *[(0, 0)] * (filled.ndim - 1)])
 
-    operators = [[place[block] for place in places] for block in blocks]
+    operators = np.array([[place[block] for place in places] for block in blocks]).reshape(-1, len(SLOTS), 2)
     return Instructions(
         np.int32(len(rows)), column(blocks, np.int32), column(operators, np.int32), column(parts, np.int32),
         column(weights, np.float32), column(commits, bool),

@@ -13,7 +13,7 @@ from graftax.diffusion import Process
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.spec import Step
-from graftax.surgery import drop, graft, lora
+from graftax.surgery import drop, graft, lora, merge_lora
 from graftax.testing import random_params, tiny_spec
 
 KEY = jax.random.key(0)
@@ -69,5 +69,20 @@ def test_what_cannot_be_pruned_is_refused():
     parallel = whole.replace(spec=whole.spec.replace(program=(Step((0, 1)), Step((2,)))))
     with pytest.raises(BadInput, match="expected a program of plain blocks"):
         SkipHarm(parallel, HELDOUT)
-    with pytest.raises(BadInput, match="adapters"):
-        SkipHarm(graft(whole, lora("blocks[0].mixer"), KEY), HELDOUT)
+
+
+def test_adapters_count():
+    spec = graft(model(), lora("blocks[2].mixer"), KEY).spec
+    adapted = Model(spec, random_params(spec, KEY))
+    merged, bare = graft(adapted, merge_lora(), KEY), Model(model().spec, adapted.params)
+    found, same, other = (SkipHarm(one, HELDOUT)([1]) for one in (adapted, merged, bare))
+    assert found == pytest.approx(same, rel=1e-4)
+    assert found != pytest.approx(other, rel=1e-2)
+
+
+def test_without_any_block():
+    whole = model()
+    batches = noised_batches(whole.spec, HELDOUT, Process(), 0, 8)
+    intact, bare = (np.concatenate([one(*inputs) for inputs in batches]) for one in (whole, model((0, 0, 0, 0))))
+    expected = np.linalg.norm(bare - intact) / np.linalg.norm(intact)
+    assert SkipHarm(whole, HELDOUT)(range(4)) == pytest.approx(expected, rel=1e-4)

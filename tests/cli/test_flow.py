@@ -15,6 +15,8 @@ from PIL import Image
 from graftax import api
 from graftax.testing import assert_trees_close
 
+SLOW = pytest.mark.slow
+
 
 def weights(folder):
     return api.load(folder).params
@@ -93,7 +95,7 @@ def get_config():
     assert "ema_decay" in refused("train", "--config", path)
 
 
-@pytest.mark.parametrize(("task", "score"), [("autoencoder", "psnr"), pytest.param("classifier", "accuracy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("task", "score"), [("autoencoder", "psnr"), pytest.param("classifier", "accuracy", marks=SLOW)])
 def test_small_networks_train_save_and_load(run, refused, tmp_path, task, score):
     from graftax.cli.pixels import nets
 
@@ -128,8 +130,8 @@ def test_non_finite_training_ends_with_3_and_keeps_the_last_good_state(run, reci
     assert not (grafted / "finetuned").exists()
 
 
-@pytest.mark.parametrize(("verb", "stage"), [("distill", "distilled"), pytest.param("finetune", "finetuned", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kill", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("verb", "stage"), [("distill", "distilled"), pytest.param("finetune", "finetuned", marks=SLOW)])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=SLOW)])
 def test_killed_and_run_again_gives_the_same_bits(run, recipe, grafted, tmp_path, verb, stage, kill):
     """kill -9, or a polite SIGTERM (exit code 42), somewhere in the middle; then the same command again."""
     steps = 40

@@ -17,6 +17,7 @@ from graftax.models import Model
 from graftax.surgery import replace
 from graftax.testing import random_params, tiny_spec
 
+SCORES = {"teacher": 0.2, "grafted": 0.5}
 PROTOCOL = Protocol(sampler="ddim", steps=2, count=12, labels="balanced")
 
 
@@ -36,7 +37,7 @@ def run(tmp_path):
         {"step": 20, "split": "eval", "loss": 0.2, "error": 0.3, "error/blocks[1].mixer": 0.2, "error/blocks[3].mixer": 0.4}
     )
     (folder / "distill" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, model, score in (("teacher", teacher, 0.2), ("grafted", student, 0.5)):
+    for (name, score), model in zip(SCORES.items(), (teacher, student), strict=True):
         evaluated(folder / "evaluation" / name, model, score, PROTOCOL)
     return folder
 
@@ -73,7 +74,12 @@ def test_what_is_missing_is_named_with_its_command(run):
 def test_compare_prints_a_table_and_writes_a_page(run, tmp_path, capsys):
     assert main(["compare", str(run), "--out", str(tmp_path / "page")]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"evaluation/teacher +\d{3},\d{3} +0\.\d+ G +0\.2 ", out)
+    teacher, grafted = (
+        re.search(rf"^{name} +\d{{3}},\d{{3}} +\d\.\d+ M +{score} ", out, re.M) for name, score in SCORES.items()
+    )
+    assert teacher is not None
+    assert grafted is not None
+    assert teacher.start() < grafted.start(), "in the order in which a run makes them"
     assert "features: toy features" in out
     text = (tmp_path / "page" / "compare.html").read_text()
     assert "Fréchet against cost" in text
@@ -89,7 +95,7 @@ def test_other_protocols_are_refused_unless_asked_for(run, tmp_path, capsys):
         dataclasses.replace(PROTOCOL, steps=3),
     )
     assert main(["compare", str(run), "--out", str(tmp_path / "page")]) == 2
-    assert "steps: 3 (evaluation/again), 2 (evaluation/grafted, evaluation/teacher)" in capsys.readouterr().err
+    assert "steps: 2 (teacher, grafted), 3 (again)" in capsys.readouterr().err
     assert not (tmp_path / "page").exists()
     assert main(["compare", str(run), "--out", str(tmp_path / "page"), "--any-protocol"]) == 0
     assert "do not compare as they stand" in (tmp_path / "page" / "compare.html").read_text()

@@ -15,7 +15,7 @@ from graftax.checkpoint.store import INDEX
 from graftax.cli import config as configs
 from graftax.cli.experiments import stages
 from graftax.errors import BadInput
-from graftax.evaluate.result import Result, find_results
+from graftax.evaluate.result import Result, find_results, made_at
 from graftax.evaluate.sample_set import INDEX as SAMPLES
 from graftax.models import Model
 from graftax.train.record import FILE, read_metrics
@@ -62,8 +62,12 @@ def read_run(folder: Path) -> RunFolder:
     results = find_results(evaluations) if any(evaluations.glob("**/scores/*.json")) else {}
     if not models and not records and not results:
         raise BadInput(f"{folder}: neither models nor {FILE} nor {EVALUATION}/ in it, expected the folder of a run")
-    samples = {path.parent.name: path.parent for path in sorted(evaluations.glob(f"*/{SAMPLES}"))}
+    samples = {path.parent.name: path.parent for path in sorted(evaluations.glob(f"*/{SAMPLES}"), key=_order)}
     return RunFolder(folder.resolve().name, settings, {**_teacher(settings), **models}, records, results, samples)
+
+
+def _order(index: Path) -> tuple[int, Path]:
+    return made_at(index.parent.name), index
 
 
 def _teacher(settings: Mapping[str, Any]) -> dict[str, Model]:

@@ -44,9 +44,9 @@ def write(named: Named, folder: Path) -> Path:
 def _pictures(members: Named, folder: Path, stem: str) -> list[Figure]:
     figures = []
     for k, metric in enumerate(_metrics(members)):
-        points = {name: (r.cost[1] / 1e9, r.scores[metric]) for name, r in members if metric in r.scores}
+        points = {name: (r.cost[1] / 1e6, r.scores[metric]) for name, r in members if metric in r.scores}
         path = folder / f"{stem}-{k}.png"
-        pictures.scatter(path, points, x="GFLOPs per forward pass and image", y=metric)
+        pictures.scatter(path, points, x="MFLOPs per forward pass and image", y=metric)
         better = "Lower is better." if metric in LOWER_IS_BETTER else "Higher is better."
         figures.append(Figure(path, f"{metric} against cost", better))
     return figures
@@ -71,4 +71,4 @@ def _row(name: str, result: Result, metrics: Sequence[str]) -> list[str]:
     params, operations = result.cost
     scores = [f"{result.scores[metric]:.4g}" if metric in result.scores else "" for metric in metrics]
     count, digest = f"{result.protocol.count:,}", result.protocol.hash
-    return [name, f"{params:,}", f"{operations / 1e9:.4g} G", *scores, count, digest]
+    return [name, f"{params:,}", f"{operations / 1e6:,.5g} M", *scores, count, digest]
