@@ -64,11 +64,11 @@ def _metrics(members: Named) -> list[str]:
 
 
 def _head(members: Named) -> list[str]:
-    return ["model", "parameters", "FLOPs / image", *_metrics(members), "images", "protocol"]
+    return ["model", *_metrics(members), "parameters", "FLOPs / image", "images", "protocol"]
 
 
 def _row(name: str, result: Result, metrics: Sequence[str]) -> list[str]:
     params, operations = result.cost
     scores = [f"{result.scores[metric]:.4g}" if metric in result.scores else "" for metric in metrics]
     count, digest = f"{result.protocol.count:,}", result.protocol.hash
-    return [name, f"{params:,}", f"{operations / 1e6:,.5g} M", *scores, count, digest]
+    return [name, *scores, f"{params:,}", f"{operations / 1e6:,.5g} M", count, digest]
