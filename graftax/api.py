@@ -20,7 +20,8 @@ from graftax.surgery import check, graft
 
 
 def load(path: str | Path, *, compat: str | None = None, **overrides: int) -> Model:
-    """Read a model: a PyTorch `.pt`, a `.safetensors`, a graftax checkpoint folder, or a diffusers folder.
+    """Read a model: a PyTorch `.pt`, a `.safetensors`, a graftax checkpoint folder, a diffusers folder, or "demo", the
+    small DiT that graftax brings.
 
     PyTorch-layout files may be flat state dicts or training checkpoints (EMA weights preferred); the structure, grafted
     operators included, is recognised from the tensors. `overrides` give what tensors cannot tell: `num_heads=4`,
@@ -29,8 +30,9 @@ def load(path: str | Path, *, compat: str | None = None, **overrides: int) -> Mo
     missing, extra, mis-shaped or hostile.
     """
     from graftax.checkpoint import open_checkpoint  # reads orbax and safetensors: half a second that `import` saves
+    from graftax.checkpoint.files import demo_path
 
-    spec, params, meta = open_checkpoint(path, compat=compat, **overrides)
+    spec, params, meta = open_checkpoint(demo_path("dit") if path == "demo" else path, compat=compat, **overrides)
     check(spec, params)
     return Model(spec, jax.tree.map(jnp.asarray, params), Meta.from_dict(meta))
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,8 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def demo_path(name: str) -> Path:
+    """Path of a shipped file or folder of the demo: "dit", "autoencoder.safetensors", "classifier.safetensors"."""
+    return Path(str(resources.files("graftax.data").joinpath("demo", name)))

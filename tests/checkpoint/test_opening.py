@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from golden_checkpoints import NAMES, golden, load_with_torch
 
+import graftax
 from graftax.checkpoint import export_torch, open_checkpoint, save_model
-from graftax.checkpoint.files import sha256
+from graftax.checkpoint.files import demo_path, sha256
 from graftax.checkpoint.tensors import read_tensors, write_safetensors
 from graftax.errors import BadInput
 
@@ -88,3 +89,9 @@ def test_export_by_suffix(tmp_path):
     with pytest.raises(BadInput):
         export_torch(tmp_path / "x.pt", spec, {})
     assert_same_model(open_checkpoint(tmp_path / "x.pt", num_heads=4), (spec, params))
+
+
+def test_the_shipped_model_has_a_name():
+    model = graftax.load("demo")
+    assert_same_model((model.spec, model.params), open_checkpoint(demo_path("dit"))[:2])
+    assert model.spec.depth == 10

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from graftax.checkpoint.files import demo_path
 from graftax.checkpoint.paths import local_copy, published
 from graftax.checkpoint.tensors import read_safetensors, write_safetensors
 from graftax.errors import BadInput
@@ -21,11 +21,6 @@ from graftax.models.autoencoder import AutoencoderSpec
 
 Params = dict[str, Any]
 SPECS = {"autoencoder": AutoencoderSpec, "classifier": ClassifierSpec}
-
-
-def demo_path(name: str) -> Path:
-    """Path of a shipped file or folder of the demo: "dit", "autoencoder.safetensors", "classifier.safetensors"."""
-    return Path(str(resources.files("graftax.data").joinpath("demo", name)))
 
 
 def load_autoencoder(name: str) -> tuple[AutoencoderSpec, Params]:
