@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> None:
         args.model, lambda spec: _vet(spec, parts, settings, blocks, data), **options.overrides_of(args)
     )
     decode = decoding.decoder_for(model.spec, args.latents, args.model)
+    folder.mkdir(parents=True, exist_ok=True)  # before minutes of work that could not be kept
     found, painted = _measure(model, parts, settings, (recipe, data, slots, blocks, args.seeds))
     images = {name: decode(drawn) for name, drawn in painted.items()} if decode else {}
-    folder.mkdir(parents=True, exist_ok=True)
     found = {"model": args.model, "spec": json.loads(model.spec.to_json()), "protocol": _protocol(settings), **found}
     with replacing(folder / FOUND) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n")

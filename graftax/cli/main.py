@@ -13,11 +13,14 @@ from graftax.errors import BadInput, GraftaxError
 
 VERBS = (
     "demo", "sweep", "convert", "encode", "inspect", "graft", "distill", "finetune", "train", "sample", "evaluate", "bench",
-    "compare", "report", "cost", "doctor", "zoo", "inits", "search",
-    "analyze",
+    "compare", "report", "cost", "analyze", "doctor", "zoo", "inits", "search",
 )  # fmt: skip
 INTERRUPTED = 130
-NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+NOT_WRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+)  # fmt: skip
+"""What the system says where an output's place is at fault: full, forbidden, or a file where a folder should be."""
 DISTRIBUTED = "GRAFTAX_DISTRIBUTED"
 """Environment variable, set by launch/tpu.sh: this command runs on every host of a slice at once."""
 

@@ -135,7 +135,7 @@ def split_indices(count: int, split: str, held_out: float, seed: int) -> np.ndar
 
 def _load_npz(path: Path) -> ImageSet:
     if not path.is_file():
-        raise BadInput(f"image set {str(path)!r}: no such file, expected {FASHION_MNIST!r} or a path to an .npz")
+        raise BadInput(f"image set {str(path)!r}: no such file, expected {FASHION_MNIST!r}, an .npz, a folder or tfds:NAME")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key in ("images", "labels")}

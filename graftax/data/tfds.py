@@ -107,7 +107,7 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
     try:
         builder: Any = tfds.builder(name, data_dir=None if data_dir is None else str(data_dir))
     except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise BadInput(f"{PREFIX}{name}: {reason}, expected a set that tensorflow-datasets knows or has prepared") from None
     build = f"`tfds build {name.partition(':')[0]} --file_format=array_record`"
     if not builder.is_prepared():

@@ -186,3 +186,18 @@ def test_on_a_slice_the_hosts_are_joined_before_the_verb_runs(run, monkeypatch):
     monkeypatch.setenv(main.DISTRIBUTED, "1")
     assert run("inspect", "demo")[0] == 0
     assert joined
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("cost", "demo", "--batch", "1", "--out"), ("encode", "fashion_mnist", "--vae", "demo", "--size", "32"),
+        ("analyze", "demo", "--what", "locality", "--out"), ("evaluate", "demo", "--count", "70", "--out"),
+        ("finetune", "--config", "configs/demo_graft.py", "--student", "demo", "--workdir"),
+    ],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_an_output_below_a_file_is_refused_and_the_file_stays(refused, tmp_path, command):
+    (tmp_path / "file").write_text("mine")
+    assert str(tmp_path / "file") in refused(*command, tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "mine"

@@ -73,7 +73,7 @@ def test_what_is_no_npz_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", np.zeros(3))
     with pytest.raises(BadInput, match=r"array\.npy"):
         load_source(tmp_path / "array.npy")
-    with pytest.raises(BadInput, match="no such file, expected 'fashion_mnist' or a path"):
+    with pytest.raises(BadInput, match=r"no such file, expected 'fashion_mnist', an \.npz"):
         load_source("cifar")
     with pytest.raises(BadInput, match="split 'valid'"):
         load_source("fashion_mnist", "valid")

@@ -37,6 +37,8 @@ def load(kind: str, name: str) -> Any:
     """(spec, params float32) of a small network. Raises `BadInput` where the file is missing or of another kind."""
     with local_copy(demo_path(f"{kind}.safetensors") if name == "demo" else name) as path:
         path = path / f"{kind}.safetensors" if path.is_dir() else path
+        if not path.exists():
+            raise BadInput(f"{kind} {name!r}: no such file, expected 'demo' or what `graftax train` saved")
         tensors, texts = read_safetensors(path)
     if texts.get("format") != f"graftax-{kind}":
         raise BadInput(f"{path}: format {texts.get('format')!r}, expected a graftax-{kind}")
