@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import IO, Any
 
 import numpy as np
@@ -67,16 +68,19 @@ def bars(path: Path, series: Series, *, x: str, y: str, size: tuple[float, float
 
 
 def dots(
-    path: Path, series: Mapping[str, Mapping[str, float]], *, x: str, mark: tuple[str, float], log: bool = False
+    path: Path, series: Mapping[str, Mapping[str, Sequence[float]]], *, x: str, mark: tuple[str, float], log: bool = False
 ) -> None:
-    """Draw one line per row, in order from the top, with a dot for each series that has a value there, into a PNG.
+    """Draw one line per row, in order from the top, with a dot for each series that has values there, into a PNG.
 
-    `series`: by name, then by row. `mark`: name and value of a vertical line to compare with.
+    `series`: by name, then by row, the values of all seeds: the dot is their mean, the bar reaches from least to largest.
+    `mark`: name and value of a vertical line to compare with.
     """
     rows = list(dict.fromkeys(row for values in series.values() for row in values))
     figure, axes = _chart(x, "", (5.6, 1.0 + 0.19 * len(rows)))
     for (name, values), colour in zip(series.items(), COLOURS, strict=False):
-        axes.plot(list(values.values()), [rows.index(row) for row in values], "o", label=name, color=colour, markersize=4)
+        heights, means = [rows.index(row) for row in values], [fmean(seeds) for seeds in values.values()]
+        axes.plot(means, heights, "o", label=name, color=colour, markersize=4)
+        axes.hlines(heights, *zip(*map(_ends, values.values()), strict=True), color=colour, linewidth=1.2, alpha=0.6)
     axes.axvline(mark[1], color=INK, linewidth=1, linestyle="--", label=mark[0])
     axes.set_yticks(range(len(rows)), rows, fontsize=7)
     axes.invert_yaxis()
@@ -85,12 +89,17 @@ def dots(
     finish(path, figure, legend=True)
 
 
-def scatter(path: Path, points: Mapping[str, tuple[float, float]], *, x: str, y: str) -> None:
-    """Draw named points (x, y) into a PNG; the names stand in a column at the right, each with a line to its point."""
+def scatter(path: Path, points: Mapping[str, tuple[float, Sequence[float]]], *, x: str, y: str) -> None:
+    """Draw named points (x, all seeds' y) into a PNG: a dot at the mean, a bar from the least to the largest y.
+
+    The names stand in a column at the right, each with a line to its point.
+    """
     figure, axes = _chart(x, y, (5.6, 1.4 + 0.14 * len(points)))
-    ranked = sorted(points.items(), key=lambda item: item[1][1])
+    means = {name: (x, fmean(seeds)) for name, (x, seeds) in points.items()}
+    ranked = sorted(means.items(), key=lambda item: item[1][1])
     for i, (name, point) in enumerate(ranked):
         axes.plot(*point, "o", color=COLOURS[0], markersize=4)
+        axes.vlines(point[0], *_ends(points[name][1]), color=COLOURS[0], linewidth=1.2, alpha=0.6)
         axes.annotate(
             name, point, (1.06, (i + 0.5) / len(ranked)), textcoords="axes fraction", color=INK, fontsize=7, va="center",
             annotation_clip=False, arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.5},
@@ -110,6 +119,10 @@ def roofline(path: Path, points: Mapping[str, tuple[float, float]], chip: str, p
     axes.set_yscale("log")
     axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=6)
     finish(path, figure, legend=False)
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
 
 
 def _chart(x: str, y: str, size: tuple[float, float]) -> tuple[Any, Any]:

@@ -191,6 +191,9 @@ def test_each_seed_is_a_run_with_seeds_of_its_own(run, sweep, tmp_path, untraine
     runs = json.loads((tmp_path / "sweep" / "results.json").read_text())["runs"]
     assert len({run["identity"] for run in runs}) == 4
     assert len((tmp_path / "sweep" / "table.md").read_text().splitlines()) == 2 + 1 + 2
+    assert len(list((tmp_path / "sweep").glob("samples-*.png"))) == 1 + 4
+    page = (tmp_path / "sweep" / "report.html").read_text()
+    assert "seed 3" not in page, "pictures of the first seed only"
 
 
 def test_every_edit_is_checked_before_any_work(refused, sweep, tmp_path, monkeypatch):

@@ -56,3 +56,16 @@ def test_charts_have_ink_on_transparent_ground(tmp_path, draw):
     alpha = np.asarray(Image.open(tmp_path / "x.png"))[..., 3]
     assert alpha.min() == 0
     assert 0.001 < (alpha > 0).mean() < 0.5
+
+
+def ink(path):
+    return int(np.asarray(Image.open(path))[..., 3].astype(int).sum())
+
+
+def test_dots_and_points_have_a_bar_over_the_seeds(tmp_path):
+    for name, seeds in {"one": [2.0], "same": [2.0, 2.0], "three": [1.0, 2.0, 3.0]}.items():
+        pictures.dots(tmp_path / f"dots-{name}.png", {"a": {"x": seeds, "y": [1.0, 3.0]}}, x="score", mark=("teacher", 1.5))
+        pictures.scatter(tmp_path / f"points-{name}.png", {"x": (1.0, seeds), "y": (2.0, [1.0, 3.0])}, x="cost", y="score")
+    for kind in ("dots", "points"):
+        one, same, three = (ink(tmp_path / f"{kind}-{name}.png") for name in ("one", "same", "three"))
+        assert one == same < three

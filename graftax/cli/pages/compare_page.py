@@ -44,7 +44,7 @@ def write(named: Named, folder: Path) -> Path:
 def _pictures(members: Named, folder: Path, stem: str) -> list[Figure]:
     figures = []
     for k, metric in enumerate(_metrics(members)):
-        points = {name: (r.cost[1] / 1e6, r.scores[metric]) for name, r in members if metric in r.scores}
+        points = {name: (r.cost[1] / 1e6, [r.scores[metric]]) for name, r in members if metric in r.scores}
         path = folder / f"{stem}-{k}.png"
         pictures.scatter(path, points, x="MFLOPs per forward pass and image", y=metric)
         better = "Lower is better." if metric in LOWER_IS_BETTER else "Higher is better."

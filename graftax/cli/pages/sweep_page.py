@@ -122,7 +122,7 @@ def _charts(page: Report, found: Findings, folder: Path) -> None:
         return
     accuracy, frechet = (
         {
-            stage: {name: _mean(runs, lambda run: getattr(run.scores[i], key)) for name, runs in whole}  # noqa: B023
+            stage: {name: [getattr(run.scores[i], key) for run in runs] for name, runs in whole}
             for i, stage in enumerate(STAGES)
         }
         for key in ("accuracy", "frechet")
@@ -130,15 +130,15 @@ def _charts(page: Report, found: Findings, folder: Path) -> None:
     score = found.teacher.score
     pictures.dots(folder / "accuracy.png", accuracy, x="class accuracy", mark=("teacher", score.accuracy))
     pictures.dots(folder / "frechet.png", frechet, x="Fréchet distance", mark=("teacher", score.frechet), log=True)
-    points = {name: (runs[0].flops / 1e6, _accuracy(runs)) for name, runs in whole}
-    points["teacher"] = (found.teacher_size[1] / 1e6, score.accuracy)
-    pictures.scatter(folder / "cost.png", points, x="M FLOPs / image", y="class accuracy after stage 2")
+    points = {name: (runs[0].flops / 1e6, frechet[STAGES[-1]][name]) for name, runs in whole}
+    points["teacher"] = (found.teacher_size[1] / 1e6, [score.frechet])
+    pictures.scatter(folder / "cost.png", points, x="M FLOPs / image", y="Fréchet distance after stage 2")
     page.section("Quality by stage, and what it costs")
     page.figures(
         [
             Figure(folder / "accuracy.png", "Class accuracy", "more is better"),
             Figure(folder / "frechet.png", "Fréchet distance", "less is better"),
-            Figure(folder / "cost.png", "Class accuracy against FLOPs", "after stage 2"),
+            Figure(folder / "cost.png", "Fréchet distance against FLOPs", "after stage 2"),
         ],
         least="24rem",
     )
@@ -147,21 +147,23 @@ def _charts(page: Report, found: Findings, folder: Path) -> None:
 def _samples(page: Report, found: Findings, folder: Path) -> None:
     page.section(
         "The same noise, every model",
-        f"After stage 2. Each column is one class: {', '.join(found.class_names)}.",
+        f"After stage 2. Each column is one class: {', '.join(found.class_names)}. Of several seeds the first is shown, the "
+        "pictures of the others are beside this page.",
     )
     common.save_grid(folder / "samples-teacher.png", found.teacher, len(found.class_names), found.config.shown)
     shown = [Figure(folder / "samples-teacher.png", "teacher", sharp=True)]
     shown += [
         Figure(folder / plan.picture, str(plan), sharp=True)
         for plan, run in zip(found.plans, found.runs, strict=True)
-        if not run.failure
+        if not run.failure and run.seed == found.config.seeds[0]
     ]
     page.figures(shown, least="20rem")
 
 
 def _protocol(page: Report, found: Findings) -> None:
     c = found.config
-    seeds = f"{len(c.seeds)} seeds, mean ± standard deviation" if len(c.seeds) > 1 else "one seed"
+    many = f"{len(c.seeds)} seeds: mean ± standard deviation in the table, from least to largest in the charts"
+    seeds = many if len(c.seeds) > 1 else "one seed"
     page.section(
         "How this was measured",
         f"Budget per variant: stage 1 {c.distill.settings.steps} steps of {c.distill.batch_size} images, stage 2 "
