@@ -13,7 +13,8 @@ painters      the output's error when layers are skipped, repeated, reversed, sh
 ablation      chosen layers grafted onto themselves and taught (stage 1) with L1, L2 and Huber; takes data and settings of
               stage 1 from a config, and is not part of "everything"
 
-The first four need no data: they watch the model draw samples. The folder gets analysis.json, pictures, report.html.
+The first four need no data: they watch the model draw samples. The folder gets analysis.json, pictures, report.html. An
+interrupted ablation continues where the same command is run again.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 from graftax.cli import options
 
 if TYPE_CHECKING:
+    from graftax.cli.analysis.ablation import Ablation
     from graftax.cli.analysis.settings import Settings
-    from graftax.cli.pixels.images import Images
     from graftax.models import Model
     from graftax.spec import ModelSpec
 
@@ -65,32 +66,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure what was asked for, write the folder, print what was found."""
     from graftax.checkpoint.files import replacing
-    from graftax.cli.analysis import measures, report
+    from graftax.cli.analysis import ablation as ablations
+    from graftax.cli.analysis import report
     from graftax.cli.experiments import stages
     from graftax.cli.pixels import decoding
 
     parts = _parts(args)
-    settings, recipe = _settings(args), _recipe(args, ABLATION in parts)
-    data = measures.ablation_data(recipe) if recipe else None
-    slots, blocks = _slots(args.slots), _blocks(args.blocks)
+    settings, ablation = _settings(args), _ablation(args, ABLATION in parts)
     folder = _folder(Path(args.out), args.overwrite)
-    model = stages.open_model(
-        args.model, lambda spec: _vet(spec, parts, settings, blocks, data), **options.overrides_of(args)
-    )
+    model = stages.open_model(args.model, lambda spec: _vet(spec, parts, settings, ablation), **options.overrides_of(args))
     decode = decoding.decoder_for(model.spec, args.latents, args.model)
     folder.mkdir(parents=True, exist_ok=True)  # before minutes of work that could not be kept
-    found, painted = _measure(model, parts, settings, (recipe, data, slots, blocks, args.seeds))
+    found, painted = _measure(model, parts, settings)
+    if ablation is not None:
+        found[ABLATION] = ablations.measure(model, ablation, folder)
     images = {name: decode(drawn) for name, drawn in painted.items()} if decode else {}
     found = {"model": args.model, "spec": json.loads(model.spec.to_json()), "protocol": _protocol(settings), **found}
     with replacing(folder / FOUND) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n")
+    (folder / ablations.PARTIAL).unlink(missing_ok=True)
     page = report.write(found, images, folder)
     print("\n" + "\n".join(report.verdict(found)))
     print(f"Report: {page}")
 
 
-def _measure(model: Model, parts: list[str], settings: Settings, ablation: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
-    """Results by part, and the painters' images."""
+def _measure(model: Model, parts: list[str], settings: Settings) -> tuple[dict[str, Any], Any]:
+    """Results by part but the ablation's, and the painters' images."""
     from graftax.cli.analysis import measures, painters
 
     found: dict[str, Any] = {}
@@ -105,8 +106,6 @@ def _measure(model: Model, parts: list[str], settings: Settings, ablation: tuple
     if "painters" in parts:
         found["painters"] = painters.measure(model, settings)
         painted = painters.paint(model, settings, found["painters"])
-    if ABLATION in parts:
-        found[ABLATION] = measures.ablation(model, *ablation)
     return found, painted
 
 
@@ -129,7 +128,7 @@ def _folder(path: Path, overwrite: bool) -> Path:
     return path
 
 
-def _vet(spec: ModelSpec, parts: list[str], settings: Settings, blocks: list[int] | None, data: Images | None) -> None:
+def _vet(spec: ModelSpec, parts: list[str], settings: Settings, ablation: Ablation | None) -> None:
     """Raise `BadInput` where a part cannot be done on this model, before any of it runs."""
     from graftax.cli.pixels import images
     from graftax.errors import BadInput
@@ -143,10 +142,11 @@ def _vet(spec: ModelSpec, parts: list[str], settings: Settings, blocks: list[int
         raise BadInput(f"--share: {settings.share:.0%} of {attention} blocks is none, expected more")
     if "painters" in parts and len(spec.program) < 3:
         raise BadInput(f"--what painters: the program has {len(spec.program)} steps, expected 3 or more")
-    if outside := [i for i in blocks or [] if not 0 <= i < spec.depth]:
+    if ablation is None:
+        return
+    if outside := [i for i in ablation.blocks or () if not 0 <= i < spec.depth]:
         raise BadInput(f"--blocks: got {outside[0]}, expected 0..{spec.depth - 1}")
-    if data is not None:
-        images.check_fit(data, spec)
+    images.check_fit(ablation.data, spec)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -161,32 +161,40 @@ def _settings(args: argparse.Namespace) -> Settings:
     )  # fmt: skip
 
 
-def _recipe(args: argparse.Namespace, wanted: bool) -> Any:
-    """The experiment whose data and stage 1 the ablation takes; None where there is none."""
+def _ablation(args: argparse.Namespace, wanted: bool) -> Ablation | None:
+    """What the ablation is to do; None where there is none."""
+    from graftax.cli.analysis.ablation import Ablation
+    from graftax.cli.pixels import images
     from graftax.errors import BadInput
 
     if wanted != (args.config is not None):
         raise BadInput(
             f"--config: {'missing, the ablation' if wanted else 'given, but only the ablation'} takes data from it"
         )
-    return options.recipe_of(args) if wanted else None
+    if args.seeds < 1:
+        raise BadInput(f"--seeds: got {args.seeds}, expected 1 or more")
+    slots, blocks = _slots(args.slots), _blocks(args.blocks)
+    if not wanted:
+        return None
+    recipe = options.recipe_of(args)
+    return Ablation(recipe, images.load(recipe.distill_data), slots, blocks, args.seeds)
 
 
-def _slots(text: str) -> list[str]:
+def _slots(text: str) -> tuple[str, ...]:
     from graftax.errors import BadInput
     from graftax.spec import SLOTS
 
-    slots = text.split(",")
+    slots = tuple(text.split(","))
     if unknown := [slot for slot in slots if slot not in SLOTS]:
         raise BadInput(f"--slots: got {unknown[0]!r}, expected some of {', '.join(SLOTS)}")
     return slots
 
 
-def _blocks(text: str | None) -> list[int] | None:
+def _blocks(text: str | None) -> tuple[int, ...] | None:
     from graftax.errors import BadInput
 
     try:
-        return None if text is None else [int(part) for part in text.split(",")]
+        return None if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:
         raise BadInput(f"--blocks: got {text!r}, expected block numbers like 0,7,16") from None
 

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from graftax import api
+from graftax.cli.analysis import ablation
 from graftax.cli.analysis.settings import Settings
 from graftax.cli.schema import SampleConfig
 from graftax.models import Model
@@ -89,6 +90,38 @@ def test_ablation(run, recipe, teacher, tmp_path):
     assert "best to worst" in printed
 
 
+def test_an_interrupted_ablation_continues(run, recipe, teacher, tmp_path, monkeypatch):
+    asked = []
+
+    def lines(_teacher, _ablation, slot, seed, _score):
+        if len(asked) == 1 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            raise KeyboardInterrupt
+        asked.append((slot, seed))
+        numbers = {"losses": {"l1": 1.0, "l2": 2.0, "huber": 1.5}, "error": 0.5, "output error": 0.25}
+        return [{"slot": slot, "seed": seed, "objective": name, "sites": [], **numbers} for name in numbers["losses"]]
+
+    monkeypatch.setattr(ablation, "_lines", lines)
+    command = ("analyze", teacher, "--what=ablation", "--seeds=2", "--config", recipe, "--out", tmp_path / "found")
+    assert run(*command)[0] == 130
+    code, printed, _ = run(*command)
+    assert code == 0
+    assert "mixer operators, seed 0: l1, l2, huber, done" in printed
+    assert asked == [("mixer", 0), ("mlp", 0), ("mixer", 1), ("mlp", 1)], "each once"
+    found = json.loads((tmp_path / "found" / "analysis.json").read_text())["ablation"]["lines"]
+    assert [(line["slot"], line["seed"]) for line in found[::3]] == asked
+    assert not (tmp_path / "found" / ablation.PARTIAL).exists()
+
+    # Other settings are measured anew; what cannot be read is refused.
+    (tmp_path / "found" / ablation.PARTIAL).write_text(json.dumps({"identity": "other", "lines": found}))
+    assert run(*command, "--overwrite")[0] == 0
+    assert len(asked) == 8
+    (tmp_path / "found" / ablation.PARTIAL).write_text("{")
+    code, _, err = run(*command, "--overwrite")
+    assert code == 2
+    assert "remove it to start over" in err
+
+
 def test_refuses(refused, teacher, tmp_path, recipe):
     def said(*extra, model=teacher):
         return refused("analyze", model, "--out", tmp_path / "found", *extra)
@@ -102,6 +135,7 @@ def test_refuses(refused, teacher, tmp_path, recipe):
     assert "the model takes (8, 8, 1)" in said("--what=ablation", "--config", recipe, "--config.data.size=16")
     assert "the ablation takes data from it" in said("--what=ablation")
     assert "only the ablation takes data" in said("--config", recipe)
+    assert "--seeds: got 0" in said("--what=ablation", "--config", recipe, "--seeds=0")
     assert "--blocks: got 'x'" in said("--what=ablation", "--config", recipe, "--blocks=x")
     assert "--blocks: got 4, expected 0..3" in said("--what=ablation", "--config", recipe, "--blocks=1,4")
     hyena = api.graft(api.load(teacher), replace("blocks[*].mixer", "hyena_x"), jax.random.key(0))

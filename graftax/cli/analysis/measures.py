@@ -1,8 +1,7 @@
-"""The parts of an analysis but the painters': each from a model to JSON types."""
+"""The parts of an analysis that watch a model draw, but the painters': each from a model to JSON types."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,22 +14,15 @@ from graftax.analyze import (
     contrast,
     default_k,
     low_local,
-    objective_ablation,
     segment,
     state_similarity,
     top_local,
     trajectory,
     uniform_mass,
 )
-from graftax.analyze.harm import Harm
 from graftax.analyze.search import selectors
 from graftax.analyze.similarity import FORMS
 from graftax.cli.analysis.settings import Settings
-from graftax.cli.pixels import drawing
-from graftax.cli.pixels import images as image_data
-from graftax.cli.schema import JudgedExperiment, Recipe
-from graftax.distill.losses import LOSSES
-from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.progress import Progress
 from graftax.spec import SLOTS
@@ -91,59 +83,6 @@ def similarity(model: Model, inputs: list[Input]) -> Part:
         }  # fmt: skip
 
     return {form: part(form) for form in FORMS}
-
-
-def ablation_data(recipe: Recipe) -> image_data.Images:
-    """What stage 1 learns from. Raises `BadInput` where nothing of it is held out."""
-    data = image_data.load(recipe.distill_data)
-    if not data.held_out:
-        raise BadInput("ablation: no held-out images, expected some: --config.data.held_out=0.1")
-    return data
-
-
-def ablation(
-    teacher: Model, recipe: Recipe, data: image_data.Images, slots: Sequence[str], blocks: Sequence[int] | None, seeds: int
-) -> Part:
-    """Self-grafts of chosen layers under each objective, plugged in as they are after stage 1.
-
-    Quality is the relative error of the whole model's output on held-out data, and the judge's scores where the data are
-    images that it knows.
-    """
-    heldout, stage = {"image": data.test, "label": data.test_labels}, recipe.distill
-    score = _judge(recipe, data) if isinstance(recipe, JudgedExperiment) else None
-    lines = []
-    for seed in range(seeds):
-        for slot in slots:
-            print(f"--- {slot} operators, seed {seed}: {', '.join(LOSSES)}", flush=True)
-            found = objective_ablation(
-                teacher, lambda seed=seed: data.batches(stage.batch_size, stage.seed + seed), heldout, stage.settings,
-                slot=slot, blocks=blocks, seed=stage.seed + seed, log_every=stage.log_every,
-            )  # fmt: skip
-            for one in found:
-                sites = [site for site in one.errors if site != "mean"]
-                harm = Harm(teacher, one.student, heldout)
-                line = {"slot": slot, "seed": seed, "objective": one.objective, "sites": sites, "losses": one.losses}
-                line |= {"error": one.errors["mean"], "output error": harm(harm.sites)}
-                lines.append({**line, **(score(one.student) if score else {})})
-    teachers = score(teacher) if score else {}
-    return {
-        "lines": lines,
-        "teacher": teachers,
-        "steps": stage.settings.steps,
-        "batch": stage.batch_size,
-        "slots": list(slots),
-    }
-
-
-def _judge(recipe: Any, data: image_data.Images) -> Any:
-    decode = image_data.decoder(recipe.data.latents)
-    judge = drawing.demo_judge(data.pixels(data.raw_train), recipe.classifier)
-    labels = drawing.balanced_labels(recipe.judged, data.num_classes)
-
-    def score(model: Model) -> dict[str, Any]:
-        return dataclasses.asdict(judge.score(decode(drawing.draw(model, labels, recipe.sample)), labels))
-
-    return score
 
 
 def _selector(blocks: Sequence[int]) -> str:

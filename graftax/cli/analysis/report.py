@@ -29,7 +29,8 @@ def write(found: Part, images: Images, folder: Path) -> Path:
             section(page, found[name], folder)
     if "painters" in found:
         report_painters.add(page, found["painters"], images, folder)
-    page.section("Protocol", _protocol(found))
+    if set(found) & {"locality", "activations", "similarity", "painters"}:
+        page.section("Protocol", _protocol(found))
     page.write(folder / "report.html", common.footer())
     return folder / "report.html"
 
