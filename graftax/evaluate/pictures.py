@@ -102,7 +102,8 @@ def scatter(path: Path, points: Mapping[str, tuple[float, Sequence[float]]], *, 
         axes.vlines(point[0], *_ends(points[name][1]), color=COLOURS[0], linewidth=1.2, alpha=0.6)
         axes.annotate(
             name, point, (1.06, (i + 0.5) / len(ranked)), textcoords="axes fraction", color=INK, fontsize=7, va="center",
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": INK, "alpha": 0.4, "linewidth": 0.5},
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": INK, "alpha": 0.4, "linewidth": 0.5},
         )  # fmt: skip
     finish(path, figure, legend=False)
 
