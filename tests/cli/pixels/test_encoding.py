@@ -174,7 +174,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(source, refused
     out = tmp_path / "out"
     assert "the autoencoder 'demo' takes 32" in refused("encode", source, out, "--vae", "demo")
     assert "3 channels, expected 1 for 'demo'" in refused("encode", pictures, out, "--vae", "demo", "--size", 32)
-    assert "none: not a readable" in refused("encode", source, out, "--vae", tmp_path / "none", "--size", 32)
+    assert "none': no such file, expected 'demo' or what" in refused(
+        "encode", source, out, "--vae", tmp_path / "none", "--size", 32
+    )
     assert "batch-size 0" in refused("encode", source, out, "--vae", "demo", "--size", 32, "--batch-size", 0)
     assert not out.exists()
     assert "holds something else" in refused("encode", source, tmp_path, "--vae", "demo", "--size", 32)
