@@ -1,6 +1,9 @@
 """Compiling takes most of the tests' time, so most of them compile quickly; those that speak of what users get do not."""
 
+import importlib.util
 import os
+import sys
+import types
 
 import jax
 import pytest
@@ -21,3 +24,17 @@ def quick_compilation(request):
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="session")
+def bare_torch_fidelity():
+    """Whether torch-fidelity is installed; its modules, and torchmetrics on top of them, then import without torchvision.
+
+    Its package's __init__, which wants torchvision for metrics not used here, does not run.
+    """
+    found = importlib.util.find_spec("torch_fidelity") if "torch_fidelity" not in sys.modules else None
+    if found is not None:
+        package = types.ModuleType("torch_fidelity")
+        package.__path__ = list(found.submodule_search_locations)
+        sys.modules["torch_fidelity"] = package
+    return "torch_fidelity" in sys.modules

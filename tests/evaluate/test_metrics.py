@@ -83,6 +83,7 @@ def test_class_accuracy_counts_hits() -> None:
         class_accuracy(logits, np.zeros(3, int))
 
 
+@pytest.mark.usefixtures("bare_torch_fidelity")
 def test_distance_agrees_with_torchmetrics() -> None:
     torch = pytest.importorskip("torch")
     metric_type = pytest.importorskip("torchmetrics.image.fid").FrechetInceptionDistance
