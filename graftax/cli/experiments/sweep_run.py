@@ -99,11 +99,11 @@ def run(config: SweepConfig, folder: Path) -> Findings:
     not fit the teacher, and on records that cannot be read.
     """
     experiment = Experiment(config, "sweep", dict(config.variants))
-    with experiment.clock.titled("teacher"):
-        teacher = experiment.judge("teacher", experiment.teacher, "teacher")
-    plans = _plans(experiment, config)
     folder.mkdir(parents=True, exist_ok=True)
     done = read_runs(folder / RESULTS)
+    plans = _plans(experiment, config)
+    with experiment.clock.titled("teacher"):
+        teacher = experiment.judge("teacher", experiment.teacher, "teacher")
     left = [plan for plan in plans if not _is_done(plan, done, folder)]
     print(f"{len(plans)} runs, {len(plans) - len(left)} of them done already", flush=True)
     start = time.perf_counter()
