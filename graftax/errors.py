@@ -39,4 +39,5 @@ def naming(what: object) -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        raise BadInput(f"{what}: {error}") from None
+        line = str(error)
+        raise BadInput(line if line.startswith(f"{what}:") else f"{what}: {line}") from None

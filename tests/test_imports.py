@@ -1,35 +1,51 @@
 """The import contract: layers import one way, each outside library has its place, `import graftax` stays light."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1] / "graftax"
+REPOSITORY = Path(__file__).parents[1]
+ROOT = REPOSITORY / "graftax"
 CORE = {"errors", "progress", "spec"}
-SURFACE = CORE | {"ops", "models", "surgery", "diffusion", "checkpoint"}
+NETWORK = CORE | {"ops", "blocks", "models"}
+FILES_AND_DATA = NETWORK | {"surgery", "checkpoint", "nets", "diffusion", "data"}
+TRAINING = FILES_AND_DATA | {"train", "distill", "api"}
+JUDGING = TRAINING | {"backbones", "evaluate"}
+STUDIES = JUDGING | {"analyze", "config", "study"}
 MAY_IMPORT = {
     "errors": set(),
     "progress": {"errors"},
-    "spec": {"errors"},
+    "config": {"errors"},
+    "spec_version_1": set(),
+    "spec": {"errors", "spec_version_1"},
     "ops": CORE,
-    "models": CORE | {"ops"},
-    "testing": CORE | {"ops", "models"},
+    "blocks": CORE | {"ops"},
+    "models": CORE | {"ops", "blocks"},
+    "surgery": NETWORK,
+    "backbones": NETWORK | {"surgery"},
+    "checkpoint": NETWORK,  # it asks the layouts of backbones that it knows by name alone
+    "nets": CORE | {"checkpoint"},
     "diffusion": {"errors", "progress"},  # a model is a function to it
-    "data": CORE,
-    "checkpoint": CORE | {"ops", "models"},
-    "surgery": CORE | {"ops", "models"},
-    "api": SURFACE,
-    "__init__": {"api"} | SURFACE,
-    "train": SURFACE | {"data"},
-    "distill": SURFACE | {"data", "train"},
-    "evaluate": SURFACE | {"data", "train", "distill", "api", "testing"},
-    "analyze": SURFACE | {"data", "train", "distill", "evaluate", "api", "testing"},
-    "cli": SURFACE | {"data", "train", "distill", "evaluate", "analyze", "api"},
+    "data": CORE | {"checkpoint", "nets"},
+    "train": FILES_AND_DATA,
+    "distill": FILES_AND_DATA | {"train"},
+    "api": FILES_AND_DATA | {"train"},
+    "__init__": FILES_AND_DATA | {"api"},
+    "evaluate": TRAINING | {"backbones"},
+    "analyze": JUDGING,
+    "study": JUDGING | {"analyze", "config"},
+    "pages": STUDIES,
+    "cli": STUDIES | {"pages"},
+    "testing": NETWORK | {"backbones"},
 }
 """Parts of the package that each part may know, whether it imports them at the top or late."""
+
+GENERIC = ("ops", "blocks", "models", "surgery", "distill", "train")
+"""Parts that serve every backbone and so know none."""
 
 HOMES = {
     "orbax": {"checkpoint"},
@@ -50,10 +66,16 @@ HOMES = {
 
 PICKLES = {"pickle", "pickletools", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 
+LONGEST = 400
+"""Lines of a module."""
 
-def imported(file):
+LARGEST_CLI = 2000
+"""Lines of the command line, which calls what others do."""
+
+
+def imported(text, file):
     """Dotted names of all modules that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -62,7 +84,8 @@ def imported(file):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-FILES = {file.relative_to(ROOT).as_posix(): set(imported(file)) for file in sorted(ROOT.rglob("*.py"))}
+TEXTS = {file.relative_to(ROOT).as_posix(): file.read_text() for file in sorted(ROOT.rglob("*.py"))}
+FILES = {path: set(imported(text, path)) for path, text in TEXTS.items()}
 PARTS = {path.removesuffix(".py") if "/" not in path else path.split("/")[0] for path in FILES}
 
 
@@ -70,8 +93,19 @@ def part_of(path):
     return path.split("/")[0].removesuffix(".py")
 
 
+def code_of(notebook):
+    """The Python in a notebook."""
+    cells = json.loads(notebook.read_text())["cells"]
+    lines = [line for cell in cells if cell["cell_type"] == "code" for line in "".join(cell["source"]).splitlines()]
+    magic = [line.lstrip().startswith(("%", "!")) for line in lines]
+    return "\n".join(
+        line[: len(line) - len(line.lstrip())] + "pass" if is_magic else line
+        for line, is_magic in zip(lines, magic, strict=True)
+    )
+
+
 def test_every_part_has_a_rule():
-    assert PARTS - MAY_IMPORT.keys() == set()
+    assert set(MAY_IMPORT) == PARTS
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -84,6 +118,57 @@ def test_rules_have_no_circles():
     """Where a may know b, b must not know a."""
     for part, allowed in MAY_IMPORT.items():
         assert not {other for other in allowed if part in MAY_IMPORT[other]}, part
+
+
+def test_what_is_generic_knows_no_backbone():
+    for path, names in FILES.items():
+        if part_of(path) in GENERIC:
+            assert not [name for name in names if name.startswith("graftax.backbones")], path
+    assert not any("backbones" in MAY_IMPORT[part] for part in GENERIC)
+
+
+def test_nothing_but_the_command_line_imports_it():
+    others = {path: names for path, names in FILES.items() if part_of(path) != "cli"}
+    for folder in ("configs", "launch"):
+        others |= {str(file): set(imported(file.read_text(), file)) for file in (REPOSITORY / folder).rglob("*.py")}
+    notebooks = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+    assert notebooks
+    others |= {str(file): set(imported(code_of(file), file)) for file in notebooks}
+    for path, names in others.items():
+        assert not [name for name in names if name.split(".")[:2] == ["graftax", "cli"]], path
+
+
+def test_nothing_but_tests_imports_the_help_for_tests():
+    users = [path for path, names in FILES.items() if any(name.startswith("graftax.testing") for name in names)]
+    assert all(path.startswith("testing/") for path in users), users
+
+
+def private_names(text):
+    """Underscore names of other modules of the package that a file takes."""
+    tree, aliases = ast.parse(text), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("graftax"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if is_private(alias.name))
+            aliases |= {alias.asname or alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        taken = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases
+        if taken and is_private(node.attr):
+            yield f"{node.value.id}.{node.attr}"
+
+
+def is_private(name):
+    return name.startswith("_") and not name.endswith("__")
+
+
+def test_private_names_stay_in_their_module():
+    found = {path: names for path, text in TEXTS.items() if (names := list(private_names(text)))}
+    assert not found
+
+
+def test_modules_are_short():
+    long = {path: count for path, text in TEXTS.items() if (count := len(text.splitlines())) > LONGEST}
+    assert not long
+    assert sum(len(text.splitlines()) for path, text in TEXTS.items() if part_of(path) == "cli") < LARGEST_CLI
 
 
 @pytest.mark.parametrize("library", HOMES)

@@ -1,6 +1,8 @@
-"""Backbones: diffusion transformers as functions over (spec, params)."""
+"""Models as functions over (spec, params): the executor of blocks, programs, costs. No backbone is known here by name."""
 
-from graftax.models.dit import DiT, dit_spec, forward, init, param_shapes, variant
+from graftax.models.backbone import Backbone, Cond
+from graftax.models.forward import forward
 from graftax.models.model import Meta, Model
+from graftax.models.network import Network, init, param_shapes, random_params
 
-__all__ = ["DiT", "Meta", "Model", "dit_spec", "forward", "init", "param_shapes", "variant"]
+__all__ = ["Backbone", "Cond", "Meta", "Model", "Network", "forward", "init", "param_shapes", "random_params"]

@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from graftax import ops
-from graftax.models.dit import param_shapes
-from graftax.models.embed import FREQUENCIES
+from graftax.blocks import build
+from graftax.models.backbone import find
 from graftax.models.lora import count_adapters
+from graftax.models.network import param_shapes
+from graftax.models.shared import shared_parts
+from graftax.models.stack import runs
 from graftax.ops import Cost
-from graftax.spec import SLOTS, ModelSpec
+from graftax.ops.modulation import linear_cost
+from graftax.spec import BlockSpec, ModelSpec
 
 
 def count_params(spec: ModelSpec) -> int:
-    """All parameters, the fixed position table included (DiT-XL/2: 675,129,632)."""
-    return count_trainable(spec) + spec.tokens * spec.hidden_size
+    """All parameters, fixed tables of positions included (DiT-XL/2: 675,129,632)."""
+    return count_trainable(spec) + find(spec).cost(spec).fixed
 
 
 def count_trainable(spec: ModelSpec) -> int:
-    """Parameters that training changes: all but the position table (DiT-XL/2: 674,834,720)."""
-    d, patch = spec.hidden_size, spec.patch_size**2
-    embedders = _linear(patch * spec.in_channels, d) + _linear(FREQUENCIES, d) + _linear(d, d) + (spec.num_classes + 1) * d
-    final = _linear(d, 2 * d) + _linear(d, patch * spec.out_channels)
-    blocks = spec.depth * _linear(d, 6 * d) + sum(slot_cost(spec, slot).params for slot in SLOTS)
-    merges = sum(_linear(len(ids) * d, d) for ids in spec.merges)
+    """Parameters that training changes: all but fixed tables of positions (DiT-XL/2: 674,834,720)."""
+    blocks = sum(operator_cost(spec, block, slot).params for block in spec.blocks for slot in block.slots)
+    shared = sum(linear_cost(spec.width, part.features).params for part in shared_parts(spec).values())
+    merges = sum(_streams(spec) * _linear(len(ids) * spec.width, spec.width) for ids in spec.merges)
     adapters = count_adapters(spec.adapters, param_shapes(spec.replace(adapters=()))) if spec.adapters else 0
-    return embedders + blocks + merges + final + adapters
+    return find(spec).cost(spec).trained + blocks + shared + merges + adapters
 
 
 def flops(spec: ModelSpec, *, head: bool = True) -> int:
@@ -36,12 +37,11 @@ def flops(spec: ModelSpec, *, head: bool = True) -> int:
     nor do adapters, folded into their kernels beforehand (DiT-XL/2 at 256 pixels: 237.3 G, twice the published 118.6 G
     multiply-adds). Without `head` the pass ends before the final layer.
     """
-    d, n, patch = spec.hidden_size, spec.tokens, spec.patch_size**2
-    ends = 2 * n * d * patch * (spec.in_channels + head * spec.out_channels)
-    conditioning = 2 * d * (FREQUENCIES + d + head * 2 * d)  # timestep MLP and the final layer's adaLN
-    adaln = len(runs(spec)) * 12 * d * d
-    merges = sum(2 * n * len(step.blocks) * d * d * step.loops for step in spec.program if step.merge == "project")
-    return ends + conditioning + adaln + merges + sum(slot_cost(spec, slot).flops for slot in SLOTS)
+    frame = find(spec).cost(spec)
+    blocks = sum(operator_cost(spec, spec.blocks[i], slot).flops for i in runs(spec) for slot in spec.blocks[i].slots)
+    shared = sum(linear_cost(spec.width, part.features).flops for part in shared_parts(spec).values())
+    merges = sum(merge_flops(spec, len(step.blocks)) * step.loops for step in spec.program if step.merge == "project")
+    return frame.embed + head * frame.head + blocks + shared + merges
 
 
 def train_flops(spec: ModelSpec) -> int:
@@ -50,32 +50,41 @@ def train_flops(spec: ModelSpec) -> int:
     return 3 * flops(spec)
 
 
+def operator_cost(spec: ModelSpec, block: BlockSpec, slot: str) -> Cost:
+    """The operator in one slot of a block."""
+    return build(spec, block.kind, slot, block[slot]).cost()
+
+
 def slot_cost(spec: ModelSpec, slot: str) -> Cost:
-    """The operators of one slot, "mixer" or "mlp", over the whole model, split as in the grafting paper's Table 4.
+    """The operators of one slot over the whole model, split as in the grafting paper's Table 4.
 
     Parameters count once per block, FLOPs once per run of a block.
     """
-    costs = [ops.build(getattr(block, slot), spec).cost() for block in spec.blocks]
+    costs = {i: operator_cost(spec, block, slot) for i, block in enumerate(spec.blocks) if slot in block.slots}
     return Cost(
-        sum(cost.params for cost in costs),
-        sum(costs[i].op_flops for i in runs(spec)),
-        sum(costs[i].featurizer_flops for i in runs(spec)),
+        sum(cost.params for cost in costs.values()),
+        sum(costs[i].op_flops for i in runs(spec) if i in costs),
+        sum(costs[i].featurizer_flops for i in runs(spec) if i in costs),
     )
 
 
 def block_cost(spec: ModelSpec, ids: Sequence[int]) -> tuple[int, int]:
-    """Parameters of some blocks, and FLOPs per image of all runs of them: operators and adaLN, without adapters."""
-    d, times = spec.hidden_size, Counter(runs(spec))
-    costs = {i: [ops.build(getattr(spec.blocks[i], slot), spec).cost() for slot in SLOTS] for i in ids}
+    """Parameters of some blocks, and FLOPs per image of all runs of them: operators alone, without adapters."""
+    times = Counter(runs(spec))
+    costs = {i: [operator_cost(spec, spec.blocks[i], slot) for slot in spec.blocks[i].slots] for i in ids}
     return (
-        sum(_linear(d, 6 * d) + sum(cost.params for cost in costs[i]) for i in ids),
-        sum(times[i] * (12 * d * d + sum(cost.flops for cost in costs[i])) for i in ids),
+        sum(cost.params for i in ids for cost in costs[i]),
+        sum(times[i] * cost.flops for i in ids for cost in costs[i]),
     )
 
 
-def runs(spec: ModelSpec) -> tuple[int, ...]:
-    """Block ids in the order in which the program runs them, loops unrolled."""
-    return tuple(i for step in spec.program for _ in range(step.loops) for i in step.blocks)
+def merge_flops(spec: ModelSpec, count: int) -> int:
+    """FLOPs per image of one learned projection of `count` outputs."""
+    return 2 * spec.sizes.tokens * count * spec.width**2
+
+
+def _streams(spec: ModelSpec) -> int:
+    return 2 if spec.sizes.text else 1
 
 
 def _linear(fan_in: int, fan_out: int) -> int:

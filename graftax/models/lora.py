@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from graftax.errors import BadInput
-from graftax.models.collect import Params, spread
-from graftax.ops.base import uniform_fan_in
+from graftax.models.collect import spread
+from graftax.ops.base import Params, uniform_fan_in
 from graftax.spec import Adapter, ModelSpec
 
 LORA = "lora"
@@ -39,6 +39,11 @@ def init_adapters(key: jax.Array, adapters: Sequence[Adapter], params: Mapping[s
         out[f"{adapter.path}/a"] = uniform_fan_in(m)(path_key, (m, adapter.rank))
         out[f"{adapter.path}/b"] = jnp.zeros((adapter.rank, n))
     return unflatten_dict(out, sep="/")
+
+
+def adapter_shapes(adapters: Sequence[Adapter], params: Mapping[str, Any]) -> Params:
+    """Shapes of what `init_adapters` makes, from the kernels' shapes in `params`."""
+    return jax.eval_shape(lambda: init_adapters(jax.random.key(0), adapters, params))
 
 
 def materialise(spec: ModelSpec, params: Params) -> Params:

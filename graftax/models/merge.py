@@ -1,7 +1,7 @@
-"""The learned projection that merges the outputs of blocks which ran on the same input.
+"""How the outputs of blocks that ran on one input become one state, among it the learned projection.
 
-Source: the parallel blocks of the grafting paper (arXiv 2506.05340), whose parameter count fixes the shape: one linear map
-of the concatenated outputs. How it starts was not published.
+Source of the projection: the parallel blocks of the grafting paper (arXiv 2506.05340), whose parameter count fixes the
+shape: one linear map of the concatenated outputs. How it starts was not published.
 """
 
 from __future__ import annotations
@@ -12,14 +12,46 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from graftax.models.collect import Params
-from graftax.spec import ModelSpec, merge_key
+from graftax.blocks import State
+from graftax.ops.base import IN_HIDDEN, Params
+from graftax.spec import ModelSpec, Step
+
+MERGES = "merges"
+"""Where a parameter tree keeps the projections."""
+
+AXES = IN_HIDDEN
+"""Logical axes of a projection's kernel."""
 
 
-def project(p: Params, outs: Sequence[jax.Array]) -> jax.Array:
-    """W [f_1, ..., f_m] + b: m block outputs (b, n, d) -> (b, n, d). In float32: the residual stream passes through."""
-    joined = jnp.concatenate(outs, axis=-1)  # (b, n, m d)
-    return jnp.matmul(joined, p["kernel"], precision=jax.lax.Precision.HIGH) + p["bias"]
+def merged(step: Step, state: State, outs: Sequence[State], projection: Params) -> State:
+    """The state after `step`, whose definition is `Step`'s: every stream by itself.
+
+    `outs`: what its blocks made of `state`; `projection`: see `project`, {} where the step has none.
+    """
+    if step.merge == "project":
+        changes = {name: out - state[name] for name, out in project(projection, outs).items()}
+    else:
+        count = len(outs) if step.merge == "mean" else 1
+        changes = {name: sum(out[name] - state[name] for out in outs) / count for name in state}
+    return {name: state[name] + step.alpha * changes[name] for name in state}
+
+
+def project(projection: Params, outs: Sequence[State]) -> State:
+    """W [f_1, ..., f_m] + b of every stream: m states -> one. In float32: the residual stream passes through.
+
+    `projection`: kernel (m d, d), bias (d,); where there are several streams one such tree for each, by its name.
+    """
+
+    def one(p: Params, arrays: Sequence[jax.Array]) -> jax.Array:
+        joined = jnp.concatenate(arrays, axis=-1)  # (b, n, m d)
+        return jnp.matmul(joined, p["kernel"], precision=jax.lax.Precision.HIGH) + p["bias"]
+
+    return {name: one(stream_of(projection, name), [out[name] for out in outs]) for name in outs[0]}
+
+
+def stream_of(projection: Params, stream: str) -> Params:
+    """The kernel and bias of one stream."""
+    return projection if "kernel" in projection else projection[stream]
 
 
 def mean_kernel(key: jax.Array | None, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:  # pyright: ignore
@@ -28,18 +60,23 @@ def mean_kernel(key: jax.Array | None, shape: tuple[int, int], dtype: jnp.dtype 
     return jnp.tile(jnp.eye(width, dtype=dtype) / count, (count, 1))
 
 
-def mean_merge(count: int, width: int) -> Params:
-    """The projection that starts as the mean of `count` block outputs: kernel (count d, d), bias (d,)."""
-    return {"kernel": mean_kernel(None, (count * width, width)), "bias": jnp.zeros(width)}
+def mean_merge(spec: ModelSpec, count: int) -> Params:
+    """The projection that starts as the mean of `count` block outputs: kernel (count d, d), bias (d,), by stream where there
+    are several."""
+    one = {"kernel": mean_kernel(None, (count * spec.width, spec.width)), "bias": jnp.zeros(spec.width)}
+    return one if not spec.sizes.text else {"img": one, "txt": one}
 
 
 class Merges(nn.Module):
-    """All projections of a model as one module, for initialisation: {"00_01": kernel (m d, d), bias (d,)}."""
+    """All projections of a model as one module, for initialisation: {"00_01": as `mean_merge` makes it}.
+
+    Attributes:
+        spec: the model's.
+    """
 
     spec: ModelSpec
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> None:
+    def __call__(self) -> None:
         for blocks in self.spec.merges:
-            dense = nn.Dense(x.shape[-1], kernel_init=mean_kernel, name=merge_key(blocks))
-            dense(jnp.concatenate([x] * len(blocks), axis=-1))
+            self.param(self.spec.merge_key(blocks), lambda _, count: mean_merge(self.spec, count), len(blocks))

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
+from graftax.blocks import Taps
 from graftax.errors import BadInput
-from graftax.models.block import Taps
-from graftax.models.dit import forward
-from graftax.models.stack import Params
+from graftax.models.backbone import Cond, find
+from graftax.models.forward import forward
+from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Meta:
-    """Provenance: source file and its SHA-256, the edits applied since, and the sites that hold scions.
+    """Provenance.
 
-    A site is written as the selector that names it: "blocks[3].mixer".
+    Attributes:
+        source: file that the weights came from.
+        sha256: of that file.
+        edits: what was done since, in the language of `graftax.surgery.parse`; trainings too.
+        sites: where scions are, each as the selector that names it: "blocks[3].mixer".
     """
 
     source: str = ""
@@ -46,27 +52,36 @@ class Meta:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a model is (`spec`), what it knows (`params`), where it comes from (`meta`). Never mutated."""
+    """A model. Never mutated.
+
+    Attributes:
+        spec: what it is.
+        params: what it knows, a plain nested dict.
+        meta: where it comes from.
+    """
 
     spec: ModelSpec
     params: Params
     meta: Meta = field(default_factory=Meta)
 
-    def __call__(self, x: ArrayLike, t: ArrayLike, y: ArrayLike) -> jax.Array:
-        """Predicted noise and variance channels: x (b, h, w, c), t (b,), y (b,) -> (b, h, w, out_channels)."""
-        return self.apply(x, t, y)[0]
+    def __call__(self, x: ArrayLike, t: ArrayLike, y: ArrayLike | None = None, **cond: Any) -> jax.Array:
+        """The network's prediction and variance channels: x (b, h, w, c), t (b,), y (b,) -> (b, h, w, out_channels)."""
+        return self.apply(x, t, y, **cond)[0]
 
     def apply(
-        self, x: ArrayLike, t: ArrayLike, y: ArrayLike, *, capture: Sequence[str] = (), plan: str = "unroll",
-        dtype: DTypeLike | None = None,
+        self, x: ArrayLike, t: ArrayLike, y: ArrayLike | None = None, *, capture: Sequence[str] = (), plan: str = "unroll",
+        dtype: DTypeLike | None = None, **cond: Any,
     ) -> tuple[jax.Array, Taps]:  # fmt: skip
         """The output and taps[name] (l, b, n, d) for each name in `capture`, compiled once per shape.
 
-        Raises `BadInput` where x, t or y do not fit the spec.
+        `t` is what the network was trained with, `y` and `cond` what its backbone takes (`graftax.models.forward`). Raises
+        `BadInput` where they do not fit the spec: shapes, types, conditions that it does not know, times and classes out of
+        range, numbers in x or t that are not finite. Inside of a transformation values are not known and not looked at.
         """
-        x, t, y = jnp.asarray(x), jnp.asarray(t), jnp.asarray(y)
-        _check_inputs(self.spec, x, t, y)
-        return _forward(self.spec, self.params, x, t, y, plan=plan, capture=tuple(capture), dtype=dtype)
+        x, t = jnp.asarray(x), jnp.asarray(t)
+        given = {name: jnp.asarray(value) for name, value in ({**cond, "y": y} if y is not None else cond).items()}
+        check_inputs(self.spec, x, t, given)
+        return _forward(self.spec, self.params, x, t, given, plan=plan, capture=tuple(capture), dtype=dtype)
 
     def replace(self, **changes: Any) -> Model:
         """A copy with some of spec, params, meta changed."""
@@ -74,19 +89,35 @@ class Model:
 
     def __repr__(self) -> str:
         count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.params))
-        return f"Model({self.spec.backbone}, {self.spec.depth} blocks, width {self.spec.hidden_size}, {count:,} parameters)"
+        return f"Model({self.spec.backbone}, {self.spec.depth} blocks, width {self.spec.width}, {count:,} parameters)"
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "plan", "capture", "dtype"))
-def _forward(spec: ModelSpec, params: Params, x: jax.Array, t: jax.Array, y: jax.Array, **options: Any):
-    return forward(spec, params, x, t, y, **options)
+def _forward(spec: ModelSpec, params: Params, x: jax.Array, t: jax.Array, cond: Cond, **options: Any):
+    return forward(spec, params, x, t, cond, **options)
 
 
-def _check_inputs(spec: ModelSpec, x: jax.Array, t: jax.Array, y: jax.Array) -> None:
-    expected = (spec.input_size, spec.input_size, spec.in_channels)
-    if x.ndim != 4 or x.shape[1:] != expected:
-        raise BadInput(f"x: shape {x.shape}, expected (b, {', '.join(map(str, expected))})")
-    if t.shape != x.shape[:1] or y.shape != x.shape[:1]:
-        raise BadInput(f"t, y: shapes {t.shape}, {y.shape}, expected ({x.shape[0]},) each")
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise BadInput(f"y: dtype {y.dtype}, expected class ids of integer type")
+def given_conditions(labels: ArrayLike | None, cond: Mapping[str, ArrayLike] | None) -> dict[str, jax.Array]:
+    """Classes `labels` (b,) and other conditions (b, ..) together. Raises `BadInput` where neither is given."""
+    given = {name: jnp.asarray(value) for name, value in (cond or {}).items()}
+    if labels is not None:
+        given = {"y": jnp.asarray(labels), **given}
+    if not given or any(not value.ndim for value in given.values()):
+        raise BadInput("no labels and no cond, expected one entry for each image")
+    return given
+
+
+def check_inputs(spec: ModelSpec, x: jax.Array, t: jax.Array, cond: Cond) -> None:
+    """Raise `BadInput` where inputs of a network do not fit `spec`; see `Model.apply`."""
+    if x.ndim != 4 or not len(x) or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise BadInput(f"x: {x.dtype}{x.shape}, expected floats (b, h, w, c), b >= 1")
+    if t.shape != x.shape[:1] or not jnp.issubdtype(t.dtype, jnp.number):
+        raise BadInput(f"t: {t.dtype}{t.shape}, expected numbers ({x.shape[0]},)")
+    find(spec).check_inputs(spec, x, t, cond)
+    if known(x) and not bool(jnp.isfinite(x).all()):
+        raise BadInput("x: holds NaN or infinite numbers, expected finite ones")
+
+
+def known(array: jax.Array) -> bool:
+    """Whether an array's values can be looked at; inside of `jit` and its like they cannot."""
+    return not isinstance(array, Tracer)

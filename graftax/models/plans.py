@@ -1,8 +1,9 @@
 """How a program is compiled: a plan cuts it into segments. All plans compute the same thing.
 
-`unroll` repeats the code of every block: fastest to run, slowest to compile. `scan` compiles one block and needs them all
-alike. `superblock` scans over a short repeating pattern, `segments` over each run of equal blocks. `kind_scan` scans any
-mixture, with a `lax.switch` over operator kinds. `auto` takes the first that fits.
+Cuts fall at changes of block kind first; within a run of one kind `unroll` repeats the code of every block: fastest to run,
+slowest to compile. `scan` compiles one block and needs them all alike. `superblock` scans over a short repeating pattern,
+`segments` over each run of equal blocks. `kind_scan` scans any mixture of operators, with a `lax.switch` over them. `auto`
+takes the first that fits.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ UNROLL_BELOW = 5
 class Segment:
     """Part of a program that is compiled as one piece.
 
-    mode "unroll": `ids` one after the other. "periodic": a scan over groups of `period` blocks. "kinds": a scan with a
-    switch. "parallel": the one `step`, whose blocks share their input. "parallel_scan": a scan over steps that are like
-    `step` but for the blocks' numbers, which `ids` lists for all of them.
+    Attributes:
+        mode: "unroll": `ids` one after the other. "periodic": a scan over groups of `period` blocks. "kinds": a scan with
+            a switch. "parallel": the one `step`, whose blocks share their input. "parallel_scan": a scan over steps that
+            are like `step` but for the blocks' numbers.
+        ids: numbers of the blocks, of a "parallel_scan" those of all its steps.
+        period: blocks in a group.
+        step: of the parallel modes.
     """
 
     mode: str
@@ -44,10 +49,12 @@ def segments(spec: ModelSpec, plan: str = "auto") -> tuple[Segment, ...]:
         raise BadInput(f"plan: got {plan!r}, expected one of {PLANS}")
     out: list[Segment] = []
     for single, steps in itertools.groupby(spec.program, key=_is_single):
-        if single:
-            out += _cut(spec, tuple(step.blocks[0] for step in steps), plan)
-        else:
+        if not single:
             out += _cut_parallel(spec, tuple(steps), plan)
+            continue
+        ids = [step.blocks[0] for step in steps]
+        for _, run in itertools.groupby(ids, key=lambda i: spec.blocks[i].kind):
+            out += _cut(spec, tuple(run), plan)
     return tuple(out)
 
 

@@ -1,35 +1,39 @@
-"""The block stack as a function over (spec, params): plans, taps, rematerialisation.
+"""The one executor of blocks: plans, taps, rematerialisation.
 
 `prepare` arranges the weights as a plan needs them (stacked for scans); `run_stack` runs them. They are two functions so
-that a sampler prepares once, outside its loop over timesteps. `apply_stack` is both in one.
+that a sampler prepares once, outside its loop over timesteps. `apply_stack` is both in one. Nothing here knows a slot, a
+block kind or a backbone by name: every block runs through `run_block`, and what differs between plans is how an operator
+becomes a function, by a call or by a switch.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from graftax import ops
+from graftax.blocks import Context, State, Taps, bind, block_kind, build
 from graftax.errors import BadInput
-from graftax.models.block import TAPS, Taps, block_body
-from graftax.models.collect import ADALN, Params, one_block, stacked
-from graftax.models.embed import call
-from graftax.models.merge import project
+from graftax.models.collect import one_block, stack, stacked
+from graftax.models.merge import merged
 from graftax.models.plans import Segment, segments
-from graftax.spec import SLOTS, ModelSpec, OpSpec, Step, merge_key
+from graftax.ops.base import Params
+from graftax.spec import BlockSpec, ModelSpec, OpSpec, Step, members
 
-Prepared = tuple[Any, ...]
-Kinds = OpSpec | tuple[OpSpec, ...]
-BlockFn = Callable[[Kinds, Kinds, Params, jax.Array, jax.Array], tuple[jax.Array, Taps]]
-KIND = "kind"
-"""Where `kind_scan` tells a block's operator which of several kinds it is."""
+Held = OpSpec | tuple[OpSpec, ...]
+"""What a slot holds: one operator, or several of which a traced number says which runs."""
+
+Block = tuple[str, tuple[tuple[str, Held], ...]]
+"""A block as the executor sees it: its kind, and what every slot holds."""
+
+BlockFn = Callable[[Block, Mapping[str, Params], State, Context], tuple[State, Taps]]
+WHICH = "which"
+"""Where the weights of several operators have the number of the one that runs."""
 
 REMAT = {
     "none": None,
@@ -39,79 +43,123 @@ REMAT = {
 """Rematerialisation policies: keep all activations, none but block inputs, or matmul results only."""
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prepared:
+    """Weights of a stack arranged for a plan.
+
+    Attributes:
+        weights: one entry per segment.
+        segments: how the program is cut.
+    """
+
+    weights: tuple[Any, ...]
+    segments: tuple[Segment, ...] = field(metadata={"static": True})
+
+
 def apply_stack(
-    spec: ModelSpec, blocks: Params, x: jax.Array, c: jax.Array, *, merges: Params | None = None, plan: str = "auto",
+    spec: ModelSpec, blocks: Params, state: State, context: Context, *, merges: Params | None = None, plan: str = "auto",
     capture: Sequence[str] = (), dtype: DTypeLike | None = None, remat: str = "none",
-) -> tuple[jax.Array, Taps]:  # fmt: skip
-    """Run the program of `spec` on tokens x (b, n, d) under conditioning c (b, d).
+) -> tuple[State, Taps]:  # fmt: skip
+    """Run the program of `spec` on `state` under `context`.
 
     `blocks` is `params["blocks"]`, plain or collected (`graftax.models.collect`); `merges` is `params["merges"]`, where
-    the program has learned projections. Returns x (b, n, d) and taps[name] (l, b, n, d), one row per block run, in the
-    order of the program. Raises `BadInput` for unknown plans, taps or remat policies.
+    the program has learned projections. Returns the state and taps[name] (l, b, n, d), or a dict of such by stream, one row
+    per run of a block that has this tap, in the order of the program (`tap_runs`). Raises `BadInput` for unknown plans,
+    taps or remat policies.
     """
     prepared = prepare(spec, blocks, plan, merges)
-    return run_stack(spec, prepared, x, c, plan=plan, capture=capture, dtype=dtype, remat=remat)
+    return run_stack(spec, prepared, state, context, capture=capture, dtype=dtype, remat=remat)
 
 
 def prepare(spec: ModelSpec, blocks: Params, plan: str = "auto", merges: Params | None = None) -> Prepared:
-    """Weights arranged for `plan`, one entry per segment."""
-    return tuple(_arrange(spec, blocks, merges or {}, segment) for segment in segments(spec, plan))
+    """Weights arranged for `plan`. Raises `BadInput` on a plan that does not fit the blocks."""
+    cut = segments(spec, plan)
+    return Prepared(tuple(_arrange(spec, blocks, merges or {}, segment) for segment in cut), cut)
 
 
 def run_stack(
-    spec: ModelSpec, prepared: Prepared, x: jax.Array, c: jax.Array, *, plan: str = "auto", capture: Sequence[str] = (),
+    spec: ModelSpec, prepared: Prepared, state: State, context: Context, *, capture: Sequence[str] = (),
     dtype: DTypeLike | None = None, remat: str = "none",
-) -> tuple[jax.Array, Taps]:  # fmt: skip
-    """`apply_stack` on weights that `prepare` arranged for the same plan."""
-    _check(capture, remat)
-    block = _block_fn(spec, tuple(capture), dtype, remat)
-    rows: list[Taps] = []
-    for segment, weights in zip(segments(spec, plan), prepared, strict=True):
-        x, taps = _RUN[segment.mode](spec, segment, weights, x, c, block)
-        rows.append(taps)
-    return x, {name: jnp.concatenate([taps[name] for taps in rows]) for name in capture}
-
-
-def _check(capture: Sequence[str], remat: str) -> None:
-    unknown = [name for name in capture if name not in TAPS]
-    if unknown:
-        raise BadInput(f"capture: unknown taps {unknown}, expected some of {TAPS}")
+) -> tuple[State, Taps]:  # fmt: skip
+    """`apply_stack` on weights that `prepare` arranged."""
+    check_capture(spec, capture)
     if remat not in REMAT:
         raise BadInput(f"remat: got {remat!r}, expected one of {tuple(REMAT)}")
+    block = _block_fn(spec, tuple(capture), dtype, remat)
+    rows: list[Taps] = []
+    for segment, weights in zip(prepared.segments, prepared.weights, strict=True):
+        state, taps = _RUN[segment.mode](spec, segment, weights, state, context, block)
+        rows.append(taps)
+    return state, _joined(rows)
+
+
+def runs(spec: ModelSpec) -> tuple[int, ...]:
+    """Block ids in the order in which the program runs them, loops unrolled."""
+    return tuple(i for step in spec.program for _ in range(step.loops) for i in step.blocks)
+
+
+def tap_names(spec: ModelSpec) -> tuple[str, ...]:
+    """Names that `capture` accepts for a model."""
+    kinds = dict.fromkeys(block.kind for block in spec.blocks)
+    return tuple(dict.fromkeys(name for kind in kinds for name in block_kind(kind).taps))
+
+
+def tap_runs(spec: ModelSpec, name: str) -> tuple[int, ...]:
+    """The block of every row of a tap: those of `runs` whose kind has it."""
+    return tuple(i for i in runs(spec) if name in block_kind(spec.blocks[i].kind).taps)
+
+
+def check_capture(spec: ModelSpec, capture: Sequence[str]) -> None:
+    """Raise `BadInput` on names of taps that no block of the model has."""
+    known = tap_names(spec)
+    if unknown := [name for name in capture if name not in known]:
+        raise BadInput(f"capture: unknown taps {unknown}, expected some of {known}")
 
 
 # --- One block -------------------------------------------------------------------------------------------------------
 
 
-def _block_fn(spec: ModelSpec, capture: tuple[str, ...], dtype: DTypeLike | None, remat: str) -> BlockFn:
-    """The function that runs one block, given its two operators, its weights, x and c; only captured taps leave it."""
+def run_block(
+    spec: ModelSpec, block: Block, weights: Mapping[str, Params], state: State, context: Context,
+    capture: tuple[str, ...] = (), dtype: DTypeLike | None = None,
+) -> tuple[State, Taps]:  # fmt: skip
+    """One block: its weights by slot, for several operators in a slot as `operator` takes them."""
+    kind, held = block
+    run = {slot: operator(spec, kind, slot, ops, weights[slot], context, dtype) for slot, ops in held}
+    return block_kind(kind)(run, state, context, capture)
 
-    def block(mixer: Kinds, mlp: Kinds, p: Params, x: jax.Array, c: jax.Array) -> tuple[jax.Array, Taps]:
-        first, second = _operator(spec, mixer, p["mixer"], dtype), _operator(spec, mlp, p["mlp"], dtype)
-        x, taps = block_body(x, _adaln(p["adaln"], c, dtype), first, second, spec.compat)
-        return x, {name: taps[name] for name in capture}
+
+def operator(
+    spec: ModelSpec, kind: str, slot: str, held: Held, weights: Params, context: Context, dtype: DTypeLike | None
+) -> Callable[..., jax.Array]:
+    """An operator as a function of its input.
+
+    For several, a switch: `weights` then has the weights of each by its number as text, and under `WHICH` the traced
+    number of the one that runs.
+    """
+    if isinstance(held, OpSpec):
+        return bind(build(spec, kind, slot, held, dtype), weights, context)
+    branches = [operator(spec, kind, slot, op, weights[str(k)], context, dtype) for k, op in enumerate(held)]
+    return branches[0] if len(branches) == 1 else lambda *inputs: jax.lax.switch(weights[WHICH], branches, *inputs)
+
+
+def as_block(block: BlockSpec) -> Block:
+    """A block whose slots hold one operator each."""
+    return block.kind, block.ops
+
+
+def _block_fn(spec: ModelSpec, capture: tuple[str, ...], dtype: DTypeLike | None, remat: str) -> BlockFn:
+    """`run_block` with rematerialisation; only captured taps leave it."""
+
+    def one(block: Block, weights: Mapping[str, Params], state: State, context: Context) -> tuple[State, Taps]:
+        return run_block(spec, block, weights, state, context, capture, dtype)
 
     policy = REMAT[remat]
-    return block if policy is None else jax.checkpoint(block, policy=policy, static_argnums=(0, 1))  # pyright: ignore
-
-
-def _adaln(p: Params, c: jax.Array, dtype: DTypeLike | None) -> jax.Array:
-    return call(nn.Dense(p["kernel"].shape[-1], dtype=dtype), p, nn.silu(c))
-
-
-def _operator(spec: ModelSpec, op: Kinds, p: Params, dtype: DTypeLike | None) -> Callable[[jax.Array], jax.Array]:
-    """The operator as a function of its input; for a tuple of kinds, a switch on the traced index `p[KIND]`."""
-    if isinstance(op, OpSpec):
-        return functools.partial(call, ops.build(op, spec, dtype), p)
-    branches = [_operator(spec, kind, p[str(i)], dtype) for i, kind in enumerate(op)]
-    return branches[0] if len(branches) == 1 else lambda u: jax.lax.switch(p[KIND], branches, u)
+    return one if policy is None else jax.checkpoint(one, policy=policy, static_argnums=(0,))  # pyright: ignore
 
 
 # --- Segments: how weights are arranged, how they run ------------------------------------------------------------------
-
-
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _arrange(spec: ModelSpec, blocks: Params, merges: Params, segment: Segment) -> Any:
@@ -122,43 +170,44 @@ def _arrange(spec: ModelSpec, blocks: Params, merges: Params, segment: Segment) 
     if segment.mode == "parallel_scan":
         count = len(segment.step.blocks)  # pyright: ignore[reportOptionalMemberAccess]
         steps = [segment.ids[k : k + count] for k in range(0, len(segment.ids), count)]
-        return _stack_groups(spec, blocks, segment.ids, count), _stack([_merge(merges, segment, ids) for ids in steps])
+        projections = stack([_projection(spec, merges, segment, ids) for ids in steps])
+        return _stack_groups(spec, blocks, segment.ids, count), projections
     plain = [one_block(spec, blocks, i) for i in segment.ids]
-    return (plain, _merge(merges, segment, segment.ids)) if segment.mode == "parallel" else plain
+    return (plain, _projection(spec, merges, segment, segment.ids)) if segment.mode == "parallel" else plain
 
 
 def _stack_groups(spec: ModelSpec, blocks: Params, ids: Sequence[int], period: int) -> list[Params]:
     """For each place in a group of `period` blocks, the weights of the blocks there: leaves (groups, ...)."""
     places = (ids[j::period] for j in range(period))
-    return [{part: stacked(spec, blocks, part, members) for part in (ADALN, *SLOTS)} for members in places]
+    return [{slot: stacked(spec, blocks, slot, alike) for slot in spec.blocks[alike[0]].slots} for alike in places]
 
 
-def _merge(merges: Params, segment: Segment, ids: tuple[int, ...]) -> Params:
+def _projection(spec: ModelSpec, merges: Params, segment: Segment, ids: tuple[int, ...]) -> Params:
     """The projection that merges blocks `ids`, {} where the segment's steps have none."""
-    return merges[merge_key(ids)] if segment.step and segment.step.merge == "project" else {}
+    return merges[spec.merge_key(ids)] if segment.step and segment.step.merge == "project" else {}
 
 
-def _kinds(spec: ModelSpec, ids: Sequence[int], slot: str) -> tuple[tuple[OpSpec, ...], list[int]]:
-    """The distinct operators of a slot in order of appearance, and which of them each block has."""
-    found = [getattr(spec.blocks[i], slot) for i in ids]
-    kinds = tuple(dict.fromkeys(found))
-    return kinds, [kinds.index(op) for op in found]
+def _kinds(spec: ModelSpec, ids: Sequence[int]) -> tuple[Block, dict[str, list[int]]]:
+    """Blocks of one kind as one that holds every operator of each, and by slot which of them each block has."""
+    held = {slot: members(spec.blocks[i][slot] for i in ids) for slot in spec.blocks[ids[0]].slots}
+    which = {slot: [list(found).index(spec.blocks[i][slot]) for i in ids] for slot, found in held.items()}
+    return (spec.blocks[ids[0]].kind, tuple((slot, tuple(found)) for slot, found in held.items())), which
 
 
 def _stack_kinds(spec: ModelSpec, blocks: Params, ids: Sequence[int]) -> Params:
-    """Every operator kind gets a row for every block, zeros where the block is of another kind.
+    """Every operator gets a row for every block, zeros where the block has another.
 
-    The zeros cost memory (one more copy of the slot per further kind) but keep the gradient linear in the depth; indexing
-    compact stacks inside the loop would make each step of the backward pass rewrite the whole stack.
+    The zeros cost memory (one more copy of the slot per further operator) but keep the gradient linear in the depth;
+    indexing compact stacks inside the loop would make each step of the backward pass rewrite the whole stack.
     """
-    out: Params = {ADALN: stacked(spec, blocks, ADALN, ids)}
-    for slot in SLOTS:
-        kinds, which = _kinds(spec, ids, slot)
+    out: Params = {}
+    (_, held), which = _kinds(spec, ids)
+    for slot, ops in held:
         out[slot] = {}
-        for kind in range(len(kinds)):
-            rows = [row for row, k in enumerate(which) if k == kind]
+        for k in range(len(ops)):  # pyright: ignore[reportArgumentType]
+            rows = [row for row, has in enumerate(which[slot]) if has == k]
             compact = stacked(spec, blocks, slot, [ids[row] for row in rows])
-            out[slot][str(kind)] = compact if len(kinds) == 1 else _padded(compact, rows, len(ids))
+            out[slot][str(k)] = compact if len(rows) == len(ids) else _padded(compact, rows, len(ids))
     return out
 
 
@@ -170,62 +219,86 @@ def _padded(compact: Params, rows: Sequence[int], count: int) -> Params:
     )
 
 
-def _run_unrolled(spec: ModelSpec, segment: Segment, weights: Any, x: jax.Array, c: jax.Array, block: BlockFn):
+def _run_unrolled(spec: ModelSpec, segment: Segment, weights: Any, state: State, context: Context, block: BlockFn):
     rows = []
     for i, p in zip(segment.ids, weights, strict=True):
-        x, taps = block(spec.blocks[i].mixer, spec.blocks[i].mlp, p, x, c)
+        state, taps = block(as_block(spec.blocks[i]), p, state, context)
         rows.append(taps)
-    return x, _stack(rows)
+    return state, _stacked_rows(rows)
 
 
-def _run_periodic(spec: ModelSpec, segment: Segment, weights: Any, x: jax.Array, c: jax.Array, block: BlockFn):
+def _run_periodic(spec: ModelSpec, segment: Segment, weights: Any, state: State, context: Context, block: BlockFn):
     group = segment.ids[: segment.period]
 
-    def body(x: jax.Array, ps: Any) -> tuple[jax.Array, Taps]:
-        return _run_unrolled(spec, Segment("unroll", group), ps, x, c, block)
+    def body(state: State, ps: Any) -> tuple[State, Taps]:
+        return _run_unrolled(spec, Segment("unroll", group), ps, state, context, block)
 
-    x, taps = jax.lax.scan(body, x, weights)  # taps (groups, period, b, n, d)
-    return x, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), taps)
-
-
-def _run_kinds(spec: ModelSpec, segment: Segment, weights: Any, x: jax.Array, c: jax.Array, block: BlockFn):
-    (mixers, mixer), (mlps, mlp) = (_kinds(spec, segment.ids, slot) for slot in SLOTS)
-
-    def body(x: jax.Array, inputs: tuple[Params, jax.Array, jax.Array]) -> tuple[jax.Array, Taps]:
-        p, mixer, mlp = inputs
-        p = {**p, "mixer": {**p["mixer"], KIND: mixer}, "mlp": {**p["mlp"], KIND: mlp}}
-        return block(mixers, mlps, p, x, c)
-
-    return jax.lax.scan(body, x, (weights, jnp.array(mixer), jnp.array(mlp)))
+    state, taps = jax.lax.scan(body, state, weights)  # taps (groups, period, b, n, d)
+    return state, _flat_rows(taps)
 
 
-def _run_parallel(spec: ModelSpec, segment: Segment, weights: Any, x: jax.Array, c: jax.Array, block: BlockFn):
+def _run_kinds(spec: ModelSpec, segment: Segment, weights: Any, state: State, context: Context, block: BlockFn):
+    shape, which = _kinds(spec, segment.ids)
+
+    def body(state: State, inputs: tuple[Params, dict[str, jax.Array]]) -> tuple[State, Taps]:
+        p, chosen = inputs
+        return block(shape, {slot: {**p[slot], WHICH: chosen[slot]} for slot in p}, state, context)
+
+    return jax.lax.scan(body, state, (weights, {slot: jnp.array(numbers) for slot, numbers in which.items()}))
+
+
+def _run_parallel(spec: ModelSpec, segment: Segment, weights: Any, state: State, context: Context, block: BlockFn):
     step = segment.step or Step(segment.ids)
     rows = []
     for _ in range(step.loops):
-        x, taps = _run_step(spec, step, weights, x, c, block)
+        state, taps = _run_step(spec, step, weights, state, context, block)
         rows.append(taps)
-    return x, jax.tree.map(lambda *taps: jnp.concatenate(taps), *rows)
+    return state, _joined(rows)
 
 
-def _run_parallel_scan(spec: ModelSpec, segment: Segment, weights: Any, x: jax.Array, c: jax.Array, block: BlockFn):
+def _run_parallel_scan(spec: ModelSpec, segment: Segment, weights: Any, state: State, context: Context, block: BlockFn):
     step = segment.step or Step(segment.ids)
-    x, taps = jax.lax.scan(lambda x, one: _run_step(spec, step, one, x, c, block), x, weights)  # taps (steps, m, b, n, d)
-    return x, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), taps)
+
+    def body(state: State, one: Any) -> tuple[State, Taps]:
+        return _run_step(spec, step, one, state, context, block)
+
+    state, taps = jax.lax.scan(body, state, weights)  # taps (steps, m, b, n, d)
+    return state, _flat_rows(taps)
 
 
-def _run_step(spec: ModelSpec, step: Step, weights: Any, x: jax.Array, c: jax.Array, block: BlockFn):
-    """One pass through a step of several blocks, whose definition is `Step`'s. Returns x and taps (m, b, n, d)."""
-    plain, merge = weights
-    outs = [block(spec.blocks[i].mixer, spec.blocks[i].mlp, p, x, c) for i, p in zip(step.blocks, plain, strict=True)]
-    if step.merge == "project":
-        change = project(merge, [out for out, _ in outs]) - x
-    else:
-        change = sum(out - x for out, _ in outs) / (len(outs) if step.merge == "mean" else 1)
-    return x + step.alpha * change, _stack([taps for _, taps in outs])
+def _run_step(spec: ModelSpec, step: Step, weights: Any, state: State, context: Context, block: BlockFn):
+    """One pass through a step of several blocks, whose definition is `Step`'s. Returns the state and taps (m, b, n, d)."""
+    plain, projection = weights
+    outs = [block(as_block(spec.blocks[i]), p, state, context) for i, p in zip(step.blocks, plain, strict=True)]
+    return merged(step, state, [out for out, _ in outs], projection), _stacked_rows([taps for _, taps in outs])
 
 
 _RUN = {
     "unroll": _run_unrolled, "periodic": _run_periodic, "kinds": _run_kinds, "parallel": _run_parallel,
     "parallel_scan": _run_parallel_scan,
 }  # fmt: skip
+
+
+# --- Taps: blocks of different kinds have different ones ----------------------------------------------------------------
+
+
+def _by_name(rows: Sequence[Taps]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for taps in rows for name in taps)
+    return {name: [taps[name] for taps in rows if name in taps] for name in names}
+
+
+def _stacked_rows(rows: Sequence[Taps]) -> Taps:
+    """Values of single blocks (b, n, d) as rows (l, b, n, d)."""
+    return {name: stack(values) for name, values in _by_name(rows).items()}
+
+
+def _joined(rows: Sequence[Taps]) -> Taps:
+    """Rows (l, b, n, d) of several segments one after the other."""
+    return {
+        name: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *values) for name, values in _by_name(rows).items()
+    }
+
+
+def _flat_rows(taps: Taps) -> Taps:
+    """(groups, rows, b, n, d) -> (groups x rows, b, n, d)."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), taps)

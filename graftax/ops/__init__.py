@@ -1,29 +1,56 @@
-"""Operators by name. To add one: write its file, then name its class in `_CLASSES`."""
+"""Operators by name. To add one: write its file, then name its class in `_CLASSES` (or `register` it from outside)."""
 
 from __future__ import annotations
+
+from typing import Any, TypeVar
 
 from jax.typing import DTypeLike
 
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA
-from graftax.ops.base import Cost, Operator, TorchKey
+from graftax.ops.base import Axes, Cost, Operator, TorchKey
 from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
 from graftax.ops.hyena_2d import Hyena2D
 from graftax.ops.hyena_long import HyenaLong
 from graftax.ops.mamba2 import Mamba2
 from graftax.ops.mlp import MLP
 from graftax.ops.mlp_hyena import MLPHyenaX, MLPHyenaXSplit
+from graftax.ops.modulation import AdaLN, AdaLNLowRank, AdaLNShared
+from graftax.ops.norms import LayerNorm, RMSNorm
 from graftax.ops.window import SWA
 from graftax.ops.window_2d import SWA2D
-from graftax.spec import ModelSpec, OpSpec, Option
+from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
     MHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2,
     MLP, MLPHyenaX, MLPHyenaXSplit,
+    AdaLN, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip
-OPERATORS: dict[str, type[Operator]] = {cls.kind: cls for cls in _CLASSES}
+OPERATORS: dict[str, type[Operator]] = {}
+LEAF_AXES: dict[str, tuple[str | None, ...]] = {}
+"""Logical axes of the kernels of all operators, by the end of their path: "qkv/kernel"."""
 
-__all__ = ["OPERATORS", "Cost", "Operator", "TorchKey", "build", "resolve"]
+C = TypeVar("C", bound=type[Operator])
+
+__all__ = ["LEAF_AXES", "OPERATORS", "Axes", "Cost", "Operator", "TorchKey", "build", "register", "resolve"]
+
+
+def register(cls: C) -> C:
+    """Make an operator known by its `kind`; a decorator for operators outside of this package.
+
+    Raises `BadInput` where another one has this name, or declares other axes for an equally named kernel.
+    """
+    if OPERATORS.get(cls.kind, cls) is not cls:
+        raise BadInput(f"operator {cls.kind!r}: registered already as {OPERATORS[cls.kind].__name__}, expected a new name")
+    for path, axes in cls.axes.items():
+        if LEAF_AXES.setdefault(path, axes) != axes:
+            raise BadInput(f"operator {cls.kind!r} axes of {path}: {axes}, but others have {LEAF_AXES[path]}")
+    OPERATORS[cls.kind] = cls
+    return cls
+
+
+for _cls in _CLASSES:
+    register(_cls)
 
 
 def operator_class(kind: str) -> type[Operator]:
@@ -33,22 +60,22 @@ def operator_class(kind: str) -> type[Operator]:
     return OPERATORS[kind]
 
 
-def resolve(op: OpSpec, slot: str, width: int, tokens: int, num_heads: int) -> OpSpec:
+def resolve(op: OpSpec, role: str, sizes: Sizes) -> OpSpec:
     """`op` with every option spelled out, so that equal operators have equal specs.
 
-    Raises `BadInput` where the operator is unknown, belongs to the other slot, or an option is unknown, ill-typed or
-    impossible at this size.
+    Raises `BadInput` where the operator is unknown, has another role, or an option is unknown, ill-typed or impossible at
+    this size.
     """
     cls = operator_class(op.kind)
-    if cls.slot != slot:
-        raise BadInput(f"operator {op.kind!r} is a {cls.slot}, expected a {slot}")
+    if cls.role != role:
+        raise BadInput(f"operator {op.kind!r} has the role {cls.role}, expected one with the role {role}")
     known = cls.options()
     for name, value in op.options:
         if name not in known:
             raise BadInput(f"operator {op.kind!r} option {name!r}: not known, expected one of {sorted(known)}")
         known[name] = _typed(op.kind, name, value, type(known[name]))
-    full = OpSpec(op.kind, tuple(sorted(known.items())))
-    cls.check(full, width, tokens, num_heads)
+    full = OpSpec(op.kind, tuple(known.items()))
+    cls.check(full, sizes)
     return full
 
 
@@ -60,7 +87,9 @@ def _typed(kind: str, name: str, value: Option, expected: type) -> Option:
     return value
 
 
-def build(op: OpSpec, spec: ModelSpec, dtype: DTypeLike | None = None, init_style: str = "torch") -> Operator:
-    """The Linen module of `op` inside a model of `spec`'s sizes."""
+def build(
+    op: OpSpec, sizes: Sizes, dtype: DTypeLike | None = None, init_style: str = "torch", **given: Any
+) -> Operator:
+    """The Linen module of `op` for tokens of these sizes; `given`: the fields that its slot sets (`Operator.given`)."""
     cls = operator_class(op.kind)
-    return cls(spec.hidden_size, spec.tokens, spec.num_heads, dtype, init_style, **dict(op.options))  # pyright: ignore[reportArgumentType]
+    return cls(sizes, dtype, init_style, **dict(op.options), **given)  # pyright: ignore[reportArgumentType]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from graftax.ops.base import Cost, Operator, linear_keys
+from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Params, linear_keys
 from graftax.ops.placement import place
 
 
@@ -32,31 +33,45 @@ class MHA(Operator):
 
     kind = "mha"
     torch_keys = linear_keys("qkv", "qkv") + linear_keys("proj", "proj")
+    axes: ClassVar[Axes] = {"qkv/kernel": OUT_HIDDEN, "proj/kernel": IN_HIDDEN}
     readout = "proj"
 
+    @property
+    def inner(self) -> int:
+        """Channels of all heads together, h k."""
+        return self.sizes.heads * self.sizes.head_dim
+
     def setup(self) -> None:
-        self.qkv = self.linear(3 * self.width, self.width, parts=3)
-        self.proj = self.linear(self.width, self.width)
+        self.qkv = self.linear(3 * self.inner, self.width, parts=3)
+        self.proj = self.linear(self.width, self.inner)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        b, n, d = x.shape
+        mixed = self.mix(*self.heads_of(x))  # (b, n, h, k)
+        return self.proj(place(mixed.reshape(*x.shape[:2], self.inner), "batch", None, "hidden"))
+
+    def heads_of(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values of tokens x (b, n, d): (b, n, h, k) each."""
+        b, n, _ = x.shape
         # Output features are ordered (three, heads, head dim).
-        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)
-        q, k, v = (place(qkv[:, :, i], "batch", None, "heads", None) for i in range(3))  # (b, n, h, k) each
-        return self.proj(place(self.mix(q, k, v).reshape(b, n, d), "batch", None, "hidden"))
+        qkv = self.qkv(x).reshape(b, n, 3, self.sizes.heads, self.sizes.head_dim)
+        q, k, v = (place(qkv[:, :, i], "batch", None, "heads", None) for i in range(3))
+        return q, k, v
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """The attention proper, (b, n, h, k) each."""
         return attend(q, k, v)
 
     def cost(self) -> Cost:
-        d, n = self.width, self.tokens
+        d, n, inner = self.width, self.tokens, self.inner
         # The softmax's exponentials and sums are counted (2 n^2 h), as in the paper's Table 4.
-        return Cost(4 * d * d + 4 * d, self.attended() * n * (4 * d + 2 * self.num_heads), 8 * n * d * d)
+        core = self.attended() * n * (4 * inner + 2 * self.sizes.heads)
+        return Cost(4 * d * inner + 3 * inner + d, core, 8 * n * d * inner)
 
     def attended(self) -> int:
         """Keys that one query is counted as seeing."""
         return self.tokens
 
-    def transplant(self, fresh: dict[str, Any], donor: Operator, weights: dict[str, Any]) -> dict[str, Any] | None:
+    def transplant(
+        self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
+    ) -> Params | None:
         return weights if isinstance(donor, MHA) else None

@@ -1,4 +1,4 @@
-"""What every operator is: a small Linen module over (b, n, d), its cost, and its names in PyTorch checkpoints."""
+"""What every operator is: a small Linen module with a role, its cost, and its names in PyTorch checkpoints."""
 
 from __future__ import annotations
 
@@ -13,18 +13,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
+from graftax.errors import BadInput
 from graftax.ops.placement import place
-from graftax.spec import OpSpec, Option
+from graftax.spec import OpSpec, Option, Sizes
+
+Params = dict[str, Any]
+Axes = Mapping[str, tuple[str | None, ...]]
+Shapes = Mapping[str, tuple[int, ...]]
+Overrides = Mapping[str, Option]
+
+OUT_HIDDEN, IN_HIDDEN = (None, "hidden"), ("hidden", None)
+"""Logical axes (in, out) of the first and of the second of a pair of projections: what lies between them never moves."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and forward FLOPs per image (2 x multiply-adds), split as the grafting paper's Table 4 splits them.
+    """What an operator costs, split as the grafting paper's Table 4 splits it.
 
-    `op_flops` is the operator proper (softmax attention, gating), `featurizer_flops` its projections and featurizer
-    convolutions. Channel mixers are not split: everything counts as `op_flops`.
+    Attributes:
+        params: number of parameters.
+        op_flops: forward FLOPs per image (2 x multiply-adds) of the operator proper (softmax attention, gating).
+        featurizer_flops: those of its projections and featurizer convolutions. Channel mixers are not split: everything
+            counts as `op_flops`.
     """
 
     params: int
@@ -41,9 +53,11 @@ class Cost:
 class TorchKey:
     """One parameter's place in both worlds.
 
-    `leaf` is our path inside the operator ("qkv/kernel"), `name` PyTorch's ("qkv.weight"); `layout` says how to get from
-    theirs to ours: "linear" transposes (out, in) to (in, out), "conv" turns (c, 1, K) into (K, c), "patch" (out, in, K, K)
-    into (K, K, in, out), "same" keeps.
+    Attributes:
+        leaf: our path, "qkv/kernel".
+        name: PyTorch's, "qkv.weight".
+        layout: how to get from theirs to ours: "linear" transposes (out, in) to (in, out), "conv" turns (c, 1, K) into
+            (K, c), "patch" (out, in, K, K) into (K, K, in, out), "same" keeps.
     """
 
     leaf: str
@@ -52,8 +66,9 @@ class TorchKey:
 
 
 def linear_keys(ours: str, theirs: str) -> tuple[TorchKey, ...]:
-    """Keys of a biased linear layer."""
-    return TorchKey(f"{ours}/kernel", f"{theirs}.weight", "linear"), TorchKey(f"{ours}/bias", f"{theirs}.bias", "same")
+    """Keys of a biased linear layer; `ours` "" where its kernel and bias are the operator's own."""
+    path = f"{ours}/" if ours else ""
+    return TorchKey(f"{path}kernel", f"{theirs}.weight", "linear"), TorchKey(f"{path}bias", f"{theirs}.bias", "same")
 
 
 def conv_keys(ours: str, theirs: str) -> tuple[TorchKey, ...]:
@@ -90,51 +105,91 @@ class PartedDense(nn.Dense):
 
 
 class Operator(nn.Module):
-    """Base of all operators: `(b, n, d) -> (b, n, d)`.
+    """Base of all operators. Called with what its slot passes (a mixer: x (b, n, d) -> (b, n, d)).
 
-    The fields here are what the model gives every operator; the fields a subclass adds are its options, the names and
-    defaults that `OpSpec.options` may set. `init_style` is "torch" for scions (PyTorch's defaults, as in the grafting
-    paper) or "dit" for a model trained from scratch (Xavier uniform, zero bias, as in DiT). `dtype` is the matmul type;
-    parameters stay float32. `readout` names the last layer, a `Dense` whose output is the operator's.
+    The fields here, and those that `given` names, are what the model gives every operator; the fields a subclass adds are
+    its options, the names and defaults that `OpSpec.options` may set.
+
+    Attributes:
+        sizes: of the tokens that it works on.
+        dtype: matmul type; parameters stay float32.
+        init_style: "torch" for scions (PyTorch's defaults, as in the grafting paper) or "dit" for a model trained from
+            scratch (Xavier uniform, zero bias, as in DiT).
+        kind: its name.
+        role: which slots it fits: "mixer" (of tokens), "channel" (mixer of channels), "modulation", "norm", "joint" (mixer
+            of several streams).
+        reads: names of the fields of `graftax.blocks.Context` that it is called with, as keywords.
+        given: fields that its slot sets, which are no options.
+        torch_keys: its parameters in PyTorch files, names relative to the slot's.
+        axes: logical axes of its kernels by the end of their path, "qkv/kernel", where one is "hidden" (for
+            `graftax.train.sharding`); of kernels that are its own the end begins with its kind.
+        regression_loss: loss that stage 1 teaches it with, unless told otherwise.
+        readout: its last layer, a `Dense` whose output is the operator's; "" where there is none.
+        default_init: where its weights come from when it is grafted, unless told otherwise (`graftax.replace`).
     """
 
-    width: int
-    tokens: int
-    num_heads: int
+    sizes: Sizes
     dtype: DTypeLike | None = None
     init_style: str = "torch"
 
     kind: ClassVar[str] = ""
-    slot: ClassVar[str] = "mixer"
+    role: ClassVar[str] = "mixer"
+    reads: ClassVar[tuple[str, ...]] = ()
+    given: ClassVar[tuple[str, ...]] = ()
     torch_keys: ClassVar[tuple[TorchKey, ...]] = ()
+    axes: ClassVar[Axes] = {}
     regression_loss: ClassVar[str] = "l1"
     readout: ClassVar[str] = "out_proj"
+    default_init: ClassVar[str] = "random"
+
+    @property
+    def width(self) -> int:
+        """Channels d of a token."""
+        return self.sizes.width
+
+    @property
+    def tokens(self) -> int:
+        """Tokens n that it works on."""
+        return self.sizes.tokens
 
     @classmethod
     def options(cls) -> dict[str, Option]:
         """Option names with their defaults: the fields that the subclass adds."""
-        given = {f.name for f in dataclasses.fields(Operator)}
+        given = {f.name for f in dataclasses.fields(Operator)} | set(cls.given)
         return {f.name: f.default for f in dataclasses.fields(cls) if f.name not in given}  # pyright: ignore
 
     @classmethod
-    def check(cls, op: OpSpec, width: int, tokens: int, num_heads: int) -> None:
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
         """Raise `BadInput` where the options cannot serve a model of this size. Names and types are checked already."""
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Zeros to initialise it on: positional arguments, and one keyword for each of `reads`."""
+        return (jnp.zeros((1, self.tokens, self.width)),), {}
 
     def cost(self) -> Cost:
         """Closed-form parameters and FLOPs at this width and token count."""
         raise NotImplementedError
 
     @classmethod
-    def recognise(cls, shapes: Mapping[str, tuple[int, ...]], overrides: Mapping[str, Option]) -> dict[str, Option] | None:
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
         """Options read from PyTorch tensor shapes (names relative to the slot), or None where the keys are not ours.
 
         `overrides` holds what tensors cannot tell, such as a window.
         """
         return {} if set(shapes) == {key.name for key in cls.torch_keys} else None
 
-    def transplant(self, fresh: dict[str, Any], donor: Operator, weights: dict[str, Any]) -> dict[str, Any] | None:
-        """Initial parameters from those of the replaced operator, or None where nothing can be carried over."""
+    def transplant(
+        self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
+    ) -> Params | None:
+        """Initial parameters from those of the replaced operator, or None where nothing can be carried over.
+
+        `importance` (m,) ranks the donor's neurons where there are fewer of them here (`chooses`).
+        """
         return None
+
+    def chooses(self, donor: Operator) -> bool:
+        """Whether `transplant` takes the most important of the donor's neurons, and so must know which these are."""
+        return False
 
     def linear(self, features: int, fan_in: int, bias: bool = True, parts: int = 1) -> nn.Dense:
         """A dense layer initialised in this operator's style; `parts` as in `PartedDense`."""
@@ -152,7 +207,32 @@ class Operator(nn.Module):
         return self.clone(dtype=dtype)
 
 
-def apply_with_features(operator: Operator, params: dict[str, Any], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def call(module: nn.Module, params: Any, *inputs: Any, **keywords: Any) -> jax.Array:
+    """A Linen module that returns one array, applied to its plain parameters."""
+    return module.apply({"params": params}, *inputs, **keywords)  # pyright: ignore[reportReturnType]
+
+
+def shapes_of(operator: Operator) -> Params:
+    """Shapes of an operator's parameters as a nested dict of `jax.ShapeDtypeStruct`; {} where it has none."""
+    return _shapes_of(operator.clone(dtype=None, init_style="torch"))  # pyright: ignore[reportArgumentType]
+
+
+@functools.lru_cache(maxsize=1024)
+def _shapes_of(operator: Operator) -> Params:
+    def init(key: jax.Array) -> Any:
+        inputs, reads = operator.example()
+        return operator.init(key, *inputs, **reads)
+
+    return dict(jax.eval_shape(init, jax.random.key(0)).get("params", {}))
+
+
+def check_grid(kind: str, sizes: Sizes) -> None:
+    """Raise `BadInput` where an operator on the image's grid would meet tokens of a text as well."""
+    if sizes.text:
+        raise BadInput(f"{kind}: works on the image's grid alone, got {sizes.text} tokens of text with it")
+
+
+def apply_with_features(operator: Operator, params: Params, *inputs: Any, **reads: Any) -> tuple[jax.Array, jax.Array]:
     """The operator's output (b, n, d) on x (b, n, d), and the features (b, n, p) that enter its last layer.
 
     The output is linear in the weights of that layer, `params[operator.readout]`: features @ kernel (+ bias).
@@ -165,5 +245,5 @@ def apply_with_features(operator: Operator, params: dict[str, Any], x: jax.Array
         return call(*inputs, **keywords)
 
     with nn.intercept_methods(watch):
-        out: Any = operator.apply({"params": params}, x)
+        out: Any = operator.apply({"params": params}, *inputs, **reads)
     return out, features[0]

@@ -10,14 +10,27 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
-from graftax.ops.base import Cost, Operator, conv_keys, linear_keys, uniform_fan_in
+from graftax.ops.base import (
+    IN_HIDDEN,
+    OUT_HIDDEN,
+    Cost,
+    Operator,
+    Overrides,
+    Params,
+    Shapes,
+    conv_keys,
+    linear_keys,
+    uniform_fan_in,
+)
 from graftax.ops.conv import causal_conv
 from graftax.ops.placement import place
-from graftax.spec import OpSpec, Option
+from graftax.spec import OpSpec, Option, Sizes
 
 PROJECTIONS = linear_keys("in_proj", "in_proj") + linear_keys("out_proj", "out_proj")
+PROJECTION_AXES = {"in_proj/kernel": OUT_HIDDEN, "out_proj/kernel": IN_HIDDEN}
 
 
 def present_only(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
@@ -50,6 +63,8 @@ class Hyena(Operator):
     No activation, softmax or norm. Facts of the reference (StripedHyena's operator as configured by the grafting paper):
     order 2, one head, channel order q, k, v. A subclass brings its filters, their cost and their names.
     """
+
+    axes = PROJECTION_AXES
 
     def setup(self) -> None:
         self.in_proj = self.linear(3 * self.width, self.width)
@@ -87,7 +102,9 @@ class Hyena(Operator):
         """Parameters of `inner` and its FLOPs per image."""
         return 0, 0
 
-    def transplant(self, fresh: dict[str, Any], donor: Operator, weights: dict[str, Any]) -> dict[str, Any] | None:
+    def transplant(
+        self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
+    ) -> Params | None:
         """Projections and equal filters of another Hyena operator; filters that it lacks start afresh."""
         if not isinstance(donor, Hyena):
             return None
@@ -125,12 +142,12 @@ class _ShortHyena(Hyena):
         return filter_cost(self.width, self.kernel, self.tokens) if self.has_inner else (0, 0)
 
     @classmethod
-    def check(cls, op: OpSpec, width: int, tokens: int, num_heads: int) -> None:
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
         if op.option("kernel") < 1:
             raise BadInput(f"{cls.kind} kernel: got {op.option('kernel')}, expected 1 or more")
 
     @classmethod
-    def recognise(cls, shapes, overrides) -> dict[str, Option] | None:
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
         if super().recognise(shapes, overrides) is None:
             return None
         filters = [key.name for key in cls.torch_keys if key.layout == "conv"]

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from graftax.errors import BadInput
-from graftax.ops.base import TorchKey, conv_keys, linear_keys, uniform_fan_in
+from graftax.ops.base import Overrides, Shapes, TorchKey, conv_keys, linear_keys, uniform_fan_in
 from graftax.ops.conv import long_conv, long_conv_size
 from graftax.ops.hyena import PROJECTIONS, Hyena, ShortFilter, filter_cost
-from graftax.spec import OpSpec, Option
+from graftax.spec import OpSpec, Option, Sizes
 
 BANDS = 8
 FEATURES = 1 + 2 * BANDS
@@ -113,13 +113,13 @@ class HyenaLong(Hyena):
         return weights + 2 * m + d, 2 * n * weights + n * out + transforms + 2 * n * d
 
     @classmethod
-    def check(cls, op: OpSpec, width: int, tokens: int, num_heads: int) -> None:
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
         for name in ("kernel", "filter_width"):
             if op.option(name) < 1:
                 raise BadInput(f"hyena_long {name}: got {op.option(name)}, expected 1 or more")
 
     @classmethod
-    def recognise(cls, shapes, overrides) -> dict[str, Option] | None:
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
         if super().recognise(shapes, overrides) is None:
             return None
         return {

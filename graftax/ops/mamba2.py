@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from graftax.errors import BadInput
-from graftax.ops.base import Cost, Operator, TorchKey, conv_keys
-from graftax.ops.hyena import ShortFilter
+from graftax.ops.base import Cost, Operator, Overrides, Shapes, TorchKey, check_grid, conv_keys
+from graftax.ops.hyena import PROJECTION_AXES, ShortFilter
 from graftax.ops.ssd import ssd_chunked
-from graftax.spec import OpSpec, Option
+from graftax.spec import OpSpec, Option, Sizes
 
 Order = tuple[bool, bool]
 """An order of the tokens of a square grid: column by column instead of row by row; last token first."""
@@ -27,13 +27,13 @@ SCANS: dict[str, tuple[Order, ...]] = {
 """Orders that each choice of `scan` reads the tokens in."""
 
 
-def reorder(x: jax.Array, order: Order) -> jax.Array:
-    """Tokens x (b, n, c) from raster order into `order`, or back: every order is its own inverse."""
+def reorder(x: jax.Array, order: Order, grid: tuple[int, int]) -> jax.Array:
+    """Tokens x (b, n, c) of a `grid` of rows x columns from raster order into `order`; back with the grid's sides
+    swapped."""
     by_columns, reverse = order
     if by_columns:
         b, n, c = x.shape
-        side = math.isqrt(n)
-        x = x.reshape(b, side, side, c).swapaxes(1, 2).reshape(b, n, c)
+        x = x.reshape(b, *grid, c).swapaxes(1, 2).reshape(b, n, c)
     return x[:, ::-1] if reverse else x
 
 
@@ -68,6 +68,7 @@ class Mamba2(Operator):
     scan: str = "raster"
 
     kind = "mamba2"
+    axes = PROJECTION_AXES
     torch_keys = (
         TorchKey("in_proj/kernel", "in_proj.weight", "linear"),
         *conv_keys("conv1d", "conv1d"),
@@ -103,8 +104,10 @@ class Mamba2(Operator):
         z, mixed, dt = jnp.split(self.in_proj(x), cuts, axis=-1)  # (b, n, inner), (b, n, inner + 2 s), (b, n, h)
         dt = nn.softplus(dt.astype(jnp.float32) + self.dt_bias)
         orders = SCANS[self.scan]
-        passes = self.scan_tokens(*(jnp.concatenate([reorder(a, order) for order in orders]) for a in (mixed, dt)))
-        y = sum(reorder(part, order) for part, order in zip(jnp.split(passes, len(orders)), orders, strict=True))
+        grid = self.sizes.grid
+        passes = self.scan_tokens(*(jnp.concatenate([reorder(a, order, grid) for order in orders]) for a in (mixed, dt)))
+        parts = zip(jnp.split(passes, len(orders)), orders, strict=True)
+        y = sum(reorder(part, order, (grid[1], grid[0])) for part, order in parts)
         return self.out_proj(self.norm(y * nn.silu(z)))
 
     def scan_tokens(self, mixed: jax.Array, dt: jax.Array) -> jax.Array:
@@ -124,21 +127,21 @@ class Mamba2(Operator):
         return Cost(params, passes * 2 * inner * self.d_state * n, featurizer)
 
     @classmethod
-    def check(cls, op: OpSpec, width: int, tokens: int, num_heads: int) -> None:
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
         for name in ("d_state", "headdim", "expand", "d_conv"):
             if op.option(name) < 1:
                 raise BadInput(f"mamba2 {name}: got {op.option(name)}, expected 1 or more")
-        inner = op.option("expand") * width
+        inner = op.option("expand") * sizes.width
         if inner % op.option("headdim"):
             raise BadInput(f"mamba2 headdim: got {op.option('headdim')}, expected a divisor of expand * width = {inner}")
         scan = op.option("scan")
         if scan not in SCANS:
             raise BadInput(f"mamba2 scan: got {scan!r}, expected one of {tuple(SCANS)}")
-        if scan == "cross" and math.isqrt(tokens) ** 2 != tokens:
-            raise BadInput(f"mamba2 scan: 'cross' needs a square grid of tokens, got {tokens} tokens")
+        if scan == "cross":
+            check_grid("mamba2 with scan 'cross'", sizes)
 
     @classmethod
-    def recognise(cls, shapes, overrides) -> dict[str, Option] | None:
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
         if super().recognise(shapes, overrides) is None:
             return None
         rows, width = shapes["in_proj.weight"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,9 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
-from graftax.ops.base import Cost, Operator, linear_keys
+from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Overrides, Params, Shapes, linear_keys
 from graftax.ops.placement import place
-from graftax.spec import OpSpec, Option
+from graftax.spec import OpSpec, Option, Sizes
 
 
 class MLP(Operator):
@@ -21,9 +21,10 @@ class MLP(Operator):
     ratio: float = 4.0
 
     kind = "mlp"
-    slot = "mlp"
+    role = "channel"
     regression_loss = "l2"
     torch_keys = linear_keys("fc1", "fc1") + linear_keys("fc2", "fc2")
+    axes: ClassVar[Axes] = {"fc1/kernel": OUT_HIDDEN, "fc2/kernel": IN_HIDDEN}
     readout = "fc2"
 
     @property
@@ -43,25 +44,37 @@ class MLP(Operator):
         return Cost(2 * d * m + d + m, 4 * n * d * m)
 
     @classmethod
-    def check(cls, op: OpSpec, width: int, tokens: int, num_heads: int) -> None:
-        if round(op.option("ratio") * width) < 1:
-            raise BadInput(f"mlp ratio: got {op.option('ratio')}, expected a hidden width of at least 1 at width {width}")
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
+        ratio, width = op.option("ratio"), sizes.width
+        if round(ratio * width) < 1:
+            raise BadInput(f"mlp ratio: got {ratio}, expected a hidden width of at least 1 at width {width}")
 
     @classmethod
-    def recognise(cls, shapes, overrides) -> dict[str, Option] | None:
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
         if super().recognise(shapes, overrides) is None:
             return None
         hidden, width = shapes["fc1.weight"]
         return {"ratio": hidden / width}
 
-    def transplant(self, fresh, donor, weights):
-        """The weights of an MLP of the same width, or those of a narrower one with its neurons split to fill the width."""
-        if not isinstance(donor, MLP) or donor.hidden > self.hidden:
+    def transplant(
+        self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
+    ) -> Params | None:
+        """The weights of an MLP of the same width, those of a narrower one with its neurons split to fill the width, or
+        those of a wider one's most important neurons."""
+        if not isinstance(donor, MLP):
             return None
+        if self.chooses(donor):
+            if importance is None or np.shape(importance) != (donor.hidden,):
+                got = "none" if importance is None else f"shape {np.shape(importance)}"
+                raise BadInput(f"fewer neurons, and importance is {got}, expected ({donor.hidden},)")
+            return keep_neurons(weights, importance, self.hidden)
         return weights if donor.hidden == self.hidden else split_neurons(weights, fresh)
 
+    def chooses(self, donor: Operator) -> bool:
+        return isinstance(donor, MLP) and donor.hidden > self.hidden
 
-def keep_neurons(weights: dict[str, Any], importance: ArrayLike, count: int) -> dict[str, Any]:
+
+def keep_neurons(weights: Params, importance: ArrayLike, count: int) -> Params:
     """An MLP's weights with only its `count` most important neurons, in their old order; importance (m,), one per neuron."""
     chosen = np.sort(np.argsort(-np.asarray(importance), kind="stable")[:count])
     return {
@@ -70,7 +83,7 @@ def keep_neurons(weights: dict[str, Any], importance: ArrayLike, count: int) -> 
     }
 
 
-def split_neurons(weights: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+def split_neurons(weights: Params, fresh: Params) -> Params:
     """Weights that compute the same function in the larger hidden width of `fresh`: the first neurons get copies.
 
     Copies have equal input weights, so any output weights that add up to the old ones will do (Net2Net, arXiv 1511.05641,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
-from graftax.ops.base import Cost, Operator, conv_keys
-from graftax.ops.hyena import PROJECTIONS, ShortFilter
-from graftax.spec import OpSpec, Option
+from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, conv_keys
+from graftax.ops.hyena import PROJECTION_AXES, PROJECTIONS, ShortFilter
+from graftax.spec import OpSpec, Option, Sizes
 
 
 class MLPHyenaX(Operator):
@@ -26,7 +27,8 @@ class MLPHyenaX(Operator):
     kernel: int = 4
 
     kind = "mlp_hyena_x"
-    slot = "mlp"
+    role = "channel"
+    axes = PROJECTION_AXES
     regression_loss = "l2"
     torch_keys = PROJECTIONS + conv_keys("short_filter", "short_filter")
 
@@ -62,22 +64,24 @@ class MLPHyenaX(Operator):
         return Cost(4 * d * m + 3 * m + d + n * (self.kernel + 1), 8 * n * d * m + 2 * n * m)
 
     @classmethod
-    def check(cls, op: OpSpec, width: int, tokens: int, num_heads: int) -> None:
-        if round(op.option("ratio") * width) < 1:
-            ratio = op.option("ratio")
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
+        ratio, width = op.option("ratio"), sizes.width
+        if round(ratio * width) < 1:
             raise BadInput(f"{cls.kind} ratio: got {ratio}, expected a hidden width of at least 1 at width {width}")
         if op.option("kernel") < 1:
             raise BadInput(f"{cls.kind} kernel: got {op.option('kernel')}, expected 1 or more")
 
     @classmethod
-    def recognise(cls, shapes, overrides) -> dict[str, Option] | None:
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
         if super().recognise(shapes, overrides) is None:
             return None
         width, hidden = shapes["out_proj.weight"]
         taps = next(shapes[key.name][-1] for key in cls.torch_keys if key.layout == "conv")
         return {"ratio": hidden / width, "kernel": taps}
 
-    def transplant(self, fresh: dict[str, Any], donor: Operator, weights: dict[str, Any]) -> dict[str, Any] | None:
+    def transplant(
+        self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
+    ) -> Params | None:
         if not isinstance(donor, MLPHyenaX) or (donor.hidden, donor.kernel) != (self.hidden, self.kernel):
             return None
         return weights

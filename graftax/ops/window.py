@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA, attend
-from graftax.ops.base import linear_keys
+from graftax.ops.base import Overrides, Shapes, linear_keys
 from graftax.ops.target import target
-from graftax.spec import OpSpec, Option
+from graftax.spec import OpSpec, Option, Sizes
 
 LOOP_FROM = 2**16
 """Elements of q from which CPUs take one block of queries after the other; fewer are in cache anyway."""
@@ -119,12 +119,12 @@ class SWA(MHA):
         return min(2 * self.window + 1, self.tokens)
 
     @classmethod
-    def check(cls, op: OpSpec, width: int, tokens: int, num_heads: int) -> None:
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
         if op.option("window") < 1:
             raise BadInput(f"swa window: got {op.option('window')}, expected 1 or more")
 
     @classmethod
-    def recognise(cls, shapes, overrides) -> dict[str, Option] | None:
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
         if super().recognise(shapes, overrides) is None:
             return None
         return {"window": overrides.get("window", cls.options()["window"])}

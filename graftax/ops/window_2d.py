@@ -3,50 +3,78 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA, attend
-from graftax.ops.base import linear_keys
+from graftax.ops.base import Overrides, Shapes, check_grid, linear_keys
 from graftax.ops.window import band_mask
-from graftax.spec import OpSpec, Option
+from graftax.spec import OpSpec, Option, Sizes
 
 TILE = 8
 """Side of the squares of queries handled together: with gradients the fastest of 2, 4, 8, 16 on CPU (window 2)."""
 
 
-def grid_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int, tile: int = TILE) -> jax.Array:
+@dataclass(frozen=True)
+class _Side:
+    """One side of the grid cut into tiles.
+
+    Attributes:
+        length: tokens along it.
+        size: of a tile.
+        window: how far a token sees.
+    """
+
+    length: int
+    size: int
+    window: int
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles, the last one perhaps beyond the border."""
+        return -(-self.length // self.size)
+
+    def near(self) -> jax.Array:
+        """(tiles, size, size + 2 window): True where a token may look."""
+        return band_mask(self.length, self.window, self.tiles, self.size)[:, 0]
+
+
+def grid_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, grid: tuple[int, int], window: int, tile: int = TILE
+) -> jax.Array:
     """Attention of every token to those at most `window` rows and `window` columns away, clipped at the image's borders.
 
-    q, k, v (b, n, h, k) -> (b, n, h, k), n a square number of tokens in raster order. Queries are taken in tiles of s x s,
-    each of which meets (s + 2 window)^2 keys, so memory is n (s + 2 window)^2 per head. Equal to dense attention under
-    that mask (neighbourhood attention, arXiv 2204.07143, Section 3, but with windows cut off at the borders, not moved).
+    q, k, v (b, n, h, k) -> (b, n, h, k), tokens in raster order on a `grid` of rows x columns. Queries are taken in tiles of
+    s x s, each of which meets (s + 2 window)^2 keys, so memory is n (s + 2 window)^2 per head. Equal to dense attention
+    under that mask (neighbourhood attention, arXiv 2204.07143, Section 3, but with windows cut off at the borders, not
+    moved).
     """
     b, n, h, width = q.shape
-    side = math.isqrt(n)
-    size, window = min(tile, side), min(window, side - 1)
-    tiles = -(-side // size)
-    q = _tiles(q.reshape(b, side, side, h, width), tiles, size, 0)
-    k, v = (_tiles(a.reshape(b, side, side, h, width), tiles, size, window) for a in (k, v))
-    near = band_mask(side, window, tiles, size)[:, 0]  # (tiles, size, size + 2 window), of rows and of columns alike
-    mask = near[:, None, :, None, :, None] & near[None, :, None, :, None, :]
-    out = attend(q, k, v, mask.reshape(tiles**2, 1, size**2, -1))  # (b, tiles^2, size^2, h, k)
-    out = out.reshape(b, tiles, tiles, size, size, h, width).swapaxes(2, 3)
-    out = out.reshape(b, tiles * size, tiles * size, h, width)
-    return out[:, :side, :side].reshape(b, n, h, width)
+    rows, columns = (_Side(length, min(tile, length), min(window, length - 1)) for length in grid)
+    q = _tiles(q.reshape(b, *grid, h, width), rows, columns, margin=False)
+    k, v = (_tiles(a.reshape(b, *grid, h, width), rows, columns, margin=True) for a in (k, v))
+    mask = rows.near()[:, None, :, None, :, None] & columns.near()[None, :, None, :, None, :]
+    count, size = rows.tiles * columns.tiles, rows.size * columns.size
+    out = attend(q, k, v, mask.reshape(count, 1, size, -1))  # (b, tiles, size, h, k)
+    out = out.reshape(b, rows.tiles, columns.tiles, rows.size, columns.size, h, width).swapaxes(2, 3)
+    out = out.reshape(b, rows.tiles * rows.size, columns.tiles * columns.size, h, width)
+    return out[:, : rows.length, : columns.length].reshape(b, n, h, width)
 
 
-def _tiles(grid: jax.Array, tiles: int, size: int, margin: int) -> jax.Array:
-    """(b, g, g, h, k) -> (b, tiles^2, (size + 2 margin)^2, h, k): squares with a margin around, zeros outside the image."""
-    b, side, _, h, width = grid.shape
-    edge, reach = (margin, margin + tiles * size - side), size + 2 * margin
-    grid = jnp.pad(grid, ((0, 0), edge, edge, (0, 0), (0, 0)))
-    starts = range(0, tiles * size, size)
-    rows = jnp.stack([grid[:, i : i + reach] for i in starts], axis=1)  # (b, tiles, reach, g, h, k)
-    squares = jnp.stack([rows[:, :, :, i : i + reach] for i in starts], axis=2)  # (b, tiles, tiles, reach, reach, h, k)
-    return squares.reshape(b, tiles**2, reach**2, h, width)
+def _tiles(image: jax.Array, rows: _Side, columns: _Side, *, margin: bool) -> jax.Array:
+    """(b, rows, columns, h, k) -> (b, tiles, tokens of a tile, h, k): with the window around, zeros outside the image."""
+    b, _, _, h, width = image.shape
+    around = [side.window * margin for side in (rows, columns)]
+    edges = [(m, m + side.tiles * side.size - side.length) for m, side in zip(around, (rows, columns), strict=True)]
+    image = jnp.pad(image, ((0, 0), *edges, (0, 0), (0, 0)))
+    high, wide = (side.size + 2 * m for m, side in zip(around, (rows, columns), strict=True))
+    tops, lefts = (range(0, side.tiles * side.size, side.size) for side in (rows, columns))
+    strips = jnp.stack([image[:, i : i + high] for i in tops], axis=1)  # (b, tiles, high, columns, h, k)
+    squares = jnp.stack([strips[:, :, :, j : j + wide] for j in lefts], axis=2)  # (b, tiles, tiles, high, wide, h, k)
+    return squares.reshape(b, rows.tiles * columns.tiles, high * wide, h, width)
 
 
 class SWA2D(MHA):
@@ -62,21 +90,20 @@ class SWA2D(MHA):
     torch_keys = linear_keys("qkv", "grid_qkv") + linear_keys("proj", "out_proj")
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return grid_attention(q, k, v, self.window)
+        return grid_attention(q, k, v, self.sizes.grid, self.window)
 
     def attended(self) -> int:
         # As for `SWA`, a whole window for every query, also at the borders.
-        return min(2 * self.window + 1, math.isqrt(self.tokens)) ** 2
+        return math.prod(min(2 * self.window + 1, side) for side in self.sizes.grid)
 
     @classmethod
-    def check(cls, op: OpSpec, width: int, tokens: int, num_heads: int) -> None:
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
         if op.option("window") < 1:
             raise BadInput(f"swa_2d window: got {op.option('window')}, expected 1 or more")
-        if math.isqrt(tokens) ** 2 != tokens:
-            raise BadInput(f"swa_2d: got {tokens} tokens, expected a square number")
+        check_grid(cls.kind, sizes)
 
     @classmethod
-    def recognise(cls, shapes, overrides) -> dict[str, Option] | None:
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
         if super().recognise(shapes, overrides) is None:
             return None
         return {"window": overrides.get("window", cls.options()["window"])}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
-from graftax.models import dit_spec, param_shapes
-from graftax.models.embed import sinusoidal_positions
-from graftax.models.stack import Params
+from graftax.backbones.dit import dit_spec
+from graftax.models import random_params
+from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 
 __all__ = ["assert_same_leaves", "assert_trees_close", "random_params", "tiny_spec"]
@@ -22,28 +20,12 @@ __all__ = ["assert_same_leaves", "assert_trees_close", "random_params", "tiny_sp
 def tiny_spec(**changes: Any) -> ModelSpec:
     """A DiT that runs in milliseconds: latents 8x8x4, patch 2 (16 tokens), width 48, 4 blocks, 4 heads, 10 classes.
 
-    `changes` are arguments of `graftax.models.dit_spec`.
+    `changes` are arguments of `graftax.backbones.dit.dit_spec`.
     """
     sizes = {
         "input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 48, "depth": 4, "num_heads": 4, "num_classes": 10
     }  # fmt: skip
     return dit_spec(**{**sizes, **changes})
-
-
-def random_params(spec: ModelSpec, key: jax.Array) -> Params:
-    """Parameters of `spec` that are nowhere zero, adaLN gates and the output layer included, so that every path counts.
-
-    Kernels and filters N(0, 1 / fan-in), embeddings and biases N(0, 0.3^2), the position table as in DiT. A leaf's values
-    depend on the key, its path and its shape alone: equal leaves of two specs get equal values.
-    """
-    shapes: dict[str, Any] = flatten_dict(param_shapes(spec), sep="/")
-    leaves = {}
-    for path, leaf in shapes.items():
-        fan_in = np.prod(leaf.shape[:-1]) if path.endswith("kernel") else 1 / 0.3**2
-        rng = np.random.default_rng([*np.ravel(jax.random.key_data(key)), zlib.crc32(path.encode())])  # nothing to compile
-        leaves[path] = jnp.asarray(rng.normal(scale=fan_in**-0.5, size=leaf.shape), jnp.float32)
-    leaves["pos_embed"] = jnp.asarray(sinusoidal_positions(spec.hidden_size, spec.input_size // spec.patch_size))
-    return unflatten_dict(leaves, sep="/")
 
 
 def assert_same_leaves(before: Params, after: Params, except_paths: Sequence[str] = ()) -> None:

@@ -1,14 +1,15 @@
 """The cost model: exact parameter counts, the grafting paper's Table 4, and XLA's own count of FLOPs."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from graftax.models import dit_spec, forward, param_shapes, variant
-from graftax.models.cost import count_params, count_trainable, flops, runs, slot_cost
+from graftax.backbones.dit import dit_spec, variant
+from graftax.blocks import resolve_all
+from graftax.models import forward, param_shapes
+from graftax.models.cost import block_cost, count_params, count_trainable, flops, slot_cost
+from graftax.models.stack import runs
 from graftax.spec import Step, op
 from graftax.testing import tiny_spec
 
@@ -19,7 +20,7 @@ def grafted(slot, new, ratio=1.0):
     """DiT-XL/2 with `new` in all blocks (ratio 1), every second (0.5), or all but every fourth (0.75)."""
     period = {1.0: 10**6, 0.5: 2, 0.75: 4}[ratio]
     blocks = tuple(
-        dataclasses.replace(block, **{slot: new}) if ratio == 1 or i % period else block for i, block in enumerate(XL.blocks)
+        block.with_op(slot, new) if ratio == 1 or i % period else block for i, block in enumerate(XL.blocks)
     )
     return XL.replace(blocks=blocks)
 
@@ -52,10 +53,15 @@ def test_parameter_formula_equals_the_tree(name):
         ("mixer", op("swa", window=4)),
         ("mlp", op("mlp", ratio=3.0)),
         ("mlp", op("mlp", ratio=2.7)),
+        ("adaln", op("adaln_shared")),
+        ("adaln", op("adaln_lowrank", rank=5)),
+        ("norm1", op("layer_norm", affine=True)),
+        ("norm2", op("rms_norm", affine=True)),
     ],
 )
 def test_parameter_formula_equals_the_tree_when_grafted(slot, new):
-    spec = tiny_spec(learn_sigma=False, **{slot: new})
+    spec = tiny_spec(learn_sigma=False)
+    spec = resolve_all(spec.replace(blocks=tuple(block.with_op(slot, new) for block in spec.blocks)))
     assert count_params(spec) == sum(leaf.size for leaf in jax.tree.leaves(param_shapes(spec)))
 
 
@@ -114,6 +120,14 @@ def test_flops_follow_the_program():
     assert count_params(spec.replace(program=steps)) == count_params(spec)
 
 
+def test_blocks_cost_what_they_add():
+    spec = tiny_spec(depth=4).replace(program=(Step((0,)), Step((1, 2), loops=3), Step((1,))))
+    params, found = block_cost(spec, (1, 3))
+    _, rest = block_cost(spec, (0, 2))
+    assert 2 * params == block_cost(spec, range(4))[0]
+    assert (found, rest) == (block_cost(spec, (1,))[1], 4 * found // 4)  # 4 runs of block 1 and none of 3; 1 + 3 of 0 and 2
+
+
 @pytest.mark.parametrize(
     ("mixer", "mlp", "program"),
     [
@@ -129,6 +143,6 @@ def test_flops_agree_with_xla(mixer, mlp, program):
     )
     x, y = jax.ShapeDtypeStruct((1, 16, 16, 4), jnp.float32), jax.ShapeDtypeStruct((1,), np.int32)
     t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    run = jax.jit(lambda params, x, t, y: forward(spec, params, x, t, y, plan="unroll")[0])
+    run = jax.jit(lambda params, x, t, y: forward(spec, params, x, t, {"y": y}, plan="unroll")[0])
     counted = run.lower(param_shapes(spec), x, t, y).cost_analysis()["flops"]
     assert 1 <= counted / flops(spec) < 1.03

@@ -1,21 +1,23 @@
 """Learned projections: their place in specs, parameters, costs and meshes, and every plan computes what `Step` defines."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from graftax.backbones.dit import variant
+from graftax.blocks import Context, resolve_all
 from graftax.errors import BadInput
-from graftax.models import Model, init, param_shapes, variant
+from graftax.models import forward, init, param_shapes
 from graftax.models.collect import collect
 from graftax.models.cost import count_params, flops
-from graftax.models.dit import forward
 from graftax.models.merge import mean_merge, project
 from graftax.models.plans import PLANS, segments
 from graftax.models.stack import apply_stack
-from graftax.ops import resolve
-from graftax.spec import ModelSpec, Step, merge_key, op
+from graftax.spec import ModelSpec, Step, op
 from graftax.testing import assert_trees_close, random_params, tiny_spec
 from graftax.train.sharding import MeshConfig, leaf_spec
 
@@ -23,17 +25,16 @@ PAIRS = tuple(Step((2 * j, 2 * j + 1), "project") for j in range(3))
 KEY = jax.random.key(0)
 
 
-def paired(program=PAIRS, second="swa"):
-    """Six narrow blocks, every second of another kind, in pairs."""
-    spec = tiny_spec(depth=6, hidden_size=16, num_heads=2)
-    other = resolve(op(second, window=2) if second == "swa" else op(second), "mixer", 16, 16, 2)
-    blocks = tuple(dataclasses.replace(b, mixer=other) if i % 2 else b for i, b in enumerate(spec.blocks))
-    return spec.replace(blocks=blocks, program=program)
+def paired(program=PAIRS, depth=6):
+    """Narrow blocks, every second of another kind, by default in pairs."""
+    spec = tiny_spec(depth=depth, hidden_size=16, num_heads=2)
+    blocks = tuple(b.with_op("mixer", op("swa", window=2)) if i % 2 else b for i, b in enumerate(spec.blocks))
+    return resolve_all(spec.replace(blocks=blocks, program=program))
 
 
 def inputs():
     rng = np.random.default_rng(0)
-    return rng.standard_normal((2, 8, 8, 4), np.float32), np.array([3.0, 900.0]), np.array([0, 10])
+    return rng.standard_normal((2, 8, 8, 4), np.float32), np.array([3.0, 900.0]), {"y": np.array([0, 10])}
 
 
 def test_parameters_of_a_paired_xl2_are_the_papers():
@@ -56,38 +57,38 @@ def test_one_projection_per_tuple_of_blocks_and_json():
 
 
 def test_fresh_projections_are_the_mean():
-    spec = paired()
-    params = init(spec, KEY)
-    assert_trees_close(params["merges"]["00_01"], mean_merge(2, 16), atol=0)
-    params = random_params(spec, KEY)
-    params["merges"] = {merge_key(ids): mean_merge(2, 16) for ids in spec.merges}
-    mean = spec.replace(program=tuple(Step(step.blocks) for step in PAIRS))
-    np.testing.assert_allclose(
-        Model(spec, params)(*inputs()), Model(mean, {k: v for k, v in params.items() if k != "merges"})(*inputs()), atol=1e-5
-    )
+    spec = paired(PAIRS[:1], depth=2)
+    fresh = jax.jit(init, static_argnums=0)(spec, KEY)["merges"]
+    assert_trees_close(fresh["00_01"], mean_merge(spec, 2), atol=0)
+    params = {**random_params(spec, KEY), "merges": fresh}
+    mean = spec.replace(program=(Step((0, 1)),))
+    both = jax.jit(lambda params: [forward(one, params, *inputs())[0] for one in (spec, mean)])(params)
+    np.testing.assert_allclose(*both, atol=1e-5)
 
 
 @pytest.mark.parametrize("step", [Step((0, 1), "project"), Step((0, 1, 3), "project", 2, 0.5), Step((1,), "project")])
 def test_a_step_is_its_definition(step):
-    spec = paired((step,))
+    spec = paired((step,), depth=4)
     params = random_params(spec, KEY)
     rng = np.random.default_rng(1)
-    x, c = rng.standard_normal((2, 16, 16), np.float32), rng.standard_normal((2, 16), np.float32)
-    out, taps = apply_stack(spec, params["blocks"], x, c, merges=params["merges"], capture=("block/out",))
-    p, rows = params["merges"][merge_key(step.blocks)], []
+    x, context = rng.standard_normal((2, 16, 16), np.float32), Context(jnp.asarray(rng.standard_normal((2, 16), np.float32)))
+
+    def run(program, x, **options):
+        one = spec.replace(program=program)
+        return apply_stack(one, params["blocks"], {"img": x}, context, merges=params["merges"], **options)
+
+    alone = jax.jit(lambda x: [run((Step((i,)),), x, plan="unroll")[0]["img"] for i in step.blocks])
+    state, taps = jax.jit(lambda x: run((step,), x, capture=("block/out",)))(x)
+    p, rows = params["merges"][spec.merge_key(step.blocks)], []
     for _ in range(step.loops):
-        outs = [
-            apply_stack(spec.replace(program=(Step((i,)),)), params["blocks"], x, c, plan="unroll")[0] for i in step.blocks
-        ]
+        outs = alone(x)
         rows += outs
-        x = x + step.alpha * (np.concatenate(outs, -1) @ p["kernel"] + p["bias"] - x)
-    np.testing.assert_allclose(out, x, rtol=1e-4, atol=1e-4)
+        projected = np.concatenate(outs, -1) @ p["kernel"] + p["bias"]
+        x = x + step.alpha * (projected - x)
+    np.testing.assert_allclose(state["img"], x, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(taps["block/out"], np.stack(rows), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(
-        project(p, rows[-len(step.blocks) :]),
-        np.concatenate(rows[-len(step.blocks) :], -1) @ p["kernel"] + p["bias"],
-        atol=1e-4,
-    )
+    found = project(p, [{"img": jnp.asarray(out)} for out in rows[-len(step.blocks) :]])["img"]
+    np.testing.assert_allclose(found, projected, atol=1e-4)
 
 
 def test_where_pairs_are_cut():
@@ -102,36 +103,43 @@ def test_where_pairs_are_cut():
     assert [s.mode for s in segments(turned, "scan")] == ["parallel"] * 3
 
 
-@pytest.mark.parametrize("merge", ["project", "mean"])
-def test_scanned_pairs_equal_unrolled_ones(merge):
-    spec = paired(tuple(dataclasses.replace(step, merge=merge) for step in PAIRS))
+def test_scanned_pairs_equal_unrolled_ones():
+    spec = paired(PAIRS[:2], depth=4)
     params = random_params(spec, KEY)
 
+    @functools.partial(jax.jit, static_argnums=1)
     def outcome(params, plan):
         def loss(params):
             out, taps = forward(spec, params, *inputs(), plan=plan, capture=("block/out", "mlp/in"))
             return (out**2).sum() + sum((tap**2).mean() for tap in taps.values()), (out, taps)
 
-        (_, seen), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        (_, seen), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return seen, grads
 
     expected = outcome(params, "unroll")
-    assert_trees_close(outcome(params, "auto"), expected, rtol=1e-3, atol=1e-3)
-    collected, _ = outcome(collect(spec, params), "auto")
-    assert_trees_close(collected, expected[0], rtol=1e-4, atol=1e-4)
+    assert_trees_close(outcome(params, "scan"), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("merge", ["project", "mean"])
+def test_scanned_pairs_of_collected_blocks(merge):
+    spec = paired(tuple(dataclasses.replace(step, merge=merge) for step in PAIRS[:2]), depth=4)
+    params = random_params(spec, KEY)
+    run = jax.jit(lambda params, plan: forward(spec, params, *inputs(), plan=plan, capture=("mlp/in",)), static_argnums=1)
+    found, expected = run(collect(spec, params), "segments"), run(params, "unroll")
+    assert_trees_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_program_does_not_grow_with_the_number_of_pairs():
     def lines(pairs):
         spec = tiny_spec(depth=2 * pairs, hidden_size=16, num_heads=2)
         spec = spec.replace(program=tuple(Step((2 * j, 2 * j + 1), "project") for j in range(pairs)))
-        blocks, merges = (
-            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), part)
-            for part in (collect(spec, random_params(spec, KEY))["blocks"], param_shapes(spec)["merges"])
-        )
+        shapes = jax.eval_shape(lambda: collect(spec, jax.tree.map(lambda s: jnp.zeros(s.shape), param_shapes(spec))))
         x, c = jax.ShapeDtypeStruct((1, 16, 16), "float32"), jax.ShapeDtypeStruct((1, 16), "float32")
-        run = lambda blocks, merges, x, c: apply_stack(spec, blocks, x, c, merges=merges)[0]  # noqa: E731
-        return len(jax.jit(run).lower(blocks, merges, x, c).as_text().splitlines())
+
+        def run(blocks, merges, x, c):
+            return apply_stack(spec, blocks, {"img": x}, Context(c), merges=merges)[0]
+
+        return len(jax.jit(run).lower(shapes["blocks"], shapes["merges"], x, c).as_text().splitlines())
 
     assert lines(8) - lines(4) < 0.1 * lines(4)
 

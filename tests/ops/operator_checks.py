@@ -9,33 +9,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from golden_checkpoints import LAYOUT, load
 
 from graftax.checkpoint import open_checkpoint
-from graftax.checkpoint.dit_keys import params_from_tensors, spec_from_tensors, tensors_from_params
 from graftax.checkpoint.tensors import read_tensors
 from graftax.models import Model
+from graftax.models.layout import tensors_from
 from graftax.ops import OPERATORS, Operator, build, resolve
+from graftax.ops.base import shapes_of
 from graftax.spec import ModelSpec, OpSpec
 from graftax.testing import random_params, tiny_spec
 
 
 def made(scion: OpSpec, spec: ModelSpec, **settings: Any) -> Operator:
     """The operator inside a model of `spec`'s sizes, options checked."""
-    slot = OPERATORS[scion.kind].slot
-    return build(resolve(scion, slot, spec.hidden_size, spec.tokens, spec.num_heads), spec, **settings)
+    return build(resolve(scion, OPERATORS[scion.kind].role, spec.sizes), spec.sizes, **settings)
 
 
 def weights_of(operator: Operator, seed: int = 0, scale: float = 0.5) -> dict[str, Any]:
     """Parameters that are nowhere zero: kernels N(0, 1 / fan-in), all else N(0, scale^2)."""
-    x = jax.ShapeDtypeStruct((1, operator.tokens, operator.width), jnp.float32)
-    shapes = jax.eval_shape(operator.init, jax.random.key(0), x)["params"]
     rng = np.random.default_rng(seed)
 
     def leaf(path: Any, a: Any) -> jax.Array:
         fan_in = np.prod(a.shape[:-1]) if path[-1].key == "kernel" else scale**-2
         return jnp.asarray(rng.normal(scale=fan_in**-0.5, size=a.shape), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(leaf, shapes)
+    return jax.tree_util.tree_map_with_path(leaf, shapes_of(operator))
 
 
 def assert_gradients(
@@ -74,18 +73,18 @@ def assert_golden(stem: Path, tolerance: float) -> ModelSpec:
     spec, params, _ = open_checkpoint(file, num_heads=4)
     out = Model(spec, params)(golden["x"].transpose(0, 2, 3, 1), golden["t"], golden["y"])
     assert np.abs(np.asarray(out).transpose(0, 3, 1, 2) - golden["out"]).max() <= tolerance
-    assert_same_bits(tensors_from_params(spec, params), dict(read_tensors(file)[0]))
+    assert_same_bits(tensors_from(LAYOUT, spec, params), dict(read_tensors(file)[0]))
     return spec
 
 
 def assert_exports(scion: OpSpec) -> None:
     """Fail unless a model of such operators is recognised from the names and shapes of its tensors, and comes back whole."""
-    spec = tiny_spec(**{OPERATORS[scion.kind].slot: scion})
+    spec = tiny_spec(**{{"channel": "mlp"}.get(role := OPERATORS[scion.kind].role, role): scion})
     params = random_params(spec, jax.random.key(0))
-    tensors = tensors_from_params(spec, params)
-    again = spec_from_tensors(tensors, num_heads=spec.num_heads)
+    tensors = tensors_from(LAYOUT, spec, params)
+    again, back = load(tensors, num_heads=spec.sizes.heads)
     assert again == spec
-    assert_same_bits(flatten_dict(params_from_tensors(again, tensors), sep="/"), flatten_dict(params, sep="/"))
+    assert_same_bits(flatten_dict(back, sep="/"), flatten_dict(params, sep="/"))
 
 
 def assert_same_bits(actual: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Dense attention against float64, and the windowed one against dense attention under the mask."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,7 @@ def gradients(f, args):
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_attend_equals_the_definition(scale):
     args = qkv(17, scale=scale)
-    np.testing.assert_allclose(attend(*args), definition(*args), rtol=1e-4, atol=2e-6 * scale**2)
+    np.testing.assert_allclose(jax.jit(attend)(*args), definition(*args), rtol=1e-4, atol=2e-6 * scale**2)
 
 
 def test_attend_gradients():
@@ -76,7 +78,7 @@ def test_attend_bfloat16_keeps_the_softmax_in_float32():
 )
 def test_bands_equal_masked_attention(n, window, block):
     args = qkv(n)
-    out = banded_attention(*args, window, block)
+    out = jax.jit(functools.partial(banded_attention, window=window, block=block))(*args)
     assert out.shape == args[0].shape
     np.testing.assert_allclose(out, definition(*args, near(n, window)), atol=3e-6)
 

@@ -3,39 +3,40 @@
 import functools
 import math
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from golden_checkpoints import LAYOUT, golden, hollow, spec_of
+from golden_checkpoints import load as model_of
+from operator_checks import made as operator_of
 
 from graftax import ops
+from graftax.backbones.dit import dit_spec, variant
 from graftax.checkpoint import open_checkpoint
-from graftax.checkpoint.dit_keys import params_from_tensors, spec_from_tensors, tensors_from_params, torch_shapes
 from graftax.checkpoint.tensors import read_tensors
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.models.dit import dit_spec, variant
+from graftax.models.layout import tensors_from
 from graftax.ops.mamba2 import SCANS, reorder
-from graftax.spec import block_key, op
+from graftax.spec import Sizes, op
 from graftax.surgery import graft, replace
 from graftax.testing import tiny_spec
 
-GOLDEN = Path(__file__).parent.parent / "goldens" / "graft_mha_mamba2_50p.pt"
+GOLDEN = golden("graft_mha_mamba2_50p")
 GOLDEN_OP = op("mamba2", d_state=16, headdim=8, expand=2, d_conv=4, scan="raster")
 SIZES = {"d_state": 5, "headdim": 4, "expand": 3, "d_conv": 3}
 FRAME = tiny_spec(hidden_size=8, num_heads=2)  # 4 x 4 tokens
 
 
 def made(scan="raster", dtype=None, style="torch"):
-    resolved = ops.resolve(op("mamba2", **SIZES, scan=scan), "mixer", FRAME.hidden_size, FRAME.tokens, FRAME.num_heads)
-    return ops.build(resolved, FRAME, dtype, style)
+    return operator_of(op("mamba2", **SIZES, scan=scan), FRAME, dtype=dtype, init_style=style)
 
 
 def inputs(seed=0):
-    return np.random.default_rng(seed).standard_normal((2, FRAME.tokens, FRAME.hidden_size), np.float32)
+    return np.random.default_rng(seed).standard_normal((2, FRAME.tokens, FRAME.width), np.float32)
 
 
 @functools.cache
@@ -58,7 +59,7 @@ def silu(a):
 def definition(p, x, scan="raster"):
     """The operator as its docstring has it, token by token in float64; orders by index."""
     p, x = jax.tree.map(lambda a: np.asarray(a, np.float64), (p, x))
-    s, inner = SIZES["d_state"], SIZES["expand"] * FRAME.hidden_size
+    s, inner = SIZES["d_state"], SIZES["expand"] * FRAME.width
     z, mixed, dt = np.split(x @ p["in_proj"]["kernel"], (inner, 2 * inner + 2 * s), axis=-1)
     dt = np.log1p(np.exp(dt + p["dt_bias"]))
     n = np.arange(FRAME.tokens)
@@ -98,13 +99,13 @@ def golden_model():
 
 def test_golden():
     model, golden = golden_model(), np.load(GOLDEN.with_suffix(".npz"))
-    assert [str(block.mixer) for block in model.spec.blocks] == ["mha", str(GOLDEN_OP)] * 2
+    assert [str(block["mixer"]) for block in model.spec.blocks] == ["mha", str(GOLDEN_OP)] * 2
     x, t, y = golden["x"].transpose(0, 2, 3, 1), golden["t"], golden["y"]
     out, taps = model.apply(x, t, y, capture=("mixer/in", "mixer/out"))
     assert np.abs(np.asarray(out).transpose(0, 3, 1, 2) - golden["out"]).max() <= 2e-5
     for i in (1, 3):  # the operator alone
-        mixer = model.params["blocks"][block_key(i)]["mixer"]
-        alone = jax.jit(ops.build(GOLDEN_OP, model.spec).apply)({"params": mixer}, taps["mixer/in"][i])
+        mixer = model.params["blocks"][f"{i:02d}"]["mixer"]
+        alone = jax.jit(ops.build(GOLDEN_OP, model.spec.sizes).apply)({"params": mixer}, taps["mixer/in"][i])
         np.testing.assert_allclose(alone, taps["mixer/out"][i], atol=2e-5)
     half, _ = model.apply(x, t, y, dtype=jnp.bfloat16)
     error = np.abs(np.asarray(half).transpose(0, 3, 1, 2) - golden["out"]).max() / np.abs(golden["out"]).max()
@@ -141,9 +142,14 @@ def test_bfloat16_stays_near(scan):
 
 
 @pytest.mark.parametrize("order", SCANS["cross"])
-def test_every_order_is_its_own_inverse(order):
+def test_orders_of_the_grid_and_back(order):
     x = jnp.asarray(inputs())
-    np.testing.assert_array_equal(reorder(reorder(x, order), order), x)
+    np.testing.assert_array_equal(reorder(reorder(x, order, (4, 4)), order, (4, 4)), x)
+    turned = reorder(x, order, (2, 8))
+    np.testing.assert_array_equal(reorder(turned, order, (8, 2)), x)
+    tokens = np.arange(16).reshape(2, 8)
+    expected = (tokens.T if order[0] else tokens).ravel()[:: -1 if order[1] else 1]
+    np.testing.assert_array_equal(turned, x[:, expected])
 
 
 def test_symmetries():
@@ -151,8 +157,8 @@ def test_symmetries():
 
     def commutes(scan, order):
         run, x = compiled(scan), jnp.asarray(inputs())
-        turned = reorder(run(weights(), x), order)
-        return np.allclose(run(weights(), reorder(x, order)), turned, atol=1e-5)
+        turned = reorder(run(weights(), x), order, (4, 4))
+        return np.allclose(run(weights(), reorder(x, order, (4, 4))), turned, atol=1e-5)
 
     backwards, transposed = (False, True), (True, False)
     found = {scan: (commutes(scan, backwards), commutes(scan, transposed)) for scan in SCANS}
@@ -170,12 +176,9 @@ def test_only_the_raster_scan_is_causal(scan, sees):
 
 def test_initialisation():
     spec = dit_spec(input_size=8, patch_size=2, hidden_size=384, depth=1, num_heads=6)
-    x = jnp.zeros((1, spec.tokens, spec.hidden_size))
-    full = ops.resolve(op("mamba2"), "mixer", 384, spec.tokens, 6)
-    torch, dit = (
-        flatten_dict(jax.jit(ops.build(full, spec, None, style).init)(jax.random.key(0), x)["params"], sep="/")
-        for style in ("torch", "dit")
-    )
+    x = jnp.zeros((1, spec.tokens, spec.width))
+    inits = [operator_of(op("mamba2"), spec, init_style=style).init for style in ("torch", "dit")]
+    torch, dit = (flatten_dict(jax.jit(init)(jax.random.key(0), x)["params"], sep="/") for init in inits)
     for found in (torch, dit):
         dt, A = np.log1p(np.exp(found["dt_bias"])), np.exp(found["A_log"])
         assert 0.9e-3 < dt.min() < 3e-3
@@ -196,7 +199,7 @@ def test_cost_at_xl_is_the_papers():
     spec = variant("DiT-XL/2")
 
     def cost(spec_op):
-        return ops.build(ops.resolve(spec_op, "mixer", spec.hidden_size, spec.tokens, spec.num_heads), spec).cost()
+        return operator_of(spec_op, spec).cost()
 
     found, base = cost(op("mamba2")), cost(op("mha"))
     assert (found.params, found.op_flops) == (8_290_864, 75_497_472)
@@ -219,8 +222,7 @@ def test_cost_counts_the_parameters_and_the_projections(scan):
 
 def test_there_and_back_bit_for_bit():
     given = load()
-    spec = spec_from_tensors(given, num_heads=4)
-    back = tensors_from_params(spec, params_from_tensors(spec, given))
+    back = tensors_from(LAYOUT, *model_of(given, num_heads=4))
     assert back.keys() == given.keys()
     for key, array in given.items():
         assert np.array_equal(back[key].view(np.int32), array.view(np.int32))
@@ -233,22 +235,22 @@ def test_sizes_are_read_from_the_tensors(options):
     spec = dit_spec(
         input_size=32, patch_size=2, hidden_size=1152, depth=1, num_heads=16, num_classes=1000, mixer=op("mamba2", **options)
     )
-    shapes = torch_shapes(spec)
+    shapes = {name: array.shape for name, array in hollow(spec).items()}
     if not options:
         assert shapes["blocks.0.attn.in_proj.weight"] == (4880, 1152)
         assert shapes["blocks.0.attn.conv1d.weight"] == (2432, 1, 4)
         assert shapes["blocks.0.attn.out_proj.weight"] == (1152, 2304)
         assert {shapes[f"blocks.0.attn.{name}"] for name in ("dt_bias", "A_log", "D")} == {(144,)}
-    assert spec_from_tensors({key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}) == spec
+    assert spec_of(hollow(spec)) == spec
 
 
 def test_scan_is_an_override():
-    spec = spec_from_tensors(load(), num_heads=4, scan="cross")
-    assert [block.mixer.option("scan") for block in spec.blocks] == [None, "cross"] * 2
+    spec = spec_of(load(), num_heads=4, scan="cross")
+    assert [block["mixer"].option("scan") for block in spec.blocks] == [None, "cross"] * 2
     with pytest.raises(BadInput, match="scan: got 'spiral', expected one of"):
-        spec_from_tensors(load(), num_heads=4, scan="spiral")
+        spec_of(load(), num_heads=4, scan="spiral")
     with pytest.raises(BadInput, match="override d_state=8: the file has 16"):
-        spec_from_tensors(load(), num_heads=4, d_state=8)
+        spec_of(load(), num_heads=4, d_state=8)
 
 
 @pytest.mark.parametrize("key", [key for key in load() if key.startswith("blocks.1.attn.")])
@@ -259,7 +261,7 @@ def test_every_wrong_tensor_is_named(key):
     for files in ({k: a for k, a in given.items() if k != key}, *(given | {key: array} for array in wrong)):
         # A tensor without the rank of its layout may be one of those that are counted, not listed.
         with pytest.raises(BadInput, match=rf"{re.escape(key)}|attn: .* mis-shaped, one of .* more$") as caught:
-            params_from_tensors(spec_from_tensors(files, num_heads=4), files)
+            model_of(files, num_heads=4)
         assert "\n" not in str(caught.value)
 
 
@@ -277,18 +279,19 @@ def test_every_wrong_tensor_is_named(key):
 )
 def test_impossible_options(options, message):
     with pytest.raises(BadInput, match=message):
-        ops.resolve(op("mamba2", **options), "mixer", 24, 16, 3)
+        ops.resolve(op("mamba2", **options), "mixer", Sizes(24, 3, 8, (4, 4)))
 
 
-def test_columns_need_a_square_grid():
-    assert ops.resolve(op("mamba2", scan="bidirectional"), "mixer", 24, 15, 3)
-    with pytest.raises(BadInput, match="'cross' needs a square grid of tokens, got 15"):
-        ops.resolve(op("mamba2", scan="cross"), "mixer", 24, 15, 3)
+def test_columns_need_an_image_alone():
+    sizes = Sizes(24, 3, 8, (3, 5), text=2)
+    assert ops.resolve(op("mamba2", scan="bidirectional"), "mixer", sizes)
+    with pytest.raises(BadInput, match="mamba2 with scan 'cross': works on the image's grid alone, got 2 tokens of text"):
+        ops.resolve(op("mamba2", scan="cross"), "mixer", sizes)
 
 
 def test_graft():
     student = graft(golden_model(), replace("blocks[0].mixer", "mamba2", headdim=8, scan="cross"), jax.random.key(0))
-    assert student.spec.blocks[0].mixer == op("mamba2", d_conv=4, d_state=64, expand=2, headdim=8, scan="cross")
+    assert student.spec.blocks[0]["mixer"] == op("mamba2", d_conv=4, d_state=64, expand=2, headdim=8, scan="cross")
     given = student.params["blocks"]["00"]["mixer"]
     assert {name: leaf.shape for name, leaf in flatten_dict(given, sep="/").items()} == {
         "in_proj/kernel": (48, 332), "conv1d/kernel": (4, 224), "conv1d/bias": (224,), "dt_bias": (12,), "A_log": (12,),

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from graftax.ops.mlp import MLP, keep_neurons, split_neurons
+from graftax.spec import Sizes
 
-WIDTH, TOKENS = 8, 4
-X = np.random.default_rng(0).standard_normal((2, TOKENS, WIDTH), np.float32)
+SIZES = Sizes(width=8, heads=2, head_dim=4, grid=(2, 2))
+X = np.random.default_rng(0).standard_normal((2, SIZES.tokens, SIZES.width), np.float32)
 
 
 def made(ratio, seed=0):
-    operator = MLP(WIDTH, TOKENS, 2, ratio=ratio)
+    operator = MLP(SIZES, ratio=ratio)
     return operator, operator.init(jax.random.key(seed), X)["params"]
 
 
@@ -55,6 +56,9 @@ def test_copies_learn_apart():
 
 def test_widths_that_transplant():
     (narrow, less), (wide, more) = made(3.0), made(4.0)
-    assert wide.transplant({}, MLP(WIDTH, TOKENS, 2, ratio=4.0), more) is more
-    assert narrow.transplant(less, wide, more) is None  # the choice of neurons is not the operator's
+    assert wide.transplant({}, MLP(SIZES, ratio=4.0), more) is more
+    importance = np.arange(32.0)  # the choice of neurons is not the operator's
+    np.testing.assert_array_equal(
+        narrow.transplant(less, wide, more, importance)["fc1"]["kernel"], keep_neurons(more, importance, 24)["fc1"]["kernel"]
+    )
     assert wide.transplant(more, narrow, less).keys() == split_neurons(less, more).keys()

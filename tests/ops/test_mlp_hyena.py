@@ -1,6 +1,5 @@
 """MLP Hyena-X: its convolution along features with and without the leak, fixed length, costs, published file."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,8 +8,8 @@ import numpy as np
 import pytest
 from operator_checks import assert_exports, assert_golden, assert_gradients, made, weights_of
 
+from graftax.backbones.dit import variant
 from graftax.errors import BadInput
-from graftax.models import variant
 from graftax.models.cost import slot_cost
 from graftax.ops import OPERATORS, resolve
 from graftax.spec import op
@@ -24,7 +23,7 @@ by_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def inputs():
-    return np.random.default_rng(0).standard_normal((2, SPEC.tokens, SPEC.hidden_size), np.float32)
+    return np.random.default_rng(0).standard_normal((2, SPEC.tokens, SPEC.width), np.float32)
 
 
 def along_features(u, p):
@@ -75,7 +74,7 @@ def test_no_tokens_mix(kind):
 def test_other_lengths_are_refused(kind, tokens):
     operator = made(op(kind), SPEC)
     with pytest.raises(BadInput, match=f"{kind}: got {tokens} tokens, expected 16") as caught:
-        operator.apply({"params": weights_of(operator)}, np.zeros((1, tokens, SPEC.hidden_size), np.float32))
+        operator.apply({"params": weights_of(operator)}, np.zeros((1, tokens, SPEC.width), np.float32))
     assert "\n" not in str(caught.value)
 
 
@@ -107,9 +106,9 @@ def test_cost_at_xl(kind):
 
 @pytest.mark.parametrize(("ratio", "flops", "params"), [(1.0, 0.02, 0.03), (0.75, 0.02, 0.03), (0.5, 0.01, 0.02)])
 def test_paper_table_4(ratio, flops, params):
-    mlp = resolve(op("mlp_hyena_x"), "mlp", 1152, 256, 16)
+    mlp = resolve(op("mlp_hyena_x"), "channel", XL.sizes)
     count = round(28 * ratio)
-    blocks = tuple(dataclasses.replace(block, mlp=mlp) if i < count else block for i, block in enumerate(XL.blocks))
+    blocks = tuple(block.with_op("mlp", mlp) if i < count else block for i, block in enumerate(XL.blocks))
     before, after = slot_cost(XL, "mlp"), slot_cost(XL.replace(blocks=blocks), "mlp")
     assert round(100 * (after.flops / before.flops - 1), 2) == flops
     assert round(100 * (after.params / before.params - 1), 2) == params
@@ -117,7 +116,7 @@ def test_paper_table_4(ratio, flops, params):
 
 def test_published_layout():
     spec = assert_golden(GOLDENS / "graft_mlp_mlp_hyena_x_50p", 2e-5)
-    assert [block.mlp for block in spec.blocks] == [op("mlp", ratio=4.0), op("mlp_hyena_x", kernel=4, ratio=2.0)] * 2
+    assert [block["mlp"] for block in spec.blocks] == [op("mlp", ratio=4.0), op("mlp_hyena_x", kernel=4, ratio=2.0)] * 2
 
 
 @by_kind

@@ -19,12 +19,11 @@ by_name = pytest.mark.parametrize("spec_op", ALL, ids=str)
 
 
 def made(spec_op, dtype=None, style="torch"):
-    full = resolve(spec_op, OPERATORS[spec_op.kind].slot, SPEC.hidden_size, SPEC.tokens, SPEC.num_heads)
-    return build(full, SPEC, dtype, style)
+    return build(resolve(spec_op, OPERATORS[spec_op.kind].role, SPEC.sizes), SPEC.sizes, dtype, style)
 
 
 def inputs():
-    return np.random.default_rng(0).standard_normal((2, SPEC.tokens, SPEC.hidden_size), np.float32)
+    return np.random.default_rng(0).standard_normal((2, SPEC.tokens, SPEC.width), np.float32)
 
 
 def dot_flops(jaxpr):
@@ -45,7 +44,7 @@ def test_cost_formula(spec_op):
     cost = operator.cost()
     assert cost.params == sum(leaf.size for leaf in jax.tree.leaves(params))
     flops = dot_flops(jax.make_jaxpr(operator.apply)(params, x).jaxpr)
-    n, d, h = SPEC.tokens, SPEC.hidden_size, SPEC.num_heads
+    n, d, h = SPEC.tokens, SPEC.width, SPEC.sizes.heads
     if spec_op.kind == "swa":
         # The formula counts 2 w + 1 keys, the bands compute some more.
         assert cost.flops - 2 * n * 5 * h == 8 * n * d * d + 4 * n * 5 * d < flops
@@ -81,19 +80,18 @@ def test_torch_keys_name_every_parameter(spec_op):
     wanted = dict(spec_op.options)
     found = operator.recognise(shapes, {"window": 2})
     assert found is not None
-    slot = operator.slot
-    again = resolve(op(spec_op.kind, **found), slot, SPEC.hidden_size, SPEC.tokens, SPEC.num_heads)
+    again = resolve(op(spec_op.kind, **found), operator.role, SPEC.sizes)
     # A ratio comes back as hidden / width: 1.7 x 24 rounds to 41.
     assert {name: again.option(name) for name in wanted} == pytest.approx(wanted, rel=0.01)
-    assert build(again, SPEC).cost() == operator.cost()
+    assert build(again, SPEC.sizes).cost() == operator.cost()
     assert operator.recognise({**shapes, "other.weight": (1,)}, {}) is None
 
 
 @by_name
 def test_initialisation(spec_op):
     x = inputs()
-    torch_style = flatten_dict(made(spec_op).init(jax.random.key(0), x)["params"], sep="/")
-    dit_style = flatten_dict(made(spec_op, style="dit").init(jax.random.key(0), x)["params"], sep="/")
+    inits = [made(spec_op, style=style).init for style in ("torch", "dit")]
+    torch_style, dit_style = (flatten_dict(init(jax.random.key(0), x)["params"], sep="/") for init in inits)
     for path, leaf in torch_style.items():
         kernel = torch_style[path.replace("bias", "kernel")]
         bound = kernel.shape[0] ** -0.5  # fan-in: inputs of a linear layer, taps of a depthwise convolution
@@ -118,11 +116,13 @@ def test_windowed_attention_takes_over_the_weights_of_the_dense_one():
     np.testing.assert_allclose(swa.apply({"params": weights}, x), mha.apply({"params": weights}, x), atol=1e-6)
 
 
-def test_mlp_takes_over_equal_widths_only():
+def test_mlp_takes_over_equal_widths_as_they_are():
     wide, narrow = made(op("mlp")), made(op("mlp", ratio=3.0))
     weights = wide.init(jax.random.key(0), inputs())["params"]
     assert wide.transplant({}, made(op("mlp", ratio=4.0)), weights) is weights
-    assert narrow.transplant({}, wide, weights) is None
+    assert (narrow.chooses(wide), wide.chooses(narrow), wide.chooses(wide)) == (True, False, False)
+    with pytest.raises(BadInput, match=r"fewer neurons, and importance is none, expected \(96,\)"):
+        narrow.transplant({}, wide, weights)
 
 
 def test_hyena_x_equals_its_definition():
@@ -139,27 +139,28 @@ def test_hyena_x_equals_its_definition():
 
 
 def test_resolve_spells_out_defaults():
-    assert resolve(op("mlp"), "mlp", 24, 16, 3) == resolve(op("mlp", ratio=4), "mlp", 24, 16, 3) == op("mlp", ratio=4.0)
-    assert resolve(op("swa"), "mixer", 24, 16, 3) == op("swa", window=4)
+    sizes = SPEC.sizes
+    assert resolve(op("mlp"), "channel", sizes) == resolve(op("mlp", ratio=4), "channel", sizes) == op("mlp", ratio=4.0)
+    assert resolve(op("swa"), "mixer", sizes) == op("swa", window=4)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "slot", "message"),
+    ("wrong", "role", "message"),
     [
         (op("mamba9"), "mixer", r"'mamba9'.*'hyena_x'.*'mha'"),
-        (op("mlp"), "mixer", "'mlp' is a mlp, expected a mixer"),
+        (op("mlp"), "mixer", "'mlp' has the role channel, expected one with the role mixer"),
         (op("mha", window=4), "mixer", "'window'"),
         (op("swa", window=2.5), "mixer", "window=2.5: expected int"),
         (op("swa", window=True), "mixer", "window=True: expected int"),
         (op("swa", window=0), "mixer", "window: got 0"),
         (op("hyena_x", kernel=0), "mixer", "kernel: got 0"),
-        (op("mlp", ratio="4"), "mlp", "ratio='4': expected float"),
-        (op("mlp", ratio=0.0), "mlp", "ratio: got 0.0"),
+        (op("mlp", ratio="4"), "channel", "ratio='4': expected float"),
+        (op("mlp", ratio=0.0), "channel", "ratio: got 0.0"),
     ],
 )
-def test_resolve_refuses(wrong, slot, message):
+def test_resolve_refuses(wrong, role, message):
     with pytest.raises(BadInput, match=message):
-        resolve(wrong, slot, 24, 16, 3)
+        resolve(wrong, role, SPEC.sizes)
 
 
 def test_registry_names():

@@ -10,7 +10,7 @@ import pytest
 from graftax.errors import BadInput
 from graftax.ops.ssd import prefix_sums, ssd_chunked, ssd_sequential
 
-CHUNKS = (1, 16, 32, 64, 128, 256, 512)
+CHUNKS = (1, 16, 64, 512)
 HEADS, HEAD_DIM, STATE = 4, 3, 5
 STEPS = {"usual": (1e-3, 0.1), "large": (0.1, 10.0), "mixed": (1e-4, 10.0)}
 """Ranges of dt: Mamba-2's at initialisation, and beyond."""
@@ -85,7 +85,7 @@ def gradients(form):
 
 
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("chunk", [16, 64, 256])
+@pytest.mark.parametrize("chunk", [16, 256])
 def test_gradients_equal_those_of_the_sequential_form(chunk, steps):
     arguments, g = inputs(150, steps), inputs(150, seed=1)[0]
     expected, actual = gradients(ssd_sequential)(arguments, g), gradients(chunked(chunk))(arguments, g)

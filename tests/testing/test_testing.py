@@ -12,7 +12,7 @@ PARAMS = random_params(SPEC, jax.random.key(0))
 
 
 def test_tiny_spec_has_the_geometry_of_the_goldens():
-    assert (SPEC.tokens, SPEC.hidden_size, SPEC.depth, SPEC.num_heads, SPEC.out_channels) == (16, 48, 4, 4, 8)
+    assert (SPEC.tokens, SPEC.width, SPEC.depth, SPEC.sizes.heads, SPEC.out_channels) == (16, 48, 4, 4, 8)
     assert tiny_spec(depth=2, learn_sigma=False).out_channels == 4
 
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from graftax.errors import BadInput
-from graftax.models.tiles import in_tiles
-from graftax.models.vae_blocks import Decoder, Encoder, conv1
+from graftax.nets.tiles import in_tiles
+from graftax.nets.vae_blocks import Decoder, Encoder, conv1
 
 Params = dict[str, Any]
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -34,10 +34,21 @@ LOGVAR_RANGE = (-30.0, 20.0)
 class VAESpec:
     """Sizes of a VAE and the scale of its latents; fields are named as in the config.json of diffusers' AutoencoderKL.
 
-    `block_out_channels` are the widths from full to lowest resolution, `layers_per_block` the encoder's residual blocks at
-    each (the decoder has one more), `norm_num_groups` the groups of its normalisations. Models see
-    (raw latents - shift_factor) * scaling_factor. The defaults are Stable Diffusion's. Raises `BadInput` on sizes that
-    cannot be.
+    Models see (raw latents - shift_factor) * scaling_factor. The defaults are Stable Diffusion's. Raises `BadInput` on sizes
+    that cannot be.
+
+    Attributes:
+        in_channels: of the images that it encodes.
+        out_channels: of those that it decodes.
+        latent_channels: of the latents.
+        block_out_channels: widths from full to lowest resolution.
+        layers_per_block: the encoder's residual blocks at each width; the decoder has one more.
+        norm_num_groups: groups of its normalisations.
+        scaling_factor: of the latents that models see.
+        shift_factor: of these, taken off first.
+        use_quant_conv: whether a 1x1 convolution follows the encoder.
+        use_post_quant_conv: whether one precedes the decoder.
+        mid_block_add_attention: whether the middle attends over all pixels.
     """
 
     in_channels: int = 3

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from graftax.checkpoint.inception import load_inception
 from graftax.errors import BadInput
-from graftax.models import inception
+from graftax.nets import inception
+from graftax.nets.inception_files import load_inception
 from graftax.testing import assert_trees_close
 
 torch = pytest.importorskip("torch")
+
 GOLDEN = Path(__file__).parents[1] / "goldens" / "inception.npz"
 
 

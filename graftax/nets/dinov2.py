@@ -33,10 +33,17 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class DINOv2Spec:
-    """Sizes of a DINOv2; fields are named as in its config.json of transformers.
+    """Sizes of a DINOv2; fields are named as in its config.json of transformers. Raises `BadInput` on sizes that cannot be.
 
-    `image_size` is the side for which it has positions (other sides interpolate them), `num_register_tokens` 0 for models
-    without registers, `use_swiglu_ffn` the gated MLP of ViT-g. Raises `BadInput` on sizes that cannot be.
+    Attributes:
+        hidden_size: width d of a token.
+        num_hidden_layers: blocks.
+        num_attention_heads: heads h.
+        mlp_ratio: hidden width of the MLPs over d.
+        patch_size: side of a patch in pixels.
+        image_size: side for which it has positions; other sides interpolate them.
+        num_register_tokens: 0 for models without registers.
+        use_swiglu_ffn: the gated MLP of ViT-g.
     """
 
     hidden_size: int
@@ -82,7 +89,11 @@ VARIANTS = {
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block whose two branches are scaled per channel: (b, n, d) is kept."""
+    """One pre-norm transformer block whose two branches are scaled per channel: (b, n, d) is kept.
+
+    Attributes:
+        spec: sizes.
+    """
 
     spec: DINOv2Spec
 
@@ -111,7 +122,11 @@ class Block(nn.Module):
 
 
 class DINOv2(nn.Module):
-    """Normalised images (b, h, w, 3) -> tokens (b, 1 + registers + patches, d): class, registers, patches row by row."""
+    """Normalised images (b, h, w, 3) -> tokens (b, 1 + registers + patches, d): class, registers, patches row by row.
+
+    Attributes:
+        spec: sizes.
+    """
 
     spec: DINOv2Spec
 

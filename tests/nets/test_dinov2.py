@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from graftax.errors import BadInput
-from graftax.models import dinov2
+from graftax.nets import dinov2
 
 TINY = dinov2.DINOv2Spec(24, 1, 2, image_size=28)
 

@@ -32,11 +32,15 @@ FACTOR = 4  # pixels per latent along each axis: two space-to-depth steps of 2
 
 @dataclass(frozen=True)
 class AutoencoderSpec:
-    """Sizes of the autoencoder and its training noise.
+    """Sizes of the autoencoder and its training noise. Raises `BadInput` on sizes that cannot be.
 
-    `image_size` and `image_channels` describe the images, `latent_channels` the latents, `width` the channels at 8x8
-    (half of it at 16x16), `res_blocks` the residual blocks at 8x8 in each half, `noise` the standard deviation of the
-    noise on the standardised latents while training.
+    Attributes:
+        image_size: side of the images.
+        image_channels: of the images.
+        latent_channels: of the latents.
+        width: channels at 8x8, half of it at 16x16.
+        res_blocks: residual blocks at 8x8 in each half.
+        noise: standard deviation of the noise on the standardised latents while training.
     """
 
     image_size: int = 32
@@ -110,7 +114,11 @@ class ResBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(b, 4s, 4s, image_channels) -> raw latents (b, s, s, latent_channels), not yet standardised."""
+    """(b, 4s, 4s, image_channels) -> raw latents (b, s, s, latent_channels), not yet standardised.
+
+    Attributes:
+        spec: sizes.
+    """
 
     spec: AutoencoderSpec
 
@@ -124,7 +132,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Standardised latents (b, s, s, latent_channels) -> images (b, 4s, 4s, image_channels), about [-1, 1]."""
+    """Standardised latents (b, s, s, latent_channels) -> images (b, 4s, 4s, image_channels), about [-1, 1].
+
+    Attributes:
+        spec: sizes.
+    """
 
     spec: AutoencoderSpec
 

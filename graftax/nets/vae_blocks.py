@@ -32,7 +32,12 @@ def norm(groups: int, name: str) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x)))))): (b, h, w, c) -> (b, h, w, features)."""
+    """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x)))))): (b, h, w, c) -> (b, h, w, features).
+
+    Attributes:
+        features: output channels.
+        groups: of the normalisations.
+    """
 
     features: int
     groups: int
@@ -47,7 +52,11 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + out(attention of one head over all pixels of norm(x)), in float32: (b, h, w, c) is kept."""
+    """x + out(attention of one head over all pixels of norm(x)), in float32: (b, h, w, c) is kept.
+
+    Attributes:
+        groups: of the normalisation.
+    """
 
     groups: int
 
@@ -62,7 +71,12 @@ class Attention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention (where `attention` is set), residual block; shape (b, h, w, c) is kept."""
+    """Residual block, attention, residual block; shape (b, h, w, c) is kept.
+
+    Attributes:
+        groups: of the normalisations.
+        attention: whether there is one.
+    """
 
     groups: int
     attention: bool
@@ -76,7 +90,15 @@ class MidBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(b, h, w, 3) -> (b, h / f, w / f, features), f = 2 ** (len(widths) - 1): `layers` residual blocks at each width."""
+    """(b, h, w, 3) -> (b, h / f, w / f, features), f = 2 ** (len(widths) - 1): `layers` residual blocks at each width.
+
+    Attributes:
+        widths: channels from full to lowest resolution.
+        layers: residual blocks of the encoder at each width.
+        groups: of the normalisations.
+        attention: whether the middle block has one.
+        features: output channels.
+    """
 
     widths: tuple[int, ...]
     layers: int
@@ -99,7 +121,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(b, h, w, c) -> (b, f h, f w, features): as `Encoder` backwards, with one more residual block at each width."""
+    """(b, h, w, c) -> (b, f h, f w, features): as `Encoder` backwards, with one more residual block at each width.
+
+    Attributes:
+        widths: channels from full to lowest resolution.
+        layers: residual blocks of the encoder at each width.
+        groups: of the normalisations.
+        attention: whether the middle block has one.
+        features: output channels.
+    """
 
     widths: tuple[int, ...]
     layers: int

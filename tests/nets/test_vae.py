@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from graftax.errors import BadInput
-from graftax.models import vae
-from graftax.models.tiles import in_tiles, starts
+from graftax.nets import vae
+from graftax.nets.tiles import in_tiles, starts
 
 SMALL = vae.VAESpec(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=2, latent_channels=3, shift_factor=0.5)
 

@@ -4,7 +4,7 @@ The network is TensorFlow's frozen graph `classify_image_graph_def.pb`, not the 
 those: average pools do not count their padding, the last block pools by maximum where the first of its kind pools by
 average, there are 1008 classes, and the input is resized bilinearly as TensorFlow 1 did it (`resize`). Layers carry the
 names of the PyTorch port (mseitzer/pytorch-fid, `inception.py`); batch normalisation is part of each convolution's
-kernel and bias, folded in by the importer (`graftax.checkpoint.inception`).
+kernel and bias, folded in by the importer (`graftax.nets.inception_files`).
 
 Everything is computed in float32 with exact products, on TPU and GPU too: their faster defaults move features by a
 percent.
@@ -34,9 +34,13 @@ PRECISION = jax.lax.Precision.HIGHEST
 
 
 class InceptionFeatures(NamedTuple):
-    """What the metrics read: `pool` (b, 2048), the means of the last block over the image, for FID, precision and recall;
-    `spatial` (b, 2023), the first 7 channels of a 17x17 layer in the order (h, w, c), for sFID; `logits` (b, 1008) without
-    bias, for the Inception score, or None where the weights have no classifier. All float32."""
+    """What the metrics read, all float32.
+
+    Attributes:
+        pool: (b, 2048), the means of the last block over the image, for FID, precision and recall.
+        spatial: (b, 2023), the first 7 channels of a 17x17 layer in the order (h, w, c), for sFID.
+        logits: (b, 1008) without bias, for the Inception score, or None where the weights have no classifier.
+    """
 
     pool: jax.Array
     spatial: jax.Array
@@ -65,7 +69,14 @@ def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Conv(nn.Module):
-    """Convolution with bias, then ReLU: (b, h, w, c) -> (b, h', w', features)."""
+    """Convolution with bias, then ReLU: (b, h, w, c) -> (b, h', w', features).
+
+    Attributes:
+        features: output channels.
+        kernel: rows and columns.
+        stride: along both axes.
+        padding: as XLA calls it.
+    """
 
     features: int
     kernel: tuple[int, int]
@@ -112,7 +123,11 @@ def _shrink(x: jax.Array) -> jax.Array:
 
 
 class BlockA(nn.Module):
-    """35x35: branches of 1x1, 5x5, twice 3x3, and the average of neighbours; `pool` channels from the last."""
+    """35x35: branches of 1x1, 5x5, twice 3x3, and the average of neighbours.
+
+    Attributes:
+        pool: channels of the last branch.
+    """
 
     pool: int
 
@@ -138,7 +153,11 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17x17: 7x7 convolutions as rows and columns of `width` channels. Also returns the 1x1 branch (b, 17, 17, 192)."""
+    """17x17: 7x7 convolutions as rows and columns. Also returns the 1x1 branch (b, 17, 17, 192).
+
+    Attributes:
+        width: channels of these convolutions.
+    """
 
     width: int
 
@@ -168,7 +187,11 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8x8: 3x3 convolutions split into a row beside a column. `largest`: the pool takes maxima, not averages."""
+    """8x8: 3x3 convolutions split into a row beside a column.
+
+    Attributes:
+        largest: the pool takes maxima, not averages.
+    """
 
     largest: bool
 

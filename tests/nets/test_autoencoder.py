@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from graftax.errors import BadInput
-from graftax.models import autoencoder as ae
-from graftax.models.autoencoder import AutoencoderSpec, autoencoder_loss, decode, encode, with_latent_stats
+from graftax.nets import autoencoder as ae
+from graftax.nets.autoencoder import AutoencoderSpec, autoencoder_loss, decode, encode, with_latent_stats
 
 SMALL = AutoencoderSpec(image_size=16, image_channels=2, latent_channels=3, width=8)
 

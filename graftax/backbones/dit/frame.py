@@ -1,13 +1,13 @@
 """What surrounds the blocks of a DiT: patches in, conditioning, patches out. Facebook's DiT (arXiv 2212.09748) semantics.
 
-`compat` "diffusers" (`ModelSpec.compat`) names the two places where Hugging Face diffusers' DiTTransformer2DModel (0.42)
-computes otherwise: `timestep_features` and `MLP_NORM_EPS`.
+The frame's option `compat` "diffusers" computes as Hugging Face diffusers' DiTTransformer2DModel (0.42), which deviates in
+the timestep's frequencies (`timestep_features`); its other deviation, eps 1e-5 in the norm before the channel mixer, is an
+option of that norm.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,38 +16,28 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
+from graftax.blocks.base import modulate, vectors
+from graftax.ops.norms import layer_norm
+from graftax.spec import ModelSpec
+
+COMPAT = ("dit", "diffusers")
 FREQUENCIES = 256
 """Width of the sinusoidal timestep features."""
 
-MLP_NORM_EPS = {"dit": 1e-6, "diffusers": 1e-5}
-"""`compat` -> eps of the norm before the channel mixer; all other norms have 1e-6 in both."""
 
 
-def call(module: nn.Module, params: Any, *inputs: jax.Array) -> jax.Array:
-    """A Linen module that returns one array, applied to its plain parameters."""
-    return module.apply({"params": params}, *inputs)  # pyright: ignore[reportReturnType]
+def compat_of(spec: ModelSpec) -> str:
+    """Whose numerics: "dit" or "diffusers"."""
+    return spec.option("compat", "dit")
 
 
-def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """LayerNorm without parameters over the last axis, in float32."""
-    x = x.astype(jnp.float32)
-    mean = x.mean(-1, keepdims=True)
-    variance = jnp.square(x - mean).mean(-1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(variance + eps)
-
-
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """adaLN: x * (1 + scale) + shift."""
-    return x * (1 + scale) + shift
-
-
-def sinusoidal_positions(width: int, grid: int) -> np.ndarray:
-    """The fixed 2-D sine-cosine table of DiT, (1, grid * grid, width) float32, tokens in raster order.
+def sinusoidal_positions(width: int, grid: tuple[int, int]) -> np.ndarray:
+    """The fixed 2-D sine-cosine table of DiT, (1, rows * columns, width) float32, tokens in raster order.
 
     The first half of the channels encodes the column, the second the row; each half is [sin | cos] of its frequencies.
     """
     omega = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
-    rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     halves = [np.outer(axis.reshape(-1), omega) for axis in (columns, rows)]  # (n, d / 4) each
     table = np.concatenate([f(half) for half in halves for f in (np.sin, np.cos)], axis=1)
     return table[None].astype(np.float32)
@@ -65,7 +55,13 @@ def timestep_features(t: jax.Array, compat: str = "dit") -> jax.Array:
 
 
 class PatchEmbed(nn.Module):
-    """(b, h, w, c) -> (b, n, d): a linear map of p x p patches, in raster order."""
+    """(b, h, w, c) -> (b, n, d): a linear map of p x p patches, in raster order.
+
+    Attributes:
+        width: d.
+        patch: p.
+        dtype: matmul type.
+    """
 
     width: int
     patch: int
@@ -85,7 +81,12 @@ class PatchEmbed(nn.Module):
 
 
 class TimestepEmbed(nn.Module):
-    """t (b,) -> (b, d): sinusoids, then a two-layer SiLU MLP; all in float32."""
+    """t (b,) -> (b, d): sinusoids, then a two-layer SiLU MLP; all in float32.
+
+    Attributes:
+        width: d.
+        compat: as in `timestep_features`.
+    """
 
     width: int
     compat: str = "dit"
@@ -98,32 +99,45 @@ class TimestepEmbed(nn.Module):
 
 
 class LabelEmbed(nn.Module):
-    """y (b,) int -> (b, d). Row `num_classes` is the null class of classifier-free guidance."""
+    """y (b,) int -> (b, d). Row `classes` is the null class of classifier-free guidance.
 
-    num_classes: int
+    Attributes:
+        classes: without the null class.
+        width: d.
+    """
+
+    classes: int
     width: int
 
     @nn.compact
     def __call__(self, y: jax.Array) -> jax.Array:
-        table = self.param("embedding", nn.initializers.normal(0.02), (self.num_classes + 1, self.width), jnp.float32)
+        table = self.param("embedding", nn.initializers.normal(0.02), (self.classes + 1, self.width), jnp.float32)
         return jnp.take(table, y, axis=0)
 
 
 class FinalLayer(nn.Module):
-    """Tokens (b, n, d) and conditioning (b, d) -> image (b, h, w, channels); starts at zero output."""
+    """Tokens (b, n, d) and conditioning (b, d) or (b, n, d) -> image (b, h, w, channels); starts at zero output.
+
+    Attributes:
+        patch: p.
+        channels: of the image.
+        grid: rows and columns of tokens.
+        dtype: matmul type.
+    """
 
     patch: int
     channels: int
+    grid: tuple[int, int]
     dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        b, n, d = x.shape
-        p, grid = self.patch, math.isqrt(n)
+        b, _, d = x.shape
+        p, (rows, columns) = self.patch, self.grid
         zeros = nn.initializers.zeros
         shift_scale = nn.Dense(2 * d, dtype=self.dtype, kernel_init=zeros, name="adaln")(nn.silu(c))
-        shift, scale = jnp.split(shift_scale[:, None].astype(jnp.float32), 2, axis=-1)  # (b, 1, d)
+        shift, scale = vectors(shift_scale, 2)  # (b, 1, d) or (b, n, d)
         x = modulate(layer_norm(x), shift, scale)
         x = nn.Dense(p * p * self.channels, dtype=self.dtype, kernel_init=zeros, name="linear")(x)  # (b, n, p p c)
-        x = x.astype(jnp.float32).reshape(b, grid, grid, p, p, self.channels)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, grid * p, grid * p, self.channels)
+        x = x.astype(jnp.float32).reshape(b, rows, columns, p, p, self.channels)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * p, columns * p, self.channels)

@@ -1,0 +1,56 @@
+"""What class-conditional backbones have in common: {"y": (b,)} is all that they take beside images and times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from graftax.errors import BadInput
+from graftax.models.backbone import Cond
+from graftax.models.model import known
+from graftax.spec import ModelSpec
+
+STEPS = 1000
+"""Steps of the process whose numbers are times of the kind "index"."""
+
+
+class ClassConditional:
+    """Base of such backbones; the class `spec.classes` is the null class."""
+
+    def check_inputs(self, spec: ModelSpec, x: jax.Array, t: jax.Array, cond: Cond) -> None:
+        """Raise `BadInput` where x is not of the spec's size, or t or the class `y` is missing, ill-typed or out of
+        range."""
+        if x.shape[1:] != spec.image_shape:
+            raise BadInput(f"x: shape {x.shape}, expected (b, {', '.join(map(str, spec.image_shape))})")
+        if set(cond) != {"y"}:
+            raise BadInput(f"conditions: got {sorted(cond)}, expected y alone, the classes of a {spec.backbone}")
+        y = cond["y"]
+        if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
+            raise BadInput(f"y: {y.dtype}{y.shape}, expected class ids of integer type ({x.shape[0]},)")
+        last = STEPS if spec.prediction.time == "index" else 1
+        inside = (t >= 0) & ((t < last) if spec.prediction.time == "index" else (t <= last))
+        if known(t) and not bool(inside.all()):
+            raise BadInput(f"t: {_some(t)}, expected times in [0, {last}{')' if last == STEPS else ']'}")
+        if known(y) and not bool(((y >= 0) & (y <= spec.classes)).all()):
+            raise BadInput(f"y: {_some(y)}, expected classes 0..{spec.classes - 1}, or {spec.classes} for none")
+
+    def condition(self, batch: Mapping[str, Any]) -> Cond:
+        """The classes `label` (b,) of a batch."""
+        return {"y": batch["label"]}
+
+    def null(self, spec: ModelSpec, cond: Cond) -> Cond:
+        """The null class for every image."""
+        return {"y": jnp.full_like(cond["y"], spec.classes)}
+
+    def example(self, spec: ModelSpec, count: int) -> Cond:
+        """Class 0 for every image."""
+        return {"y": jnp.zeros(count, jnp.int32)}
+
+
+def _some(values: jax.Array) -> str:
+    """The first few values, for a message."""
+    return f"{np.asarray(values)[:8].tolist()}{' ..' if len(values) > 8 else ''}"

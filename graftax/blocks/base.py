@@ -1,0 +1,167 @@
+"""What a block kind is: slots for operators, and a body that reads like a paper's equation.
+
+    class DiTBlock(BlockKind):
+        kind = "dit"
+        slots = (Slot("adaln", "modulation", parts=6), Slot("norm1", "norm"), Slot("mixer", "mixer"), ...)
+
+        def body(self, run, state, context, tap): ...
+
+The body gets its operators as functions (`run["mixer"](u)`); whether such a function calls one operator or switches between
+several is the executor's matter (`graftax.models.stack`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from graftax import ops
+from graftax.ops.base import Operator, Params, call
+from graftax.spec import OpSpec, Sizes
+
+State = dict[str, jax.Array]
+"""What blocks pass on, by stream: {"img": (b, n, d)}, or with a text stream {"img": .., "txt": (b, m, d)}, float32."""
+
+Taps = dict[str, Any]
+"""Values on the way by name: arrays, or dicts of streams. "SLOT/in", "SLOT/out", "block/in", "block/out"."""
+
+Run = Mapping[str, Callable[..., jax.Array]]
+"""Slot -> its operator as a function."""
+
+Tap = Callable[[str, Any], Any]
+"""tap(name, value) notes a value and returns it."""
+
+STREAM = ("batch", "tokens", "width")
+"""Axes of a stream, for `graftax.ops.placement.place`."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Context:
+    """All that blocks read and none writes: computed once a pass, so that the order of blocks never touches it.
+
+    Attributes:
+        vec: the conditioning vector (b, d), or (b, n, d) where every token has its own.
+        shared: what operators of a kind compute from `vec` once for all blocks, by kind (`Modulation.shared_part`).
+    """
+
+    vec: jax.Array
+    shared: Mapping[str, jax.Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for an operator.
+
+    Attributes:
+        name: "mixer", or with its stream "img/mlp"; also the operator's place in the block's parameters.
+        role: which operators fit (`Operator.role`).
+        streams: on which it works; several are concatenated in this order, or stand side by side for the role "joint".
+        parts: vectors that a modulation must give, 0 for other roles.
+    """
+
+    name: str
+    role: str
+    streams: tuple[str, ...] = ("img",)
+    parts: int = 0
+
+    def sizes(self, sizes: Sizes) -> Sizes:
+        """What its operator is built to: the tokens of its streams alone."""
+        return replace(
+            sizes,
+            text=sizes.text if "txt" in self.streams else 0,
+            grid=sizes.grid if "img" in self.streams else (0, 0),
+        )
+
+    def resolve(self, op: OpSpec, sizes: Sizes) -> OpSpec:
+        """`op` with every option spelled out. Raises `BadInput` where it does not fit here (`graftax.ops.resolve`)."""
+        return ops.resolve(op, self.role, self.sizes(sizes))
+
+    def build(
+        self, op: OpSpec, sizes: Sizes, dtype: DTypeLike | None = None, init_style: str = "torch", name: str | None = None
+    ) -> Operator:
+        """The operator `op` in this slot of a model of `sizes`; `name` is that of the Linen module."""
+        given = {"parts": self.parts} if self.parts else {}
+        return ops.build(op, self.sizes(sizes), dtype, init_style, name=name, **given)
+
+
+class BlockKind(ABC):
+    """The structure of a block.
+
+    Attributes:
+        kind: its name.
+        slots: its places for operators, in the order of the parameters' description.
+        pinned: why such a block belongs at the end of a program; "" where it may run anywhere.
+    """
+
+    kind: ClassVar[str]
+    slots: ClassVar[tuple[Slot, ...]]
+    pinned: ClassVar[str] = ""
+
+    @abstractmethod
+    def body(self, run: Run, state: State, context: Context, tap: Tap) -> State:
+        """The state after the block: the same streams, of the same shapes."""
+
+    @property
+    def tapped(self) -> tuple[str, ...]:
+        """Slots whose operator's input and output are tapped, and so can be learnt: all but modulations and norms."""
+        return tuple(slot.name for slot in self.slots if slot.role not in ("modulation", "norm"))
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Names that `capture` accepts."""
+        return ("block/in", *(f"{name}/{end}" for name in self.tapped for end in ("in", "out")), "block/out")
+
+    def __call__(self, run: Run, state: State, context: Context, capture: tuple[str, ...]) -> tuple[State, Taps]:
+        """Run the body; the taps named in `capture` leave it. State of one stream is tapped as that stream's array."""
+        taps: Taps = {}
+
+        def tap(name: str, value: Any) -> Any:
+            if name in capture:
+                taps[name] = value
+            return value
+
+        tap("block/in", alone(state))
+        state = self.body(run, state, context, tap)
+        tap("block/out", alone(state))
+        return state, taps
+
+
+def alone(state: State) -> State | jax.Array:
+    """The array of a state of one stream, else the state."""
+    return next(iter(state.values())) if len(state) == 1 else state
+
+
+def as_state(value: Any) -> State:
+    """The inverse of `alone`: an array is the state of the image stream."""
+    return value if isinstance(value, dict) else {"img": value}
+
+
+def bind(operator: Operator, params: Params, context: Context) -> Callable[..., jax.Array]:
+    """The operator as a function of what its slot passes; what it reads of the context is put in."""
+    reads = {name: getattr(context, name) for name in operator.reads}
+    return lambda *inputs: call(operator, params, *inputs, **reads)
+
+
+def part(tree: Params, slot: str) -> Params:
+    """A slot's parameters in a block's tree, {} where the operator has none."""
+    for name in slot.split("/"):
+        tree = tree.get(name, {})
+    return tree
+
+
+def vectors(modulation: jax.Array, parts: int) -> list[jax.Array]:
+    """A modulation (b, parts d) or (b, n, parts d) as its vectors (b, 1, d) or (b, n, d), float32."""
+    modulation = modulation if modulation.ndim == 3 else modulation[:, None]
+    return jnp.split(modulation.astype(jnp.float32), parts, axis=-1)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """adaLN: x * (1 + scale) + shift."""
+    return x * (1 + scale) + shift

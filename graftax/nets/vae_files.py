@@ -1,0 +1,130 @@
+"""VAEs from Hugging Face diffusers' folder layout (class AutoencoderKL): sd-vae-ft-ema, -mse, SDXL's, SD3's, Flux's.
+
+A folder holds `config.json` and `diffusion_pytorch_model.safetensors` (older ones `.bin`), by itself or as `vae/` of a
+pipeline. Tensors are named as our parameters, but for the tables below; folders of before 2023 name the projections of the
+attention otherwise, and those made from the original code keep them as 1x1 convolutions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights, renamed, shapes_of
+from graftax.checkpoint.members import shown
+from graftax.checkpoint.tensors import Source
+from graftax.errors import BadInput, naming
+from graftax.nets import vae
+from graftax.nets.vae import VAESpec
+
+CLASS = "AutoencoderKL"
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+"""Names that the weights may have, best first."""
+
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": (64,), "layers_per_block": 1,
+    "norm_num_groups": 32, "scaling_factor": 0.18215, "shift_factor": None, "use_quant_conv": True,
+    "use_post_quant_conv": True, "mid_block_add_attention": True,
+}  # fmt: skip
+"""What diffusers takes where `config.json` says nothing: sd-vae-ft-ema's knows no scaling_factor."""
+
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out"}
+RENAMED = {"downsamplers.0.conv": "downsample", "upsamplers.0.conv": "upsample", "to_out.0": "to_out"}
+"""Parts of tensor names, theirs and ours."""
+
+MOST_WIDTHS, MOST_LAYERS, LARGEST_WIDTH = 8, 16, 8192
+"""Sizes that are believed before anything is made of them."""
+
+
+def find_vae(path: str | Path) -> Path | None:
+    """The folder with a VAE's `config.json`: `path`, or `path/vae` of a pipeline; None if there is none."""
+    return next((folder for folder in (Path(path), Path(path) / "vae") if (folder / CONFIG).is_file()), None)
+
+
+def load_vae(path: str | Path) -> tuple[VAESpec, dict[str, Any]]:
+    """(spec, params float32 numpy) of a diffusers folder, see `read_vae`."""
+    spec, params, _ = read_vae(path)
+    return spec, params
+
+
+def read_vae(path: str | Path) -> tuple[VAESpec, dict[str, Any], Source]:
+    """(spec, params float32 numpy, source) of a diffusers folder of class AutoencoderKL or a pipeline that has one.
+
+    `source.sha256` is that of the weights file. Raises `BadInput` naming the file and what is missing, unexpected or
+    mis-shaped, and on settings that this code does not compute.
+    """
+    folder = find_vae(path)
+    if folder is None:
+        raise BadInput(f"{path}: no VAE, expected a folder with {CONFIG} or vae/{CONFIG}")
+    config = read_config(folder, "diffusers", [CLASS])
+    with naming(folder / CONFIG):
+        spec = spec_from_config(config)
+    tensors, source = read_weights(folder, WEIGHTS)
+    with naming(folder / source.name):
+        return spec, params_from_tensors(spec, tensors), source
+
+
+# --- config.json ---------------------------------------------------------------------------------------------------------
+
+
+def spec_from_config(config: Mapping[str, Any]) -> VAESpec:
+    """The spec that a `config.json` of AutoencoderKL describes. Raises `BadInput` on what this code does not compute."""
+    fields = {name: config.get(name, default) for name, default in DEFAULTS.items()}
+    widths = fields["block_out_channels"]
+    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= MOST_WIDTHS:
+        raise BadInput(f"block_out_channels: {shown(str(widths))}, expected 1 to {MOST_WIDTHS} widths")
+    _check_blocks(config, len(widths))
+    fields |= {"block_out_channels": tuple(widths), "shift_factor": fields["shift_factor"] or 0.0}
+    spec = VAESpec(**fields)
+    if spec.layers_per_block > MOST_LAYERS or max(spec.block_out_channels) > LARGEST_WIDTH:
+        raise BadInput(f"layers_per_block, block_out_channels: expected at most {MOST_LAYERS} and {LARGEST_WIDTH}")
+    return spec
+
+
+def _check_blocks(config: Mapping[str, Any], count: int) -> None:
+    fixed = {
+        "down_block_types": ["DownEncoderBlock2D"] * count, "up_block_types": ["UpDecoderBlock2D"] * count,
+        "act_fn": "silu", "latents_mean": None, "latents_std": None,
+    }  # fmt: skip
+    for name, expected in fixed.items():
+        if (found := config.get(name, expected)) != expected:
+            raise BadInput(f"{name}: {shown(str(found))}, expected {expected}")
+
+
+# --- Tensors -------------------------------------------------------------------------------------------------------------
+
+
+def params_from_tensors(spec: VAESpec, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The parameter tree float32 of a flat state dict as diffusers names it.
+
+    Raises `BadInput` on missing, unexpected and mis-shaped tensors.
+    """
+    return renamed(tensors, shapes_of(vae.init, spec), our_path, _our_layout)
+
+
+def our_path(name: str) -> str:
+    """Path of the parameter that diffusers calls `name`: "decoder.up_blocks.0.resnets.1.conv1.weight" -> our tree."""
+    layer, _, leaf = name.rpartition(".")
+    for theirs, ours in RENAMED.items():
+        layer = layer.replace(theirs, ours)
+    *parts, last = layer.split(".")
+    if "attentions" in parts:
+        last = OLD_ATTENTION.get(last, last)
+    layer = re.sub(r"\.([0-9]+)", r"_\1", ".".join([*parts, last]))
+    layer = re.sub(r"((?:down|up)_blocks_[0-9]+)\.", r"\1_", layer)
+    kind = {"weight": "scale" if "norm" in layer.rpartition(".")[2] else "kernel"}.get(leaf, leaf)
+    return f"{layer.replace('.', '/')}/{kind}"
+
+
+def _our_layout(path: str, tensor: np.ndarray) -> np.ndarray:
+    """A tensor in our order of axes, float32: convolutions (h, w, in, out), linear layers (in, out)."""
+    tensor = tensor.astype(np.float32)
+    if not path.endswith("kernel"):
+        return tensor
+    if "/to_" in path and tensor.shape[2:] == (1, 1):
+        tensor = tensor[:, :, 0, 0]
+    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T

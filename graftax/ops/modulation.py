@@ -1,0 +1,255 @@
+"""Modulation: from the conditioning vector to the shifts, scales and gates of a block (adaLN, arXiv 2212.09748, Section
+3.2).
+
+Each operator here is an affine map of u = silu(vec), so any of them can be fitted in closed form to any other from the mean
+and covariance of u over times and classes alone; no image is needed (`Modulation.fit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.dtypes import promote_dtype
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
+
+from graftax.errors import BadInput
+from graftax.ops.base import IN_HIDDEN, Axes, Cost, Operator, Overrides, Params, Shapes, TorchKey, linear_keys
+from graftax.spec import OpSpec, Option, Sizes
+
+Affine = tuple[np.ndarray, np.ndarray]
+"""Kernel (d, parts d) and bias (parts d,) of a map of u, float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class Activated:
+    """What is known of u = silu(vec) over the conditions that a model meets.
+
+    Attributes:
+        mean: (d,) float64.
+        covariance: (d, d) float64.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @classmethod
+    def of(cls, vec: ArrayLike) -> Activated:
+        """From samples of the conditioning vector, (s, d)."""
+        vec = np.asarray(vec, np.float64)
+        u = vec / (1 + np.exp(-vec))
+        mean = u.mean(0)
+        return cls(mean, (u - mean).T @ (u - mean) / len(u))
+
+    def power(self, affine: Affine) -> np.ndarray:
+        """Mean square of every output of an affine map of u: (parts d,)."""
+        kernel, bias = affine
+        return np.einsum("ij,ij->j", self.covariance @ kernel, kernel) + (self.mean @ kernel + bias) ** 2
+
+    def error(self, fitted: Affine, wanted: Affine) -> float:
+        """Root of the mean squared difference of two maps of u, over that of `wanted`."""
+        difference = fitted[0] - wanted[0], fitted[1] - wanted[1]
+        return float(np.sqrt(self.power(difference).sum() / self.power(wanted).sum()))
+
+
+class SiluLinear(nn.Module):
+    """W silu(vec) + b, at zero at first as in adaLN-zero: vec (..., d) -> (..., features).
+
+    Attributes:
+        features: numbers that come out.
+        dtype: matmul type.
+    """
+
+    features: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, vec: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.zeros, (vec.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        u, kernel, bias = promote_dtype(nn.silu(vec), kernel, bias, dtype=self.dtype)
+        return u @ kernel + bias
+
+
+def linear_cost(width: int, features: int) -> Cost:
+    """Of a `SiluLinear` on one vector of `width`."""
+    return Cost(width * features + features, 2 * width * features)
+
+
+class Modulation(Operator):
+    """Base of modulations: from `vec` (b, d), or (b, n, d) for every token its own, to (b, parts d) or (b, n, parts d).
+
+    Attributes:
+        parts: vectors of width d that the block takes; set by the slot.
+    """
+
+    parts: int = 6
+
+    role = "modulation"
+    reads = ("vec",)
+    given = ("parts",)
+    readout = ""
+    default_init = "transplant"
+
+    @property
+    def features(self) -> int:
+        """Numbers that come out, parts x d."""
+        return self.parts * self.width
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), {"vec": jnp.zeros((1, self.width))}
+
+    def shared_part(self) -> SiluLinear | None:
+        """What computes from `vec`, once a pass, `Context.shared[kind]` for all operators of the kind; None: nothing."""
+        return None
+
+    def affine(self, weights: Params, shared: Params | None) -> Affine:
+        """The map of u that `weights`, with the model's `shared` ones, compute."""
+        raise NotImplementedError
+
+    def fit(
+        self, wanted: Sequence[Affine], u: Activated, shared: Params | None = None
+    ) -> tuple[list[Params], Params | None]:
+        """Weights of one operator for each of the maps `wanted`, with the least mean squared error over the conditions `u`;
+        and the weights that they share, None where they share none. `shared`: such weights that are there already and stay
+        as they are."""
+        raise NotImplementedError
+
+
+class AdaLN(Modulation):
+    """W silu(vec) + b, one W for every block: adaLN-zero as published."""
+
+    kind = "adaln"
+    torch_keys = linear_keys("", "1")
+    axes: ClassVar[Axes] = {"adaln/kernel": IN_HIDDEN}
+
+    @nn.compact
+    def __call__(self, *, vec: jax.Array) -> jax.Array:
+        linear = SiluLinear(self.features, self.dtype)
+        nn.share_scope(self, linear)  # its kernel and bias are the operator's own
+        return linear(vec)
+
+    def affine(self, weights: Params, shared: Params | None) -> Affine:
+        return np.asarray(weights["kernel"], np.float64), np.asarray(weights["bias"], np.float64)
+
+    def fit(
+        self, wanted: Sequence[Affine], u: Activated, shared: Params | None = None
+    ) -> tuple[list[Params], Params | None]:
+        return [_params(kernel=kernel, bias=bias) for kernel, bias in wanted], None
+
+    def cost(self) -> Cost:
+        return linear_cost(self.width, self.features)
+
+
+class AdaLNShared(Modulation):
+    """S silu(vec) + b + E_l: S and b one for all blocks, the table E_l (parts, d) each block's own.
+
+    PixArt's adaLN-single (arXiv 2310.00426, Section 2.3). The shared part is computed once a pass, of weights that stand in
+    `params["shared"]["adaln_shared"]`; blocks whose modulations have different numbers of parts cannot share one.
+    """
+
+    kind = "adaln_shared"
+    reads = ("shared",)
+    axes: ClassVar[Axes] = {"adaln_shared/kernel": IN_HIDDEN}
+    torch_keys = (TorchKey("table", "table", "same"),)
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (), {"shared": {self.kind: jnp.zeros((1, self.features))}}
+
+    @nn.compact
+    def __call__(self, *, shared: dict[str, jax.Array]) -> jax.Array:
+        table = self.param("table", nn.initializers.zeros, (self.parts, self.width), jnp.float32)
+        return shared[self.kind] + table.reshape(-1)
+
+    def shared_part(self) -> SiluLinear:
+        return SiluLinear(self.features, self.dtype, parent=None)
+
+    def affine(self, weights: Params, shared: Params | None) -> Affine:
+        if shared is None:
+            raise BadInput(f"{self.kind}: no shared weights, expected those of the model that it is in")
+        bias = np.asarray(shared["bias"], np.float64) + np.asarray(weights["table"], np.float64).reshape(-1)
+        return np.asarray(shared["kernel"], np.float64), bias
+
+    def fit(
+        self, wanted: Sequence[Affine], u: Activated, shared: Params | None = None
+    ) -> tuple[list[Params], Params | None]:
+        # sum_l ||W_l u + b_l - (S u + b + E_l)||^2 is least for S the mean of the W_l and E_l the mean of what is left.
+        if shared is None:
+            kernel = np.mean([kernel for kernel, _ in wanted], axis=0)
+            bias = np.mean([bias for _, bias in wanted], axis=0)
+            shared = _params(kernel=kernel, bias=bias)
+        kernel, bias = (np.asarray(shared[name], np.float64) for name in ("kernel", "bias"))
+        tables = [own - bias + u.mean @ (matrix - kernel) for matrix, own in wanted]
+        return [_params(table=table.reshape(self.parts, -1)) for table in tables], shared
+
+    def cost(self) -> Cost:
+        return Cost(self.features, 0)
+
+
+class AdaLNLowRank(Modulation):
+    """U (D silu(vec)) + b with D (d, rank): a low-rank W for every block (the adaLN-LoRA of NVIDIA's Cosmos models).
+
+    Attributes:
+        rank: width between the two factors.
+    """
+
+    rank: int = 64
+
+    kind = "adaln_lowrank"
+    torch_keys = (
+        TorchKey("down/kernel", "1.weight", "linear"),
+        TorchKey("up/kernel", "2.weight", "linear"),
+        TorchKey("up/bias", "2.bias", "same"),
+    )
+
+    @nn.compact
+    def __call__(self, *, vec: jax.Array) -> jax.Array:
+        init = nn.initializers.normal(0.02)
+        down = nn.Dense(self.rank, use_bias=False, dtype=self.dtype, kernel_init=init, name="down")(nn.silu(vec))
+        return nn.Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="up")(down)
+
+    @classmethod
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
+        if not 1 <= op.option("rank") <= sizes.width:
+            raise BadInput(f"adaln_lowrank rank: got {op.option('rank')}, expected 1 to the width {sizes.width}")
+
+    @classmethod
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
+        return None if super().recognise(shapes, overrides) is None else {"rank": shapes["1.weight"][0]}
+
+    def affine(self, weights: Params, shared: Params | None) -> Affine:
+        down, up = (np.asarray(weights[name]["kernel"], np.float64) for name in ("down", "up"))
+        return down @ up, np.asarray(weights["up"]["bias"], np.float64)
+
+    def fit(
+        self, wanted: Sequence[Affine], u: Activated, shared: Params | None = None
+    ) -> tuple[list[Params], Params | None]:
+        # Reduced-rank regression (Izenman 1975): W R R^T, R the largest right singular vectors of W where u is white. Not
+        # its other form with the covariance's inverse, which explodes once training moves u to where it never was.
+        values, vectors = np.linalg.eigh(u.covariance)
+        deviations = np.sqrt(np.maximum(values, 0))
+        found = []
+        for kernel, bias in wanted:
+            white = deviations[:, None] * (vectors.T @ kernel)  # (d, parts d)
+            _, left = np.linalg.eigh(white @ white.T)
+            right, _ = np.linalg.qr(white.T @ left[:, ::-1][:, : self.rank])  # (parts d, rank)
+            down, up = kernel @ right, right.T
+            scale = np.sqrt(np.linalg.norm(down, axis=0))  # both factors of a component of one length train alike
+            safe = np.where(scale > 0, scale, 1)
+            bias = bias + u.mean @ (kernel - down @ up)
+            found.append({"down": _params(kernel=down / safe), "up": _params(kernel=safe[:, None] * up, bias=bias)})
+        return found, None
+
+    def cost(self) -> Cost:
+        d, r, out = self.width, self.rank, self.features
+        return Cost(d * r + r * out + out, 2 * r * (d + out))
+
+
+def _params(**leaves: np.ndarray) -> Params:
+    return {name: jnp.asarray(leaf, jnp.float32) for name, leaf in leaves.items()}

@@ -1,0 +1,81 @@
+"""Norms of tokens: the ones before a DiT's mixers, without parameters of their own since adaLN brings scale and shift."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from graftax.errors import BadInput
+from graftax.ops.base import Cost, Operator, Overrides, Shapes, TorchKey
+from graftax.spec import OpSpec, Option, Sizes
+
+
+def layer_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """LayerNorm (Ba et al., arXiv 1607.06450) without parameters over the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    variance = jnp.square(x - mean).mean(-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + eps)
+
+
+def rms_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) over the last axis, in float32 (Zhang and Sennrich, arXiv 1910.07467, without a gain)."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+
+
+class Norm(Operator):
+    """Base of norms: x (b, n, d) -> (b, n, d) float32."""
+
+    role = "norm"
+    readout = ""
+
+    @classmethod
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
+        if op.option("eps") <= 0:
+            raise BadInput(f"{cls.kind} eps: got {op.option('eps')}, expected a positive number")
+
+    @classmethod
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
+        names = {key.name for key in cls.torch_keys}
+        return {"affine": bool(shapes)} if set(shapes) in (names, set()) else None
+
+
+class LayerNorm(Norm):
+    """Mean 0 and variance 1 over the channels; with `affine` times a scale that starts at 1, plus a bias from 0."""
+
+    affine: bool = False
+    eps: float = 1e-6
+
+    kind = "layer_norm"
+    torch_keys = (TorchKey("scale", "weight", "same"), TorchKey("bias", "bias", "same"))
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = layer_norm(x, self.eps)
+        if not self.affine:
+            return x
+        scale = self.param("scale", nn.initializers.ones, (self.width,), jnp.float32)
+        return x * scale + self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+
+    def cost(self) -> Cost:
+        return Cost(2 * self.width * self.affine, 0)
+
+
+class RMSNorm(Norm):
+    """Root mean square 1 over the channels; with `affine` times a scale that starts at 1."""
+
+    affine: bool = False
+    eps: float = 1e-6
+
+    kind = "rms_norm"
+    torch_keys = (TorchKey("scale", "weight", "same"),)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = rms_norm(x, self.eps)
+        return x * self.param("scale", nn.initializers.ones, (self.width,), jnp.float32) if self.affine else x
+
+    def cost(self) -> Cost:
+        return Cost(self.width * self.affine, 0)

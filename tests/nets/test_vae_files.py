@@ -1,0 +1,181 @@
+"""VAEs from diffusers folders: the numbers of diffusers' AutoencoderKL itself, on random weights."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from graftax.checkpoint.files import sha256
+from graftax.errors import BadInput
+from graftax.nets import vae
+from graftax.nets.vae_files import load_vae, read_vae
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SIXTEEN = {
+    "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 1.5305,
+    "shift_factor": 0.0609, "mid_block_add_attention": False,
+}  # fmt: skip
+OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 24, 16, 3)).astype(np.float32)
+
+
+def build(**changes):
+    """A small AutoencoderKL: channels that change and channels that stay, variance kept by each layer, no norm at one."""
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=8,
+        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, **changes,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim == 1:
+                weights.add_(0.2 * torch.randn_like(weights))
+            else:
+                weights.normal_(std=weights[0].numel() ** -0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return build()
+
+
+@pytest.fixture
+def folder(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+def set_config(folder, **changes):
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value != "absent"}))
+
+
+def set_weights(folder, change):
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+
+
+def equal(found, expected):
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+
+
+@pytest.mark.parametrize("changes", [{}, SIXTEEN], ids=["sd", "sd3, no attention"])
+def test_both_ways_as_diffusers(tmp_path, changes):
+    theirs = build(**changes)
+    theirs.save_pretrained(tmp_path)
+    spec, params = load_vae(tmp_path)
+    shift = spec.shift_factor
+    assert (spec.scaling_factor, shift) == (changes.get("scaling_factor", 0.18215), changes.get("shift_factor", 0.0))
+    latents = np.random.default_rng(1).standard_normal((2, 6, 4, spec.latent_channels)).astype(np.float32)
+    with torch.no_grad():
+        posterior = theirs.encode(torch.tensor(IMAGES).permute(0, 3, 1, 2)).latent_dist
+        expected = torch.cat([posterior.mean, posterior.logvar], 1).permute(0, 2, 3, 1).numpy()
+        raw = torch.tensor(latents).permute(0, 3, 1, 2) / spec.scaling_factor + shift  # as their pipelines do
+        pixels = theirs.decode(raw).sample.permute(0, 2, 3, 1).numpy()
+    moments = jax.jit(vae.encode_moments, static_argnums=0)(spec, params, IMAGES)
+    decoded = jax.jit(vae.decode, static_argnums=0)(spec, params, latents)
+    for found, wanted in [(moments, expected), (decoded, pixels)]:
+        assert 0.5 < wanted.std() < 5, "a scale on which an error of 1e-4 says something"
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)  # float32 over 30 layers; required 1e-4
+
+
+def test_old_names_of_attention_and_1x1_convolutions(theirs, folder, tmp_path):
+    def renamed(name):
+        for new, old in OLD.items():
+            name = name.replace(new, old)
+        return name
+
+    _, expected = load_vae(folder)
+    set_weights(folder, lambda tensors: {renamed(name): tensor for name, tensor in tensors.items()})
+    assert any("proj_attn" in name for name in load_file(folder / WEIGHTS))
+    equal(load_vae(folder)[1], expected)
+    set_weights(
+        folder,
+        lambda tensors: {
+            name: tensor[:, :, None, None] if "attentions" in name and tensor.ndim == 2 else tensor
+            for name, tensor in tensors.items()
+        },
+    )
+    equal(load_vae(folder)[1], expected)
+
+
+def test_a_config_without_scale_is_stable_diffusions(folder):
+    """sd-vae-ft-ema's says neither scale nor which convolutions there are."""
+    spec, _ = load_vae(folder)
+    absent = ("scaling_factor", "shift_factor", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
+    set_config(folder, **dict.fromkeys((*absent, "latents_mean", "latents_std"), "absent"))
+    assert load_vae(folder)[0] == spec
+
+
+def test_bin_files_pipelines_and_half_precision(theirs, folder, tmp_path):
+    spec, params = load_vae(folder)
+    torch.save(theirs.state_dict(), folder / "diffusion_pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    found_spec, found, source = read_vae(tmp_path)  # the pipeline that has the folder "vae"
+    assert found_spec == spec
+    equal(found, params)
+    assert source.sha256 == sha256(folder / "diffusion_pytorch_model.bin")
+    torch.save({name: tensor.bfloat16() for name, tensor in theirs.state_dict().items()}, folder / source.name)
+    _, half = load_vae(folder)
+    equal(half, jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf, jnp.bfloat16), np.float32), params))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
+        ({"act_fn": "relu"}, "act_fn: '?relu"),
+        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, "down_block_types"),
+        ({"latents_mean": [0.1] * 4}, "latents_mean"),
+        ({"block_out_channels": [16, 32, 50]}, "block_out_channels"),
+        ({"block_out_channels": 16}, "block_out_channels: '?16"),
+        ({"norm_num_groups": 0}, "norm_num_groups: got 0"),
+        ({"scaling_factor": "0.18"}, "scaling_factor: got '0.18'"),
+        ({"shift_factor": [1]}, "shift_factor"),
+        ({"layers_per_block": 10**9}, "layers_per_block"),
+        ({"latent_channels": 8}, "conv_"),
+        ({"use_quant_conv": False}, "quant_conv"),
+    ],
+)
+def test_other_configs_are_refused(folder, changes, word):
+    set_config(folder, **changes)
+    with pytest.raises(BadInput, match=word) as refusal:
+        load_vae(folder)
+    assert str(folder) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda t: {name: x for name, x in t.items() if name != "decoder.conv_in.bias"}, "missing for decoder/conv_in/bias"),
+        (lambda t: {**t, "encoder.extra.weight": torch.zeros(2)}, "encoder.extra.weight'?: unexpected"),
+        (lambda t: {**t, "bare": torch.zeros(2)}, "bare'?: unexpected"),
+        (lambda t: {**t, "decoder.conv_in.bias": torch.zeros(3)}, "decoder.conv_in.bias: shape"),
+        (lambda t: {**t, "decoder.conv_in.weight": torch.zeros(3)}, "decoder.conv_in.weight: shape"),
+        (lambda t: {**t, "decoder.conv_in.bias": torch.zeros(32, dtype=torch.int64)}, "decoder.conv_in.bias: int64"),
+        (lambda t: {**t, "decoder.mid_block.attentions.0.query.bias": torch.zeros(32)}, "to_q.bias'?: unexpected"),
+    ],
+)
+def test_other_tensors_are_refused(folder, change, word):
+    set_weights(folder, change)
+    with pytest.raises(BadInput, match=word) as refusal:
+        load_vae(folder)
+    assert WEIGHTS in str(refusal.value)
+
+
+def test_folders_that_are_none(tmp_path, folder):
+    with pytest.raises(BadInput, match=r"no VAE.*config.json"):
+        load_vae(tmp_path / "nowhere")
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(BadInput, match="no weights"):
+        load_vae(folder)
+    (folder / "config.json").write_text("[1]")
+    with pytest.raises(BadInput, match="not the config"):
+        load_vae(folder)
