@@ -1,11 +1,12 @@
-"""Surgery: edits of a model as pure functions on (spec, params). Nothing is ever mutated."""
+"""Surgery: edits of a model as frozen values and pure functions on (spec, params). Nothing is ever mutated."""
 
-from graftax.surgery.check import check
-from graftax.surgery.edits import Edit, compose, replace, resize
+from graftax.surgery.check import check, check_trainable
+from graftax.surgery.edits import Edit, compose
 from graftax.surgery.graft import apply_edit, graft
 from graftax.surgery.hybrid import hybrid
 from graftax.surgery.inverse import inverse
 from graftax.surgery.lora import lora, merge_lora
+from graftax.surgery.parse import EDITS, parse
 from graftax.surgery.program import (
     Rewrite,
     looped_parallel,
@@ -16,12 +17,14 @@ from graftax.surgery.program import (
     reverse,
     skip,
 )
+from graftax.surgery.replace import replace, resize
+from graftax.surgery.replay import replay
 from graftax.surgery.report import Report, diff
 from graftax.surgery.restructure import drop, parallel_pairs, tie
-from graftax.surgery.select import Site, select
+from graftax.surgery.select import Site, all_sites, select
 
 __all__ = [
-    "Edit", "Report", "Rewrite", "Site", "apply_edit", "check", "compose", "diff", "drop", "graft", "hybrid",
-    "inverse", "looped_parallel", "lora", "merge_lora", "painters_span", "parallel", "parallel_pairs", "random_order",
-    "repeat", "replace", "resize", "reverse", "select", "skip", "tie",
+    "EDITS", "Edit", "Report", "Rewrite", "Site", "all_sites", "apply_edit", "check", "check_trainable", "compose", "diff",
+    "drop", "graft", "hybrid", "inverse", "looped_parallel", "lora", "merge_lora", "painters_span", "parallel",
+    "parallel_pairs", "parse", "random_order", "repeat", "replace", "replay", "resize", "reverse", "select", "skip", "tie",
 ]  # fmt: skip

@@ -6,12 +6,14 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from graftax.errors import BadInput
 from graftax.models import param_shapes
-from graftax.models.stack import Params
+from graftax.models.backbone import find
+from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 
 SHOWN = 5
@@ -25,16 +27,17 @@ def leaves_by_path(params: Params) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=64)
 def expected_leaves(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and dtype that every leaf of `spec`'s parameters must have, by path. Shared: do not change it."""
+    """The shape that every leaf of `spec`'s parameters must have, by path. Shared: do not change it."""
     return leaves_by_path(param_shapes(spec))
 
 
 def check(spec: ModelSpec, params: Params) -> None:
-    """Raise `BadInput` unless `params` (numpy or jax leaves) has exactly the leaves of `spec`, in shape and dtype.
+    """Raise `BadInput` unless `params` (numpy or jax leaves) has exactly the leaves of `spec`, in shape, of a float type.
 
     The message names the first few leaves that are missing, extra, mis-shaped or mis-typed and counts the rest. Values
     are not looked at.
     """
+    find(spec).check(spec)
     expected, found = expected_leaves(spec), leaves_by_path(params)
     faults = [f"{path} is missing" for path in expected if path not in found]
     faults += [f"{path} is not in the spec" for path in found if path not in expected]
@@ -44,11 +47,18 @@ def check(spec: ModelSpec, params: Params) -> None:
         raise BadInput(f"parameters do not fit the spec: {'; '.join(faults[:SHOWN])}{rest}")
 
 
+def check_trainable(what: str, params: Params) -> None:
+    """Raise `BadInput` where a leaf is not float32: smaller types would lose the updates of training."""
+    small = [(path, leaf.dtype) for path, leaf in leaves_by_path(params).items() if leaf.dtype != jnp.float32]
+    if small:
+        raise BadInput(f"{what}: {small[0][0]} is {small[0][1]}, expected float32; graftax.load(.., dtype='float32')")
+
+
 def _fault(leaf: Any, expected: jax.ShapeDtypeStruct) -> str | None:
     if not isinstance(leaf, np.ndarray | jax.Array):
         return f"is a {type(leaf).__name__}, expected an array"
     if leaf.shape != expected.shape:
         return f"has shape {leaf.shape}, expected {expected.shape}"
-    if leaf.dtype != expected.dtype:
-        return f"has type {leaf.dtype}, expected {expected.dtype}"
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return f"has type {leaf.dtype}, expected a float type"
     return None

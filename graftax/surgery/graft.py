@@ -10,28 +10,29 @@ from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.surgery.check import check
 from graftax.surgery.edits import Edit
-from graftax.surgery.inverse import Inverse
 from graftax.surgery.report import Report
 from graftax.surgery.select import select
 
 
-def graft(model: Model, edit: Edit, rng: jax.Array) -> Model:
+def graft(model: Model, edit: Edit, rng: jax.Array | None = None) -> Model:
     """The model after `edit`; the model given stays as it is, and untouched leaves are shared between the two.
 
-    `meta.edits` gains the edit's text, `meta.sites` the sites that now hold scions (none, for a mere program rewrite).
-    Raises `BadInput` where the edit is impossible or its result does not fit its spec.
+    `rng` is needed by edits that draw weights. `meta.edits` gains the edit's text, `meta.sites` the sites that now hold
+    scions (none, for a mere program rewrite). Raises `BadInput` where the edit is impossible or its result does not fit its
+    spec.
     """
     return apply_edit(model, edit, rng)[0]
 
 
-def apply_edit(model: Model, edit: Edit, rng: jax.Array) -> tuple[Model, Report]:
+def apply_edit(model: Model, edit: Edit, rng: jax.Array | None = None) -> tuple[Model, Report]:
     """`graft` together with its report."""
-    spec, params, report = edit(model.spec, model.params, rng)
+    if not isinstance(edit, Edit):
+        raise BadInput(f"edit: got {edit!r}, expected an edit like graftax.replace(..), or graftax.parse(text)")
+    held = select(model.meta.sites, model.spec) if model.meta.sites else ()
+    (spec, params, report), sites = edit.followed(model.spec, model.params, rng, held)
     _check_adapters(edit, report)
     check(spec, params)
-    held = select(model.meta.sites, model.spec) if model.meta.sites else ()
-    sites = edit.scions(model.spec, held) if isinstance(edit, Inverse) else {*report.moved(held), *report.sites}
-    meta = dataclasses.replace(model.meta, edits=(*model.meta.edits, edit.text), sites=tuple(map(str, sorted(sites))))
+    meta = dataclasses.replace(model.meta, edits=(*model.meta.edits, str(edit)), sites=tuple(map(str, sorted(sites))))
     return Model(spec, params, meta), report
 
 

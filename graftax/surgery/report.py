@@ -13,21 +13,25 @@ import numpy as np
 
 from graftax.models import Model, param_shapes
 from graftax.models.cost import count_params, flops
-from graftax.models.stack import Params
-from graftax.spec import SLOTS, ModelSpec, OpSpec, Step, block_key
+from graftax.ops.base import Params
+from graftax.spec import ModelSpec, OpSpec, Step
 from graftax.surgery.check import leaves_by_path
-from graftax.surgery.select import Site, compact, ranges
+from graftax.surgery.select import Site, all_sites, compact, ranges
 
 _NUMBERED = re.compile(r"(?P<part>blocks|merges)/(?P<numbers>\d+(?:_\d+)*)")
 
 
 @dataclass(frozen=True)
 class Report:
-    """The difference between two models. Leaves are named by path, "blocks/07/mixer/qkv/kernel".
+    """The difference between two models. Leaves are named by path, "blocks/07/mixer/qkv/kernel"; `str` is a short summary.
 
-    `kept`: the same weights at the same path on both sides. `dropped`: all other leaves of the model before; `new`: all
-    others of the model after. A leaf that was initialised afresh is therefore in both. `origin[i]` is the number that block
-    i had before, where blocks were taken out; kept leaves then have the path of after. `str` gives a short summary.
+    Attributes:
+        before: what the model was.
+        after: what it is.
+        kept: leaves with the same weights at the same path on both sides (that of after, where blocks got other numbers).
+        new: all others of the model after; a leaf that was initialised afresh is in both.
+        dropped: all others of the model before.
+        origin: origin[i] is the number that block i had before.
     """
 
     before: ModelSpec
@@ -53,18 +57,17 @@ class Report:
 
         Adapters that were folded into an operator do not make it another.
         """
-        sites = [Site(i, slot) for i in range(self.after.depth) for slot in SLOTS]
-        return tuple(site for site in sites if self._exchanged(site) or self.new_leaves(site))
+        return tuple(site for site in all_sites(self.after) if self._exchanged(site) or self.new_leaves(site))
 
     def new_leaves(self, site: Site) -> tuple[str, ...]:
         """New leaves of one site, without kernels that an adapter was folded into."""
         folded = {adapter.path for adapter in self.before.adapters} - {adapter.path for adapter in self.after.adapters}
-        return tuple(path for path in self.new if path.startswith(f"{site.path}/") and path not in folded)
+        return tuple(path for path in self.new if path.startswith(f"{site.path(self.after)}/") and path not in folded)
 
     def then(self, later: Report) -> Report:
         """This edit followed by `later` as one: a leaf is kept if both kept it; what only lived in between is gone."""
-        old = {*(_path_before(path, self.origin) for path in self.kept), *self.dropped}
-        kept = {path for path in later.kept if _path_before(path, later.origin) in self.kept}
+        old = {*(_path_before(path, self.before, self.origin) for path in self.kept), *self.dropped}
+        kept = {path for path in later.kept if _path_before(path, later.before, later.origin) in self.kept}
         origin = tuple(self.origin[i] for i in later.origin if i < len(self.origin))
         return _report(self.before, old, later.after, {*later.kept, *later.new}, kept, origin)
 
@@ -75,10 +78,10 @@ class Report:
     def _old_operator(self, site: Site) -> OpSpec | None:
         """What a site of the model after held before; None for a block that was not there."""
         known = site.block < len(self.origin)
-        return _operator(self.before, Site(self.origin[site.block], site.slot)) if known else None
+        return dict(self.before.blocks[self.origin[site.block]].ops).get(site.slot) if known else None
 
     def _exchanged(self, site: Site) -> bool:
-        return self._old_operator(site) != _operator(self.after, site)
+        return self._old_operator(site) != site.held(self.after)
 
     def __str__(self) -> str:
         lines = self._site_lines() or ["operators           unchanged"]
@@ -96,7 +99,7 @@ class Report:
         runs: dict[tuple[str, str], list[Site]] = {}
         for site in self.sites:
             weights = "new weights" if self.new_leaves(site) else "weights kept"
-            change = f"{self._old_operator(site) or 'none'} -> {_operator(self.after, site)}, {weights}"
+            change = f"{self._old_operator(site) or 'none'} -> {site.held(self.after)}, {weights}"
             runs.setdefault((site.slot, change), []).append(site)
         return [_site_line(slot, change, sites) for (slot, change), sites in runs.items()]
 
@@ -111,7 +114,8 @@ def compare(
     """
     origin = tuple(range(min(before[0].depth, after[0].depth))) if origin is None else origin
     old, new = leaves_by_path(before[1]), leaves_by_path(after[1])
-    kept = {path for path, leaf in new.items() if (was := _path_before(path, origin)) in old and same(old[was], leaf)}
+    paths = {path: _path_before(path, before[0], origin) for path in new}
+    kept = {path for path, leaf in new.items() if paths[path] in old and same(old[paths[path]], leaf)}
     return _report(before[0], set(old), after[0], set(new), kept, origin)
 
 
@@ -146,7 +150,7 @@ def _step_text(step: Step) -> str:
     return f"{step.merge}({ranges(step.blocks)}){loops}{alpha}"
 
 
-def _path_before(path: str, origin: tuple[int, ...]) -> str:
+def _path_before(path: str, before: ModelSpec, origin: tuple[int, ...]) -> str:
     """The path that a leaf had before its block was numbered anew; "" where the block was not there."""
     place = _NUMBERED.match(path)
     if place is None:
@@ -154,18 +158,14 @@ def _path_before(path: str, origin: tuple[int, ...]) -> str:
     blocks = [int(number) for number in place["numbers"].split("_")]
     if max(blocks) >= len(origin):
         return ""
-    return f"{place['part']}/{'_'.join(block_key(origin[i]) for i in blocks)}{path[place.end() :]}"
+    return f"{place['part']}/{before.merge_key(origin[i] for i in blocks)}{path[place.end() :]}"
 
 
 def _report(
     before: ModelSpec, old: set[str], after: ModelSpec, new: set[str], kept: set[str], origin: tuple[int, ...]
 ) -> Report:
-    gone = old - {_path_before(path, origin) for path in kept}
+    gone = old - {_path_before(path, before, origin) for path in kept}
     return Report(before, after, tuple(sorted(kept)), tuple(sorted(new - kept)), tuple(sorted(gone)), origin)
-
-
-def _operator(spec: ModelSpec, site: Site) -> Any:
-    return getattr(spec.blocks[site.block], site.slot)
 
 
 def _equal(a: Any, b: Any) -> bool:

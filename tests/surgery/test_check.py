@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from graftax.errors import BadInput
-from graftax.surgery.check import check, expected_leaves
+from graftax.surgery.check import check, check_trainable, expected_leaves
 from graftax.testing import random_params, tiny_spec
 
 SPEC = tiny_spec()
@@ -45,12 +45,28 @@ def test_a_misshapen_leaf_is_named_with_both_shapes():
         check(SPEC, params)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.float64, np.int32])
-def test_another_type_is_named(dtype):
+@pytest.mark.parametrize("dtype", [np.int32, np.bool_, np.complex64])
+def test_types_that_are_no_floats_are_named(dtype):
     params = broken()
     params["pos_embed"] = params["pos_embed"].astype(dtype)
-    with pytest.raises(BadInput, match=rf"pos_embed has type {np.dtype(dtype).name}, expected float32$"):
+    with pytest.raises(BadInput, match=rf"pos_embed has type {np.dtype(dtype).name}, expected a float type$"):
         check(SPEC, params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.float64])
+def test_other_float_types_are_for_inference(dtype):
+    params = broken()
+    params["blocks"]["02"]["mlp"]["fc1"]["bias"] = params["blocks"]["02"]["mlp"]["fc1"]["bias"].astype(dtype)
+    check(SPEC, params)
+    check_trainable("model", PARAMS)
+    message = rf"student: blocks/02/mlp/fc1/bias is {np.dtype(dtype).name}, expected float32; graftax\.load"
+    with pytest.raises(BadInput, match=message):
+        check_trainable("student", params)
+
+
+def test_what_is_no_model_of_its_backbone_is_refused():
+    with pytest.raises(BadInput, match="frame colour: not known"):
+        check(SPEC.with_frame(colour=1), PARAMS)
 
 
 def test_what_is_no_array_is_named():

@@ -1,7 +1,7 @@
 """Exchanging operators: what changes, what stays the same object, where weights come from."""
 
-import dataclasses
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,17 @@ import pytest
 from graftax.errors import BadInput
 from graftax.models import forward
 from graftax.spec import op
-from graftax.surgery import check, compose, edits, replace, resize
-from graftax.surgery.edits import _fresh
+from graftax.surgery import check, compose, drop, parallel_pairs, replace, resize, skip
+from graftax.surgery.replace import weighed, with_importance
 from graftax.testing import assert_same_leaves, assert_trees_close, random_params, tiny_spec
 
 SPEC = tiny_spec()
 PARAMS = random_params(SPEC, jax.random.key(0))
 RNG = jax.random.key(7)
+EXCHANGE = importlib.import_module("graftax.surgery.replace")  # the package has a function of that name
 X = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
 T = jnp.array([3.0, 700.0])
-Y = jnp.array([1, 10])
+Y = {"y": jnp.array([1, 10])}
 
 
 def output(spec, params):
@@ -35,8 +36,8 @@ def teacher_output():
 def test_replace_changes_the_chosen_sites_only():
     spec, params, report = replace("blocks[1::2].mixer", "hyena_x", kernel=3)(SPEC, PARAMS, RNG)
     check(spec, params)
-    assert [str(block.mixer) for block in spec.blocks] == ["mha", "hyena_x(kernel=3)"] * 2
-    assert [block.mlp for block in spec.blocks] == [block.mlp for block in SPEC.blocks]
+    assert [str(block["mixer"]) for block in spec.blocks] == ["mha", "hyena_x(kernel=3)"] * 2
+    assert [block["mlp"] for block in spec.blocks] == [block["mlp"] for block in SPEC.blocks]
     assert spec.replace(blocks=SPEC.blocks) == SPEC
     assert_same_leaves(PARAMS, params, ["blocks/01/mixer", "blocks/03/mixer"])
     assert report.sites == tuple(s for s in report.sites if s.slot == "mixer")
@@ -84,8 +85,8 @@ def test_a_sites_weights_do_not_depend_on_the_other_sites():
 
 def test_every_site_has_a_key_of_its_own(monkeypatch):
     """Both slots of a block too: operators there may name their layers alike."""
-    keys = []
-    monkeypatch.setattr(edits, "_fresh", lambda operator, key: keys.append(key) or _fresh(operator, key))
+    keys, fresh = [], EXCHANGE._fresh
+    monkeypatch.setattr(EXCHANGE, "_fresh", lambda operator, key: keys.append(key) or fresh(operator, key))
     compose(replace("blocks[*].mixer", "mha"), replace("blocks[*].mlp", "mlp"))(SPEC, PARAMS, RNG)
     assert len(keys) == 8
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 8
@@ -94,9 +95,9 @@ def test_every_site_has_a_key_of_its_own(monkeypatch):
 def test_one_compilation_serves_all_sites():
     spec = tiny_spec(depth=6, hidden_size=40)  # a size that no other test has compiled
     params = random_params(spec, RNG)
-    before = _fresh._cache_size()
+    before = EXCHANGE._fresh._cache_size()
     replace("blocks[*].mixer", "hyena_x")(spec, params, RNG)
-    assert _fresh._cache_size() == before + 1
+    assert EXCHANGE._fresh._cache_size() == before + 1
 
 
 def test_transplanted_window_keeps_the_objects():
@@ -144,7 +145,7 @@ def test_a_narrower_mlp_keeps_its_most_important_neurons():
     assert_same_leaves(PARAMS, params, ["blocks/01/mlp/fc1", "blocks/01/mlp/fc2/kernel"])
 
 
-@pytest.mark.parametrize("ratio", [4.5, 6, 9])
+@pytest.mark.parametrize("ratio", [4.5, 9])
 def test_a_wider_mlp_computes_the_same(ratio):
     spec, params, _ = resize("blocks[*].mlp", ratio, init="transplant")(SPEC, PARAMS, RNG)
     check(spec, params)
@@ -154,7 +155,7 @@ def test_a_wider_mlp_computes_the_same(ratio):
 def test_resize_changes_the_ratio():
     spec, params, _ = resize("blocks[deep:50%].mlp", ratio=3)(SPEC, PARAMS, RNG)
     check(spec, params)
-    assert [block.mlp.option("ratio") for block in spec.blocks] == [4.0, 4.0, 3.0, 3.0]
+    assert [block["mlp"].option("ratio") for block in spec.blocks] == [4.0, 4.0, 3.0, 3.0]
     assert params["blocks"]["03"]["mlp"]["fc1"]["kernel"].shape == (48, 144)
     assert_same_leaves(PARAMS, params, ["blocks/02/mlp", "blocks/03/mlp"])
 
@@ -163,7 +164,7 @@ def test_block_numbers_take_the_operators_slot():
     by_number, _, _ = replace([3, 1], "hyena_x")(SPEC, PARAMS, RNG)
     by_name, _, _ = replace("blocks[1,3].mixer", "hyena_x")(SPEC, PARAMS, RNG)
     assert by_number == by_name
-    assert [block.mlp.option("ratio") for block in resize(0, 2)(SPEC, PARAMS, RNG)[0].blocks] == [2.0, 4.0, 4.0, 4.0]
+    assert [block["mlp"].option("ratio") for block in resize(0, 2)(SPEC, PARAMS, RNG)[0].blocks] == [2.0, 4.0, 4.0, 4.0]
 
 
 def test_two_edits_equal_one():
@@ -202,14 +203,17 @@ def test_the_grafted_model_runs():
         (lambda: replace("blocks[0].mixer", "hyena_x", taps=4), "'taps': not known"),
         (lambda: replace("blocks[0].mixer", "hyena_x", kernel=0), "kernel: got 0"),
         (lambda: replace("blocks[0].mixer", "hyena_x", kernel="4"), "kernel='4': expected int"),
-        (lambda: replace("blocks[0].mlp", "hyena_x"), "is a mixer, expected a mlp"),
-        (lambda: replace("blocks[0].mixer", "mlp"), "is a mlp, expected a mixer"),
+        (lambda: replace("blocks[0].mlp", "hyena_x"), "has the role mixer, expected one with the role channel"),
+        (lambda: replace("blocks[0].mixer", "mlp"), "has the role channel, expected one with the role mixer"),
         (lambda: replace("blocks[0].mixer", "mha", init="zeros"), "init: got 'zeros'"),
         (lambda: replace("blocks[9].mixer", "mha"), "'9' selects no block"),
         (lambda: resize("blocks[0].mixer", 3), r"blocks\[0\].mixer: holds mha, which has no ratio"),
         (lambda: resize("blocks[0].mlp", 0), "ratio: got 0"),
         (lambda: resize("blocks[0].mlp", 3, init="copy"), "init: got 'copy'"),
+        (lambda: resize("blocks[0].mlp", True), "ratio True, expected a number"),
+        (lambda: replace([], "mha"), "empty, expected at least one site"),
         (lambda: compose(), "compose: got no edits"),
+        (lambda: compose(replace(0, "mha"), "skip(1, 2)"), r"compose: got 'skip\(1, 2\)', expected edits"),
     ],
 )
 def test_impossible_edits_are_refused(edit, message):
@@ -219,14 +223,36 @@ def test_impossible_edits_are_refused(edit, message):
 
 def test_resize_keeps_other_options():
     mlp = op("mlp", other=1, ratio=4.0)
-    spec = SPEC.replace(blocks=(dataclasses.replace(SPEC.blocks[0], mlp=mlp), *SPEC.blocks[1:]))
+    spec = SPEC.replace(blocks=(SPEC.blocks[0].with_op("mlp", mlp), *SPEC.blocks[1:]))
     with pytest.raises(BadInput, match="'other': not known"):  # it reached the operator: nothing was left out
         resize("blocks[0].mlp", 3)(spec, PARAMS, RNG)
+
+
+def test_edits_that_draw_nothing_need_no_key():
+    for edit in (skip(1, 2), drop(3), parallel_pairs(), compose(skip(0, 1), drop(2))):
+        assert not edit.draws
+        assert edit(SPEC, PARAMS)[0] == edit.on(SPEC)
+    for edit in (replace(0, "mha"), compose(skip(0, 1), resize(0, 2))):
+        assert edit.draws
+        with pytest.raises(BadInput, match="draws weights, expected rng"):
+            edit(SPEC, PARAMS)
+
+
+def test_importance_reaches_the_edits_that_want_it():
+    narrower = resize("blocks[1,2].mlp", 3, init="transplant")
+    edit = compose(drop(0), narrower, resize("blocks[0].mlp", 6, init="transplant"), resize("blocks[2].mlp", 2))
+    assert [str(site) for site in weighed(edit, SPEC)] == ["blocks[1].mlp", "blocks[2].mlp"]
+    importance = {f"blocks[{i}].mlp": np.arange(192.0) for i in (1, 2)}
+    informed = with_importance(edit, importance)
+    assert informed == edit  # data are no part of what an edit is
+    _, params, _ = informed(SPEC, PARAMS, RNG)
+    old = PARAMS["blocks"]["02"]["mlp"]["fc1"]["bias"]
+    np.testing.assert_array_equal(params["blocks"]["01"]["mlp"]["fc1"]["bias"], old[-144:])
 
 
 def test_texts():
     assert str(replace("blocks[1::2].mixer", "hyena_x")) == "replace(blocks[1::2].mixer, hyena_x(kernel=4), init=random)"
     assert str(replace([1, 3], "swa", init="transplant")) == "replace([1, 3], swa(window=4), init=transplant)"
-    assert str(resize("blocks[*].mlp", 3)) == "resize(blocks[*].mlp, ratio=3, init=random)"
+    assert str(resize("blocks[*].mlp", 3)) == "resize(blocks[*].mlp, ratio=3.0, init=random)"
     edit = compose(replace(0, "mha"), resize(0, 2))
-    assert str(edit) == "compose(replace(0, mha, init=random), resize(0, ratio=2, init=random))"
+    assert str(edit) == "compose(replace(0, mha(), init=random), resize(0, ratio=2.0, init=random))"

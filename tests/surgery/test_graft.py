@@ -1,5 +1,7 @@
 """Grafting whole models: provenance, checks, sharing."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -48,24 +50,41 @@ def test_the_report_comes_along():
     assert report == compare((MODEL.spec, MODEL.params), (student.spec, student.params))
 
 
-def test_an_edit_that_breaks_the_tree_is_refused():
-    def run(spec, params, rng):
-        after = {**params, "final": {**params["final"], "linear": {"kernel": jnp.zeros((48, 32))}}}
-        return spec, after, compare((spec, params), (spec, after))
+@dataclass(frozen=True)
+class Scale(Edit):
+    """Multiply the output layer."""
 
+    factor: float
+    only: str = ""
+    name = "scale"
+
+    def on(self, spec):
+        return spec
+
+    def weights(self, spec, after, params, rng):
+        final = jax.tree.map(lambda leaf: self.factor * leaf, params["final"])
+        linear = {self.only: final["linear"][self.only]} if self.only else final["linear"]
+        return {**params, "final": {**final, "linear": linear}}
+
+    def arguments(self):
+        return (self.factor,), {"only": self.only} if self.only else {}
+
+
+def test_an_edit_that_breaks_the_tree_is_refused():
     with pytest.raises(BadInput, match="final/linear/bias is missing"):
-        graft(MODEL, Edit("lose a bias", run), RNG)
+        graft(MODEL, Scale(2.0, only="kernel"))
 
 
 def test_an_edit_of_ones_own():
-    def run(spec, params, rng):
-        after = {**params, "final": jax.tree.map(lambda leaf: 2 * leaf, params["final"])}
-        return spec, after, compare((spec, params), (spec, after))
-
-    student, report = apply_edit(MODEL, compose(replace([0], "mha"), Edit("double the output", run)), RNG)
-    assert student.meta.edits == ("compose(replace(0, mha, init=random), double the output)",)
+    student, report = apply_edit(MODEL, compose(replace([0], "mha"), Scale(2.0)), RNG)
+    assert student.meta.edits == ("compose(replace(0, mha(), init=random), scale(2.0))",)
     assert student.meta.sites == ("blocks[0].mixer",)
     assert "final/linear/kernel" in report.new
+
+
+def test_what_is_no_edit_is_refused():
+    with pytest.raises(BadInput, match=r"edit: got 'skip\(1, 2\)', expected an edit like graftax.replace"):
+        graft(MODEL, "skip(1, 2)")  # pyright: ignore
 
 
 def test_the_student_runs():

@@ -47,7 +47,7 @@ def test_the_inverse_of_a_graft_is_the_original(edit):
     assert back.spec == SPEC
     assert_same_leaves(MODEL.params, back.params)
     assert back.meta.sites == ()
-    assert back.meta.edits == (edit.text, "inverse(dit.pt)")
+    assert back.meta.edits == (str(edit), "inverse(original)")
 
 
 def test_of_several_grafts_and_within_a_composition():
@@ -60,7 +60,7 @@ def test_of_several_grafts_and_within_a_composition():
 def test_selected_sites_only():
     student = graft(MODEL, compose(hybrid({"hyena_x": [1, 3], "swa": [2]}), resize("blocks[1].mlp", 3), skip(0, 1)), RNG)
     back, report = apply_edit(student, inverse(MODEL, "blocks[hyena_x].mixer"), RNG)
-    assert [block.mixer.kind for block in back.spec.blocks] == ["mha", "mha", "swa", "mha"]
+    assert [block["mixer"].kind for block in back.spec.blocks] == ["mha", "mha", "swa", "mha"]
     assert back.spec.program == student.spec.program
     assert back.meta.sites == ("blocks[1].mlp", "blocks[2].mixer")
     assert_same_leaves(student.params, back.params, ["blocks/01/mixer", "blocks/03/mixer"])
@@ -73,10 +73,10 @@ def test_what_was_fine_tuned_outside_the_operators_stays():
     student = finetuned(graft(MODEL, replace("blocks[1].mixer", "hyena_x"), RNG))
     back = graft(student, inverse(MODEL), RNG)
     assert back.spec == SPEC
-    operators = [f"blocks/0{i}/{slot}" for i in range(4) for slot in ("mixer", "mlp")]
+    operators = [f"blocks/0{i}/{slot}" for i in range(4) for slot in ("adaln", "mixer", "mlp")]
     assert_same_leaves(student.params, back.params, operators)
     for i in range(4):
-        for slot in ("mixer", "mlp"):
+        for slot in ("adaln", "mixer", "mlp"):
             assert_same_leaves(MODEL.params["blocks"][f"0{i}"][slot], back.params["blocks"][f"0{i}"][slot])
 
 
@@ -116,7 +116,7 @@ def test_adapters_at_restored_sites_go():
 
 def test_another_model_is_refused():
     wider = tiny_spec(hidden_size=64)
-    with pytest.raises(BadInput, match="hidden_size is 48, but the original has 64"):
+    with pytest.raises(BadInput, match=r"sizes is Sizes\(width=48.*, but the original has Sizes\(width=64"):
         graft(MODEL, inverse(Model(wider, random_params(wider, RNG))), RNG)
     with pytest.raises(BadInput, match=r"blocks\[7\]"):
         graft(MODEL, inverse(MODEL, "blocks[7].mixer"), RNG)

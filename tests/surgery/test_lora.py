@@ -75,7 +75,7 @@ def test_at_first_the_model_computes_the_same_and_shares_its_leaves():
     assert len(report.new) == 16
     assert not report.dropped
     assert "adapters            0 -> 8" in str(report)
-    assert model.meta.edits == ("lora(blocks[*].mixer, rank=4, alpha=16)",)
+    assert model.meta.edits == ("lora(blocks[*].mixer, rank=4, alpha=16.0)",)
 
 
 def test_more_adapters_leave_the_first_as_they_are():

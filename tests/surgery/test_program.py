@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from graftax.blocks import Context
 from graftax.errors import BadInput
 from graftax.models.stack import apply_stack
-from graftax.spec import Step, block_key, op
+from graftax.spec import Step, op
 from graftax.surgery import (
     compose,
     looped_parallel,
@@ -41,12 +42,12 @@ def plain(*blocks):
 
 @functools.partial(jax.jit, static_argnums=0)
 def one_block(spec, params, x):
-    return apply_stack(spec, params, x, C, plan="unroll")[0]
+    return apply_stack(spec, params, {"img": x}, Context(C), plan="unroll")[0]["img"]
 
 
 def f(i, x):
     """Block i on its own."""
-    return one_block(SPEC.replace(blocks=(SPEC.blocks[i],), program=()), {"00": PARAMS["blocks"][block_key(i)]}, x)
+    return one_block(SPEC.replace(blocks=(SPEC.blocks[i],), program=()), {"00": PARAMS["blocks"][f"{i:02d}"]}, x)
 
 
 def by_hand(*blocks):
@@ -57,7 +58,7 @@ def by_hand(*blocks):
 
 
 def stack(spec, blocks=PARAMS["blocks"]):
-    return jax.jit(lambda blocks: apply_stack(spec, blocks, X, C)[0])(blocks)
+    return jax.jit(lambda blocks: apply_stack(spec, blocks, {"img": X}, Context(C))[0]["img"])(blocks)
 
 
 def assert_stack(edit, expected):
@@ -82,7 +83,7 @@ def test_repeat_takes_the_block_given():
 def test_reverse_equals_permuted_weights():
     swapped = [0, 4, 3, 2, 1, 5]
     spec = SPEC.replace(blocks=tuple(SPEC.blocks[i] for i in swapped))
-    blocks = {block_key(to): PARAMS["blocks"][block_key(i)] for to, i in enumerate(swapped)}
+    blocks = {f"{to:02d}": PARAMS["blocks"][f"{i:02d}"] for to, i in enumerate(swapped)}
     expected = stack(spec, blocks)
     assert_stack(reverse(1, 5), expected)
     assert not np.allclose(expected, by_hand(0, 1, 2, 3, 4, 5), atol=1e-2)
@@ -147,7 +148,7 @@ def test_rewrites_compose_with_grafts():
     edit = compose(replace("blocks[0].mixer", "hyena_x"), skip(4, 6), reverse(0, 2))
     spec, params, report = edit(SPEC, PARAMS, jax.random.key(5))
     assert order(spec) == [1, 0, 2, 3]
-    assert spec.blocks[0].mixer == op("hyena_x", kernel=4)
+    assert spec.blocks[0]["mixer"] == op("hyena_x", kernel=4)
     assert [str(site) for site in report.sites] == ["blocks[0].mixer"]
     assert set(params["blocks"]) == set(PARAMS["blocks"])  # blocks that do not run keep their weights
 
@@ -175,9 +176,9 @@ def test_texts():
     edits = [
         skip(1, 2), repeat(1, 3), repeat(1, 3, block=0), reverse(0, 2), random_order(0, 3, seed=4), looped_parallel(1, 3)
     ]  # fmt: skip
-    assert [edit.text for edit in edits] == [
+    assert [str(edit) for edit in edits] == [
         "skip(1, 2)", "repeat(1, 3)", "repeat(1, 3, block=0)", "reverse(0, 2)", "random_order(0, 3, seed=4)",
-        "parallel(1, 3, loops=3, alpha=1)",
+        "parallel(1, 3, loops=3, alpha=1.0)",
     ]  # fmt: skip
 
 
@@ -193,12 +194,18 @@ def test_illegal_spans_are_refused(span, rewrite):
     [
         (skip(0, 6), "leaves no block to run"),
         (repeat(1, 2, block=6), r"expected block ids within 0\.\.5"),
-        (parallel(1, 3, loops=0), "loops 0, expected 1 or more"),
+        (parallel(1, 3, loops=0), "loops: got 0, expected a positive integer"),
     ],
 )
 def test_impossible_rewrites_are_refused(edit, message):
     with pytest.raises(BadInput, match=message):
         edit.on(SPEC)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), "1"])
+def test_a_factor_must_be_a_finite_number(alpha):
+    with pytest.raises(BadInput, match=f"parallel: alpha {alpha!r}, expected a finite number"):
+        parallel(1, 3, alpha=alpha)
 
 
 @pytest.mark.parametrize("first", [parallel(1, 3), parallel(1, 2, loops=2), parallel(1, 2, alpha=0.5)])
@@ -232,7 +239,7 @@ def end_of_span(edit=None):
     program = (spec if edit is None else edit.on(spec)).program
     shortened = spec.replace(program=program[: len(program) - (DEPTH - HI)])
     x, c = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(8, 16, 96), (8, 96)]))
-    return jax.jit(lambda blocks: apply_stack(shortened, blocks, x, c)[0])(blocks)
+    return jax.jit(lambda blocks: apply_stack(shortened, blocks, {"img": x}, Context(c))[0]["img"])(blocks)
 
 
 def relative_error(edit):

@@ -1,14 +1,12 @@
 """Selectors: exact sites on 28 blocks, and refusals."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
+from graftax.backbones.dit import variant
 from graftax.errors import BadInput
-from graftax.models import variant
 from graftax.spec import op
-from graftax.surgery.select import Site, compact, ranges, select
+from graftax.surgery.select import Site, all_sites, compact, ranges, select
 from graftax.testing import tiny_spec
 
 XL = variant("DiT-XL/2")
@@ -54,10 +52,27 @@ def test_shares_on_an_odd_depth():
 def test_kinds_select_what_a_slot_holds():
     blocks = list(XL.blocks)
     for i in (2, 9):
-        blocks[i] = dataclasses.replace(blocks[i], mixer=op("swa", window=4))
+        blocks[i] = blocks[i].with_op("mixer", op("swa", window=4))
     spec = XL.replace(blocks=tuple(blocks))
     assert [site.block for site in select("blocks[swa].mixer", spec)] == [2, 9]
     assert [site.block for site in select("blocks[mha].mixer", spec)] == [i for i in range(28) if i not in (2, 9)]
+
+
+@pytest.mark.parametrize(
+    ("selector", "slots"),
+    [
+        ("blocks[3].norm", ["norm1", "norm2"]), ("blocks[3].modulation", ["adaln"]), ("blocks[3].channel", ["mlp"]),
+        ("blocks[3].norm2", ["norm2"]), ("dit[3].mixer", ["mixer"]),
+    ],
+)  # fmt: skip
+def test_slots_are_named_by_role_and_blocks_by_kind(selector, slots):
+    assert select(selector, XL) == tuple(Site(3, slot) for slot in slots)
+
+
+def test_all_sites():
+    spec = tiny_spec(depth=2)
+    assert all_sites(spec) == tuple(Site(i, slot) for i in (0, 1) for slot in ("adaln", "norm1", "mixer", "norm2", "mlp"))
+    assert all_sites(spec, "norm", "channel") == tuple(Site(i, slot) for i in (0, 1) for slot in ("norm1", "norm2", "mlp"))
 
 
 def test_lists_are_sorted_unions():
@@ -67,15 +82,16 @@ def test_lists_are_sorted_unions():
 
 
 def test_numbers_take_the_given_slot():
-    assert select([3, np.int64(1), -1], XL, "mlp") == (Site(1, "mlp"), Site(3, "mlp"), Site(27, "mlp"))
+    assert select([3, np.int64(1), -1], XL, "channel") == (Site(1, "mlp"), Site(3, "mlp"), Site(27, "mlp"))
     assert select(0, XL, "mixer") == (Site(0, "mixer"),)
-    with pytest.raises(BadInput, match=r"blocks\[3\]"):
+    with pytest.raises(BadInput, match="selector 3 on 28 blocks: not a selector"):
         select([3], XL)
 
 
 def test_a_site_prints_as_its_selector():
     assert str(Site(3, "mixer")) == "blocks[3].mixer"
-    assert Site(3, "mixer").path == "blocks/03/mixer"
+    assert Site(3, "mixer").path(XL) == "blocks/03/mixer"
+    assert Site(3, "mixer").held(XL) == op("mha")
     assert select(str(Site(3, "mixer")), XL) == (Site(3, "mixer"),)
 
 
@@ -97,9 +113,9 @@ def test_a_site_prints_as_its_selector():
         ("blocks[deep:0%].mixer", "'deep:0%' selects no block"),
         ("blocks[top:1%].mixer", "'top:1%' selects no block"),
         ("blocks[middle:50%].mixer", "selects no block"),
-        ("blocks[1].attn", "not a selector"),
+        ("blocks[1].attn", "no such slot"),
         ("blocks[1]", "not a selector"),
-        ("block[1].mixer", "not a selector"),
+        ("block[1].mixer", "no such kind of block"),
         ("blocks[1].mixer ", "not a selector"),
         ("", "not a selector"),
         (["blocks[1].mixer", "blocks[40].mlp"], "'40' selects no block"),
