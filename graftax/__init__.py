@@ -4,18 +4,64 @@ import graftax
 model = graftax.load("DiT-XL-2-256x256.pt")
 student = graftax.graft(model, graftax.replace("blocks[1::2].mixer", "hyena_x", kernel=4), rng=jax.random.key(0))
 images = graftax.sample(student, labels, cfg_scale=1.5, rng=jax.random.key(1))
+
+Names are imported when they are first used: `graftax --help` waits neither for JAX nor for Flax.
 """
 
-from graftax.api import export, graft, load, sample, save
-from graftax.errors import BadInput, GraftaxError, NonFinite, Preempted
-from graftax.models import Model
-from graftax.spec import BlockSpec, ModelSpec, OpSpec, Step, op
-from graftax.surgery import compose, drop, hybrid, inverse, lora, merge_lora, parallel_pairs, replace, resize, tie
+from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graftax.api import export, graft, load, sample, save
+    from graftax.diffusion import Sampling
+    from graftax.errors import BadInput, GraftaxError, NonFinite, Preempted
+    from graftax.models import Model
+    from graftax.spec import BlockSpec, ModelSpec, OpSpec, Step, op
+    from graftax.surgery import (
+        compose,
+        drop,
+        hybrid,
+        inverse,
+        lora,
+        merge_lora,
+        parallel_pairs,
+        parse,
+        replace,
+        replay,
+        resize,
+        tie,
+    )
+
+__version__ = "0.2.0"
 
 __all__ = [
-    "BadInput", "BlockSpec", "GraftaxError", "Model", "ModelSpec", "NonFinite", "OpSpec", "Preempted", "Step",
-    "compose", "drop", "export", "graft", "hybrid", "inverse", "load", "lora", "merge_lora", "op", "parallel_pairs",
-    "replace", "resize", "sample", "save", "tie",
+    "BadInput", "BlockSpec", "GraftaxError", "Model", "ModelSpec", "NonFinite", "OpSpec", "Preempted", "Sampling", "Step",
+    "compose", "drop", "export", "graft", "hybrid", "inverse", "load", "lora", "merge_lora", "op", "parallel_pairs", "parse",
+    "replace", "replay", "resize", "sample", "save", "tie",
 ]  # fmt: skip
+
+_HOMES = {
+    "api": ("export", "graft", "load", "sample", "save"),
+    "diffusion": ("Sampling",),
+    "errors": ("BadInput", "GraftaxError", "NonFinite", "Preempted"),
+    "models": ("Model",),
+    "spec": ("BlockSpec", "ModelSpec", "OpSpec", "Step", "op"),
+    "surgery": (
+        "compose", "drop", "hybrid", "inverse", "lora", "merge_lora", "parallel_pairs", "parse", "replace", "replay",
+        "resize", "tie",
+    ),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module 'graftax' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"graftax.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,38 +3,64 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
-from graftax.diffusion import Process, Sampler, guided, unit_noise
-from graftax.diffusion import sample as denoise
+from graftax.diffusion import Sampling, SamplingFields, Steps, guided, image_keys
+from graftax.diffusion import initial_noise as first_noise
 from graftax.errors import BadInput
-from graftax.models.dit import forward_prepared, prepare_params
-from graftax.models.model import Meta, Model
-from graftax.models.stack import Params
-from graftax.spec import ModelSpec
+from graftax.models.backbone import Cond, find
+from graftax.models.forward import forward_prepared, prepare_params
+from graftax.models.model import Meta, Model, check_inputs, given_conditions
+from graftax.ops.base import Params
+from graftax.spec import ModelSpec, Option
 from graftax.surgery import check, graft
 
 
-def load(path: str | Path, *, compat: str | None = None, **overrides: int) -> Model:
+def load(
+    path: str | Path, layout: str | None = None, dtype: DTypeLike | None = None, mesh: Mesh | None = None,
+    **overrides: Option,
+) -> Model:  # fmt: skip
     """Read a model: a PyTorch `.pt`, a `.safetensors`, a graftax checkpoint folder, a diffusers folder, or "demo", the
     small DiT that graftax brings.
 
     PyTorch-layout files may be flat state dicts or training checkpoints (EMA weights preferred); the structure, grafted
-    operators included, is recognised from the tensors. `overrides` give what tensors cannot tell: `num_heads=4`,
-    `window=4`. A folder of diffusers' DiTTransformer2DModel, or of its pipeline, is computed as DiT is unless `compat` is
-    "diffusers": that code deviates (`ModelSpec`). Nothing in the file is executed. Raises `BadInput` naming what is
-    missing, extra, mis-shaped or hostile.
+    operators included, is recognised from the tensors. `layout` names the format (`graftax.checkpoint.LAYOUTS`) where the
+    file alone cannot tell. `overrides` give what tensors cannot tell: `num_heads=4`, `window=4`. A folder of diffusers'
+    DiTTransformer2DModel, or of its pipeline, is computed as DiT is unless told `compat="diffusers"`: that code deviates.
+
+    `dtype`: of the parameters; None is float32, but the type that they are stored in where they would take more than
+    `graftax.checkpoint.LARGE` bytes in float32. With a `mesh` (`graftax.train.MeshConfig().build()`) every device gets its
+    shards of each weight and no more, read from the mapped file. Nothing in the file is executed. Raises `BadInput` naming
+    what is missing, extra, mis-shaped or hostile.
     """
-    from graftax.checkpoint import open_checkpoint  # reads orbax and safetensors: half a second that `import` saves
+    return place(read(path, layout, **overrides), dtype, mesh)
+
+
+def read(path: str | Path, layout: str | None = None, **overrides: Option) -> Model:
+    """`load` without its last step: parameters are numpy arrays, views of the file in the types that it stores. No device
+    is used, so that what does not fit can be refused before any is."""
+    from graftax.checkpoint import open_checkpoint  # reads safetensors: time that `import` saves
     from graftax.checkpoint.files import demo_path
 
-    spec, params, meta = open_checkpoint(demo_path("dit") if path == "demo" else path, compat=compat, **overrides)
+    spec, params, meta = open_checkpoint(demo_path("dit") if path == "demo" else path, layout, **overrides)
     check(spec, params)
-    return Model(spec, jax.tree.map(jnp.asarray, params), Meta.from_dict(meta))
+    return Model(spec, params, Meta.from_dict(meta))
+
+
+def place(model: Model, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Model:
+    """A model that was `read` with its parameters on the devices; `dtype` and `mesh` as in `load`."""
+    from graftax.checkpoint import place_params
+    from graftax.train.sharding import tree_shardings
+
+    shardings = None if mesh is None else tree_shardings(model.params, mesh)
+    return model.replace(params=place_params(model.params, dtype, shardings))
 
 
 def save(model: Model, folder: str | Path, dtype: str = "float32") -> None:
@@ -44,69 +70,76 @@ def save(model: Model, folder: str | Path, dtype: str = "float32") -> None:
     save_model(Path(folder), model.spec, model.params, model.meta.to_dict(), dtype=dtype)
 
 
-def export(model: Model, file: str | Path) -> None:
-    """Write `.safetensors` or `.pt` in the PyTorch DiT layout, as the reference code reads it.
+def export(model: Model, path: str | Path, layout: str | None = None) -> None:
+    """Write a model in a foreign layout: `.safetensors` or `.pt` in PyTorch's, a path without suffix in diffusers'.
 
-    A path without suffix becomes a folder that Hugging Face diffusers reads; the model must have compat "diffusers", for
-    with it alone the outputs agree. Raises `BadInput` on other suffixes and on models that the layout cannot hold.
+    `layout` names one of `graftax.checkpoint.LAYOUTS` where there are several. diffusers computes a DiT otherwise unless the
+    model has compat "diffusers", for with it alone the outputs agree. Raises `BadInput` on other suffixes and on models that
+    the layout cannot hold.
     """
-    from graftax.checkpoint import export_diffusers, export_torch
+    from graftax.checkpoint import export_model
 
-    write = export_torch if Path(file).suffix else export_diffusers
-    write(Path(file), model.spec, model.params)
+    export_model(Path(path), model.spec, model.params, layout)
 
 
 def sample(
-    model: Model, labels: ArrayLike, *, sampler: Sampler = "ddpm", steps: int = 250, cfg_scale: float = 1.5,
-    cfg_channels: int | None = 3, eta: float = 0.0, rng: jax.Array | None = None,
+    model: Model, labels: ArrayLike | None = None, *, cond: Mapping[str, ArrayLike] | None = None,
+    null_cond: Mapping[str, ArrayLike] | None = None, sampling: Sampling | None = None, rng: jax.Array | None = None,
     initial_noise: ArrayLike | None = None, step_noise: ArrayLike | None = None, plan: str = "unroll",
-    dtype: DTypeLike | None = None,
+    dtype: DTypeLike | None = None, **settings: Unpack[SamplingFields],
 ) -> jax.Array:  # fmt: skip
     """Draw images (latents, for a latent model): labels (b,) int -> (b, h, w, c) float32.
 
-    All steps run as one compiled loop. `initial_noise` (b, h, w, c) and `step_noise` (steps, b, h, w, c), step 0 the
-    noisiest, make runs of different models comparable; what is not given is drawn from `rng`, one key, or (b,) keys, one per
-    image, so that an image does not depend on its batch. Guidance acts on the first `cfg_channels` channels (None: all),
-    as DiT does. Raises `BadInput` on labels, shapes or settings that do not fit.
+    How is said by `sampling`, or by fields of it as keywords (`sampler="ddim", steps=50`); what is left out is as in
+    `Sampling`. All steps run as one compiled loop. `cond` gives the conditions of models that take others than classes,
+    `null_cond` their unconditional twin for guidance (None: the backbone's own).
+
+    Image i has noise of its own, which depends on `rng` and i alone (`graftax.diffusion.image_keys`); `rng` may also be
+    keys (b,), one for each image. `initial_noise` (b, h, w, c) and `step_noise` (steps, b, h, w, c), step 0 the noisiest,
+    take its place. Raises `BadInput` on labels, shapes or settings that do not fit.
     """
-    labels = jnp.asarray(labels)
-    _check_labels(model.spec, labels)
+    if sampling is not None and settings:
+        raise BadInput(f"sample: sampling and {sorted(settings)} given, expected one of the two")
+    sampling = sampling or Sampling(**settings)
+    given = given_conditions(labels, cond)
+    spec, count = model.spec, len(next(iter(given.values())))
+    shape = (count, *spec.image_shape)
     key = jax.random.key(0) if rng is None else rng
-    shape = (labels.shape[0], model.spec.input_size, model.spec.input_size, model.spec.in_channels)
-    if key.shape not in ((), labels.shape):
-        raise BadInput(f"rng: shape {key.shape}, expected one key, or one for each of {labels.shape[0]} labels")
-    x = unit_noise(key, steps, shape) if initial_noise is None else jnp.asarray(initial_noise)
+    if key.shape not in ((), (count,)):
+        raise BadInput(f"rng: shape {key.shape}, expected one key, or one for each of {count} images")
+    keys = image_keys(key, 0, count) if key.ndim == 0 else key
+    x = first_noise(keys, sampling.steps, shape[1:]) if initial_noise is None else jnp.asarray(initial_noise)
     if x.shape != shape:
         raise BadInput(f"initial_noise: shape {x.shape}, expected {shape}")
+    check_inputs(spec, x, jnp.zeros(count), given)
+    null = None if null_cond is None else {name: jnp.asarray(value) for name, value in null_cond.items()}
     noise = None if step_noise is None else jnp.asarray(step_noise)
-    return _sample(
-        model.spec, model.params, x, labels, key, noise, process=Process().respaced(steps), sampler=sampler,
-        cfg_scale=float(cfg_scale), cfg_channels=cfg_channels, eta=eta, plan=plan, dtype=dtype,
-    )  # fmt: skip
+    return draw(spec, model.params, x, given, null, keys, noise, sampling=sampling, plan=plan, dtype=dtype)
 
 
-def _check_labels(spec: ModelSpec, labels: jax.Array) -> None:
-    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise BadInput(f"labels: shape {labels.shape} {labels.dtype}, expected (b,) integers")
-    if labels.size == 0 or int(labels.min()) < 0 or int(labels.max()) > spec.num_classes:
-        raise BadInput(f"labels: {labels.tolist()[:8]}, expected at least one, within 0..{spec.num_classes}")
-
-
-@functools.partial(
-    jax.jit, static_argnames=("spec", "process", "sampler", "cfg_scale", "cfg_channels", "eta", "plan", "dtype")
-)
-def _sample(
-    spec: ModelSpec, params: Params, x: jax.Array, labels: jax.Array, key: jax.Array, step_noise: jax.Array | None, *,
-    process: Process, sampler: Sampler, cfg_scale: float, cfg_channels: int | None, eta: float, plan: str,
-    dtype: DTypeLike | None,
+@functools.partial(jax.jit, static_argnames=("spec", "sampling", "plan", "dtype"))
+def draw(
+    spec: ModelSpec, params: Params, x: jax.Array, cond: Cond, null: Cond | None, keys: jax.Array,
+    step_noise: jax.Array | None, *, sampling: Sampling, plan: str = "unroll", dtype: DTypeLike | None = None,
 ) -> jax.Array:  # fmt: skip
-    prepared = prepare_params(spec, params, plan)
-
-    def model_fn(x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-        return forward_prepared(spec, prepared, x, t, y, plan=plan, dtype=dtype)[0]
-
-    guide = guided(model_fn, cfg_scale, spec.num_classes, cfg_channels)
-    return denoise(guide, process, x, labels, key, sampler, eta, step_noise)
+    """`sample` as one compiled function of arrays: noise x (b, h, w, c) -> images. Nothing is checked."""
+    return sampler_steps(spec, prepare_params(spec, params, plan), sampling, null, dtype).scan(
+        x.astype(jnp.float32), cond, keys, step_noise
+    )
 
 
-__all__ = ["export", "graft", "load", "sample", "save"]
+def sampler_steps(
+    spec: ModelSpec, prepared: Params, sampling: Sampling, null: Cond | None = None, dtype: DTypeLike | None = None
+) -> Steps:
+    """The steps that `sample` takes, with guidance, on prepared parameters; to be called inside of `jit`."""
+
+    def model_fn(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        return forward_prepared(spec, prepared, x, t, cond, dtype=dtype)[0]
+
+    def twin(cond: Any) -> Any:
+        return find(spec).null(spec, cond) if null is None else null
+
+    return Steps(guided(model_fn, sampling.cfg_scale, twin, sampling.cfg_channels), sampling)
+
+
+__all__ = ["draw", "export", "graft", "load", "place", "read", "sample", "sampler_steps", "save"]

@@ -1,9 +1,10 @@
-"""Models in and out of files: PyTorch `.pt` without PyTorch, safetensors, graftax and diffusers folders.
+"""Models in and out of files: PyTorch `.pt` without PyTorch, safetensors, graftax folders, those of Hugging Face's
+libraries.
 
 Training state is in `manager`.
 """
 
-from graftax.checkpoint.opening import export_diffusers, export_torch, open_checkpoint
-from graftax.checkpoint.store import load_model, save_model
+from graftax.checkpoint.opening import LARGE, export_model, layouts, open_checkpoint, place_params
+from graftax.checkpoint.store import save_model
 
-__all__ = ["export_diffusers", "export_torch", "load_model", "open_checkpoint", "save_model"]
+__all__ = ["LARGE", "export_model", "layouts", "open_checkpoint", "place_params", "save_model"]

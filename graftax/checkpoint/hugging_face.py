@@ -36,6 +36,22 @@ def read_config(folder: Path, library: str, classes: Sequence[str]) -> dict[str,
     return config
 
 
+def find_folder(path: Path) -> Path | None:
+    """The folder with a transformer's `config.json`: `path`, or `path/transformer` of a pipeline; None if there is none."""
+    return next((folder for folder in (path, path / "transformer") if (folder / CONFIG).is_file()), None)
+
+
+def read_any_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a folder, whatever it configures. Raises `BadInput` where it is no JSON object."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{folder / CONFIG}: no JSON ({shown(repr(error))})") from None
+    if not isinstance(config, dict):
+        raise BadInput(f"{folder / CONFIG}: a {type(config).__name__}, expected an object of settings")
+    return config
+
+
 def read_weights(folder: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], Source]:
     """Tensors and `Source` of the first file in the folder that has one of the `names`. Raises `BadInput` without one."""
     weights = next((folder / name for name in names if (folder / name).is_file()), None)

@@ -1,107 +1,205 @@
-"""One door in and one door out: any checkpoint to (spec, params, meta), and a model to a PyTorch-layout file."""
+"""One door in and one door out: any file to (spec, params, meta), and a model to a file of a foreign layout.
+
+Opening is asking a list: our own format first, then the layouts of every backbone (`graftax.models.layout.Layout`).
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graftax.checkpoint import diffusers_keys
-from graftax.checkpoint.dit_keys import check_overrides, params_from_tensors, spec_from_tensors, tensors_from_params
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
+
+from graftax.checkpoint.files import replacing
+from graftax.checkpoint.hugging_face import CONFIG, find_folder, read_any_config, read_weights
+from graftax.checkpoint.members import shown
 from graftax.checkpoint.paths import local_copy
-from graftax.checkpoint.store import INDEX, from_own_layout, is_own_layout, load_model, read_spec
-from graftax.checkpoint.tensors import TORCH_SUFFIXES, read_tensors, write_safetensors
+from graftax.checkpoint.store import INDEX, from_own_layout, is_own_layout, read_folder, read_spec
+from graftax.checkpoint.tensors import TORCH_SUFFIXES, Source, read_tensors, write_safetensors
 from graftax.checkpoint.torch_writer import write_torch
-from graftax.checkpoint.zoo import check_published
-from graftax.errors import BadInput
-from graftax.spec import ModelSpec, Option
+from graftax.errors import BadInput, naming
+from graftax.models.backbone import find
+from graftax.models.layout import Layout, params_from, tensors_from
+from graftax.spec import BACKBONES, ModelSpec, Option
 
 SPEC_KEY = "graftax_spec"
 """Safetensors metadata entry of exported files: the spec, so that they come back without overrides."""
 
+OWN = "graftax"
+"""Name of our own layout."""
 
-def open_checkpoint(
-    path: str | Path, *, compat: str | None = None, **overrides: Option
-) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
-    """(spec, params, meta) of a graftax folder, a diffusers folder, a `.safetensors` or a PyTorch `.pt` / `.pth` file,
-    local or in a bucket (gs://).
+LARGE = 8 * 2**30
+"""Bytes of a model in float32 from which it is kept in the type that it is stored in, unless told otherwise."""
 
-    `params` are float32 numpy arrays, where possible views of the mapped file. `meta` holds `source` (file or folder
-    name), `sha256` of the weights file and `format` ("pytorch", "safetensors", "graftax", "diffusers"), for training
-    checkpoints `entry` ("ema"); a model of ours keeps the provenance it was saved with. `overrides` give what tensors
-    cannot tell (`num_heads=4`, `window=4`); they must not contradict the file. `compat` says whose numerics to compute
-    with (`ModelSpec.compat`), None: what the file says, else DiT's, for diffusers folders too. Raises `BadInput` with the
-    file's name.
+Opened = tuple[ModelSpec, dict[str, Any], dict[str, Any]]
+
+
+def layouts() -> dict[str, Layout]:
+    """All foreign layouts by name, in the order in which they are asked."""
+    modules = (importlib.import_module(module) for module in BACKBONES.values())
+    return {layout.name: layout for module in modules for layout in module.LAYOUTS}
+
+
+def open_checkpoint(path: str | Path, layout: str | None = None, **overrides: Option) -> Opened:
+    """(spec, params, meta) of a graftax folder, a folder as Hugging Face's libraries write it, a `.safetensors` or a PyTorch
+    `.pt` / `.pth` file, local or in a bucket (gs://).
+
+    `params` are numpy arrays in the types that they are stored in, where possible views of the mapped file. `meta` holds
+    `source` (file or folder name), `sha256` of the weights file and `format`, the name of the layout; for training
+    checkpoints `entry` ("ema"); a model of ours keeps the provenance it was saved with. `layout` names the format where
+    several fit. `overrides` give what tensors cannot tell (`num_heads=4`, `window=4`, `compat="diffusers"`); they must not
+    contradict the file. Raises `BadInput` with the file's name.
     """
     with local_copy(path) as file:
-        spec, params, meta = _open(file, compat or "dit", overrides)
-    return spec if compat is None else spec.replace(compat=compat), params, meta
+        known = layouts()
+        if layout is not None and layout not in (OWN, *known):
+            raise BadInput(f"layout {layout!r}: not known, expected one of {(OWN, *known)}")
+        chosen = known if layout is None else {name: one for name, one in known.items() if name == layout}
+        with naming(file):
+            return _open(file, chosen, layout, overrides)
 
 
-def _open(path: Path, compat: str, overrides: Mapping[str, Option]) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
-    if path.is_dir() and not (path / INDEX).exists() and (folder := diffusers_keys.find_folder(path)):
-        spec, params, source = diffusers_keys.read_folder(folder, compat)
-        _agree(path, spec, overrides)
-        return spec, params, {"source": path.name, "sha256": source.sha256, "format": "diffusers"}
-    if path.is_dir():
-        spec, params, saved, digest = load_model(path)
-        _agree(path, spec, overrides)
-        return spec, params, _provenance(path.name, digest, saved)
+def _open(path: Path, known: Mapping[str, Layout], layout: str | None, overrides: Mapping[str, Option]) -> Opened:
+    folder = find_folder(path) if path.is_dir() and not (path / INDEX).exists() else None
+    if path.is_dir() and folder is None:
+        spec, params, saved, digest = read_folder(path)
+        return _own(layout, spec, params, _provenance(path.name, digest, saved), overrides)
+    if folder is not None:
+        config = read_any_config(folder)
+        names = dict.fromkeys(name for one in known.values() for name in one.folder)
+        if not names:
+            raise BadInput(f"layout {layout!r}: this is a folder with a {CONFIG}, which has no such layout")
+        tensors, source = read_weights(folder, tuple(names))
+        found = _fitting(known, tensors, config)
+        spec, params = _read(found, tensors, config, overrides)
+        return spec, params, {"source": path.name, "sha256": source.sha256, "format": found.name}
     tensors, source = read_tensors(path)
     if is_own_layout(source.metadata):
-        spec, params, saved = from_own_layout(path, tensors, source.metadata)
-        _agree(path, spec, overrides)
-        return spec, params, _provenance(source.name, source.sha256, saved)
-    try:
-        spec = _torch_spec(tensors, source.metadata, overrides)
-        params = params_from_tensors(spec, tensors)
-        check_published(path, spec)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
-    layout = "safetensors" if path.suffix == ".safetensors" else "pytorch"
-    entry = {"entry": source.entry} if source.entry else {}
-    return spec, params, {"source": source.name, "sha256": source.sha256, "format": layout, **entry}
-
-
-def export_torch(path: str | Path, spec: ModelSpec, params: Mapping[str, Any]) -> None:
-    """Write a model as a flat state dict in PyTorch's DiT layout, `.pt`, `.pth` or `.safetensors` by the suffix.
-
-    Raises `BadInput` on other suffixes, on models that the layout cannot hold, and on `compat` "diffusers", which those
-    who read the layout would not know of.
-    """
-    path = Path(path)
-    if spec.compat != "dit":
-        raise BadInput(f"{path}: the model has compat {spec.compat!r}, and DiT's code computes otherwise with its weights")
-    if path.suffix not in (*TORCH_SUFFIXES, ".safetensors"):
-        raise BadInput(f"{path}: suffix {path.suffix!r}, expected one of {(*TORCH_SUFFIXES, '.safetensors')}")
-    tensors = tensors_from_params(spec, params)
-    if path.suffix == ".safetensors":
-        write_safetensors(path, tensors, {"format": "pt", SPEC_KEY: spec.to_json()})
+        spec, params, saved = from_own_layout(tensors, source.metadata)
+        return _own(layout, spec, params, _provenance(source.name, source.sha256, saved), overrides)
+    found = _fitting(known, tensors, {})
+    if SPEC_KEY in source.metadata:
+        spec = find_overridden(read_spec(source.metadata[SPEC_KEY]), overrides)
+        params = params_from(found, spec, tensors)
     else:
-        write_torch(path, tensors)
+        spec, params = _read(found, tensors, {}, overrides)
+    found.vet(path, spec)
+    return spec, params, _foreign(found, source)
 
 
-def export_diffusers(folder: str | Path, spec: ModelSpec, params: Mapping[str, Any]) -> None:
-    """Write a model as a folder that diffusers' DiTTransformer2DModel reads (`diffusers_keys.write_folder`)."""
-    diffusers_keys.write_folder(Path(folder), spec, params)
+def _fitting(known: Mapping[str, Layout], tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Layout:
+    """The layout that says that it fits. Where none does, the likeliest one, whose own reader then says what is wrong."""
+    shapes = {name: tuple(array.shape) for name, array in tensors.items()}
+    if not known:
+        raise BadInput(f"layout {OWN!r}: this is no model of ours, expected a folder or file that graftax.save wrote")
+    alike = [layout for layout in known.values() if bool(layout.folder) == bool(config)]
+    if config:
+        alike = [layout for layout in alike if config.get("_class_name") in layout.classes]
+    fitting = [layout for layout in alike if layout.fits(shapes, config)] or alike
+    if not fitting:
+        what = f"a {shown(str(config.get('_class_name')))}" if config else "no layout of ours"
+        classes = sorted({name for layout in known.values() for name in layout.classes})
+        raise BadInput(f"{what}, expected {f'one of {classes}' if config else f'one of {tuple(known)}'}")
+    return fitting[0]
 
 
-def _torch_spec(tensors: Mapping[str, Any], texts: Mapping[str, str], overrides: Mapping[str, Option]) -> ModelSpec:
-    if SPEC_KEY not in texts:
-        return spec_from_tensors(tensors, **overrides)
-    spec = read_spec(texts[SPEC_KEY])
-    check_overrides(spec, overrides)
-    return spec
+def _read(
+    layout: Layout, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], overrides: Mapping[str, Option]
+) -> tuple[ModelSpec, dict[str, Any]]:
+    spec = layout.spec({name: tuple(array.shape) for name, array in tensors.items()}, config, overrides)
+    params = params_from(layout, spec, tensors)
+    return find_overridden(spec, overrides), params
 
 
-def _agree(path: Path, spec: ModelSpec, overrides: Mapping[str, Option]) -> None:
-    try:
-        check_overrides(spec, overrides)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
+def find_overridden(spec: ModelSpec, overrides: Mapping[str, Option]) -> ModelSpec:
+    """`spec` with the user's overrides, as its backbone understands them."""
+    return find(spec).override(spec, overrides)
+
+
+def _own(
+    layout: str | None, spec: ModelSpec, params: dict[str, Any], meta: dict[str, Any], overrides: Mapping[str, Option]
+) -> Opened:
+    if layout not in (None, OWN):
+        raise BadInput(f"layout {layout!r}: this is a model in the layout {OWN!r}")
+    return find_overridden(spec, overrides), params, meta
+
+
+def _foreign(layout: Layout, source: Source) -> dict[str, Any]:
+    entry = {"entry": source.entry} if source.entry else {}
+    return {"source": source.name, "sha256": source.sha256, "format": layout.name, **entry}
 
 
 def _provenance(name: str, digest: str, saved: Mapping[str, Any]) -> dict[str, Any]:
     """What was saved with the model, completed where that names no source."""
     origin = {} if saved.get("source") else {"source": name, "sha256": digest}
-    return {**saved, **origin, "format": "graftax"}
+    return {**saved, **origin, "format": OWN}
+
+
+# --- Onto devices --------------------------------------------------------------------------------------------------------
+
+
+def place_params(params: Any, dtype: DTypeLike | None = None, shardings: Any = None) -> Any:
+    """Parameters (numpy) as jax arrays of `dtype`; None: float32, the stored type from `LARGE` on.
+
+    `shardings`: of every leaf, a tree like `params`; then every device is given its shards alone, and of a mapped file no
+    more is read than these.
+    """
+    leaves = jax.tree.leaves(params)
+    large = 4 * sum(leaf.size for leaf in leaves) > LARGE
+    target = None if dtype is None and large else jnp.dtype(jnp.float32 if dtype is None else dtype)
+    if target is not None and not jnp.issubdtype(target, jnp.floating):
+        raise BadInput(f"dtype: got {dtype!r}, expected a float type")
+
+    def put(leaf: np.ndarray, sharding: NamedSharding | None = None) -> jax.Array:
+        kind = leaf.dtype if target is None else target
+        if sharding is None:
+            return jnp.asarray(leaf, kind)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index], kind))
+
+    return jax.tree.map(put, params) if shardings is None else jax.tree.map(put, params, shardings)
+
+
+# --- Out -------------------------------------------------------------------------------------------------------------------
+
+
+def export_model(path: Path, spec: ModelSpec, params: Mapping[str, Any], layout: str | None = None) -> None:
+    """Write a model in a foreign layout, by default the first of its backbone's that fits the path: a file `.pt`, `.pth` or
+    `.safetensors`, or without suffix a folder.
+
+    Raises `BadInput` on other suffixes and on models that the layout cannot hold. Nothing is written then.
+    """
+    own = {one.name: one for one in importlib.import_module(BACKBONES[spec.backbone]).LAYOUTS}
+    if not own:
+        raise BadInput(f"{path}: a {spec.backbone} has no layout but graftax's own; save a folder")
+    if layout is not None and layout not in own:
+        raise BadInput(f"{path}: layout {layout!r}, expected one of {tuple(own)} for a {spec.backbone}")
+    if path.suffix not in ("", *TORCH_SUFFIXES, ".safetensors"):
+        raise BadInput(f"{path}: suffix {path.suffix!r}, expected one of {(*TORCH_SUFFIXES, '.safetensors')} or none")
+    fitting = [one for one in own.values() if bool(one.folder) != bool(path.suffix) and layout in (None, one.name)]
+    if not fitting:
+        raise BadInput(f"{path}: layout {layout!r} is {'one file' if not path.suffix else 'a folder'}, expected such a path")
+    tensors = {name: np.asarray(tensor, np.float32) for name, tensor in tensors_from(fitting[0], spec, dict(params)).items()}
+    if fitting[0].folder:
+        _write_folder(path, fitting[0], spec, dict(sorted(tensors.items())))
+    elif path.suffix == ".safetensors":
+        write_safetensors(path, tensors, {"format": "pt", SPEC_KEY: spec.to_json()})
+    else:
+        write_torch(path, tensors)
+
+
+def _write_folder(folder: Path, layout: Layout, spec: ModelSpec, tensors: dict[str, np.ndarray]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be made a folder ({error.strerror})") from None
+    write_safetensors(folder / layout.folder[0], tensors, {"format": "pt"})
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(json.dumps(layout.config(spec), indent=2) + "\n")
+

@@ -19,17 +19,18 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from graftax import ops
+from graftax.blocks import resolve_all
 from graftax.checkpoint.files import existing_file, replacing, sha256
 from graftax.checkpoint.paths import published
 from graftax.checkpoint.tensors import read_safetensors, write_safetensors
-from graftax.errors import BadInput
-from graftax.spec import SLOTS, BlockSpec, ModelSpec
+from graftax.errors import BadInput, naming
+from graftax.models.backbone import find
+from graftax.spec import ModelSpec
 
 WEIGHTS = "model.safetensors"
 INDEX = "graftax.json"
 FORMAT = "graftax"
-DTYPES = ("float32", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def save_model(
@@ -38,9 +39,8 @@ def save_model(
     """Write a checkpoint folder (made if need be; local, mounted or gs://), replacing the model in it. Of several processes
     only the first writes.
 
-    `meta` is a dictionary of JSON values. `dtype` "float16" halves the size for shipping: values are rounded to 11
-    significant bits and come back as float32. Raises `BadInput` where a value exceeds float16, `meta` is no JSON, or
-    `folder` is a file.
+    `meta` is a dictionary of JSON values. `dtype` "float16" and "bfloat16" halve the size: values are rounded to 11 and to
+    8 significant bits. Raises `BadInput` where a value exceeds the type, `meta` is no JSON, or `folder` is a file.
     """
     if dtype not in DTYPES:
         raise BadInput(f"dtype {dtype!r}: expected one of {DTYPES}")
@@ -69,8 +69,8 @@ def _write(folder: Path, leaves: Mapping[str, np.ndarray], texts: Mapping[str, s
             stray.unlink()
 
 
-def load_model(folder: str | Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any], str]:
-    """(spec, params float32 numpy, meta, SHA-256 of the weights) of a checkpoint folder.
+def read_folder(folder: str | Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any], str]:
+    """(spec, params, meta, SHA-256 of the weights) of a checkpoint folder; params numpy views of the file, as stored.
 
     Raises `BadInput` where the folder is no checkpoint, or its weights are not those that `graftax.json` names.
     """
@@ -94,7 +94,8 @@ def load_model(folder: str | Path) -> tuple[ModelSpec, dict[str, Any], dict[str,
 def load_file(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
     """(spec, params, meta) from a weights file of ours by itself."""
     tensors, texts = read_safetensors(path)
-    return from_own_layout(path, tensors, texts)
+    with naming(path):
+        return from_own_layout(tensors, texts)
 
 
 def is_own_layout(texts: Mapping[str, str]) -> bool:
@@ -103,26 +104,21 @@ def is_own_layout(texts: Mapping[str, str]) -> bool:
 
 
 def from_own_layout(
-    path: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]
+    tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]
 ) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
     """(spec, params, meta) from the content of a weights file of ours."""
     try:
         spec, meta = read_spec(texts["spec"]), dict(json.loads(texts["meta"]))
     except (ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"{path}: metadata not as graftax.save writes it ({error})") from None
-    params = unflatten_dict({name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}, sep="/")
-    return spec, params, meta
+        raise BadInput(f"metadata not as graftax.save writes it ({error})") from None
+    return spec, unflatten_dict(dict(tensors), sep="/"), meta
 
 
 def read_spec(text: str) -> ModelSpec:
     """The spec in a file's metadata, its operators checked; raises `BadInput`."""
-    try:
-        spec = ModelSpec.from_json(text)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    sizes = spec.hidden_size, spec.tokens, spec.num_heads
-    blocks = tuple(BlockSpec(*(ops.resolve(getattr(b, slot), slot, *sizes) for slot in SLOTS)) for b in spec.blocks)
-    return spec.replace(blocks=blocks)
+    spec = resolve_all(ModelSpec.from_json(text))
+    find(spec).check(spec)
+    return spec
 
 
 def _interim(folder: Path, digest: str) -> Path:

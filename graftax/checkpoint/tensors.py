@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from graftax.checkpoint.files import existing_file, replacing, sha256
@@ -17,6 +19,12 @@ from graftax.errors import BadInput
 TORCH_SUFFIXES = (".pt", ".pth")
 HUGGING_FACE_SUFFIX = ".bin"
 """Another name for the same; read, never written."""
+
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
+    "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+"""Names of types in safetensors files."""
 
 ENTRIES = ("ema", "model", "state_dict")
 """Where training checkpoints keep the weights, best first."""
@@ -36,8 +44,8 @@ class Source:
 def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], Source]:
     """The flat state dict in a `.pt`, `.pth`, `.bin` or `.safetensors` file: name -> array, and its `Source`.
 
-    `.pt`: see `torch_reader.read_torch`; of a training checkpoint the EMA weights are taken, else the model's. Arrays of
-    `.pt` files are views of the mapped file. Raises `BadInput` on other suffixes and on unreadable or refused files.
+    `.pt`: see `torch_reader.read_torch`; of a training checkpoint the EMA weights are taken, else the model's. Arrays
+    are views of the mapped file. Raises `BadInput` on other suffixes and on unreadable or refused files.
     """
     path = existing_file(path)
     if path.suffix in (*TORCH_SUFFIXES, HUGGING_FACE_SUFFIX):
@@ -62,14 +70,32 @@ def _state_dict(path: Path, content: dict[Any, Any]) -> tuple[dict[str, np.ndarr
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All arrays of a safetensors file by name, and its text metadata. Raises `BadInput` on a damaged file."""
+    """All arrays of a safetensors file by name, read-only views of the mapped file, and its text metadata.
+
+    Keep the file unchanged while the arrays are in use. Raises `BadInput` on a damaged file and on types that numpy and
+    ml_dtypes do not have.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        with safe_open(path, framework="np") as file:  # checks the header: names, types, places
+            texts = file.metadata() or {}
+        return _mapped(path), texts
     except (SafetensorError, OSError, TypeError, ValueError, KeyError) as error:
         raise BadInput(f"{path}: not a readable safetensors file ({shown(str(error))})") from None
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    """Views of a checked file: 8 bytes with the length of a JSON header, the header, then numbers in C order."""
+    raw = np.memmap(path, np.uint8, "r")
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    header = json.loads(raw[8:start].tobytes())
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            low, high = (start + offset for offset in entry["data_offsets"])
+            found[name] = raw[low:high].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return found
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

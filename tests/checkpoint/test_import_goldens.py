@@ -5,14 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
-from golden_checkpoints import golden
+from golden_checkpoints import golden, hollow, load, spec_of
 
+from graftax.backbones.dit import dit_spec
 from graftax.checkpoint import open_checkpoint
-from graftax.checkpoint.dit_keys import params_from_tensors, spec_from_tensors, torch_shapes
 from graftax.checkpoint.tensors import read_tensors
 from graftax.checkpoint.torch_writer import write_torch
 from graftax.errors import BadInput
-from graftax.models import Model, dit_spec
+from graftax.models import Model
 
 MHA, MLP = "mha", "mlp(ratio=4.0)"
 MAMBA = "mamba2(d_conv=4, d_state=16, expand=2, headdim=8, scan=raster)"
@@ -47,7 +47,7 @@ def without(given: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 def refused(given: dict[str, np.ndarray]) -> str:
     """The message with which these tensors are refused, one line."""
     with pytest.raises(BadInput) as caught:
-        params_from_tensors(spec_from_tensors(given, num_heads=4), given)
+        load(given, num_heads=4)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -55,7 +55,7 @@ def refused(given: dict[str, np.ndarray]) -> str:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_goldens_compute_what_the_reference_does(name):
     spec, params, _ = open_checkpoint(golden(name), num_heads=4)
-    assert [(str(block.mixer), str(block.mlp)) for block in spec.blocks] == OPERATORS[name]
+    assert [(str(block["mixer"]), str(block["mlp"])) for block in spec.blocks] == OPERATORS[name]
     expected = np.load(golden(name).with_suffix(".npz"))
     out = Model(spec, params)(expected["x"].transpose(0, 2, 3, 1), expected["t"], expected["y"])
     assert np.abs(np.asarray(out).transpose(0, 3, 1, 2) - expected["out"]).max() <= 2e-5
@@ -95,11 +95,10 @@ def test_attention_is_told_by_its_names():
         "out_proj.bias": "proj.bias",
     }
     renamed = without(given, ATTN) | {f"{ATTN}{new}": given[f"{ATTN}{old}"] for old, new in names.items()}
-    spec, other = spec_from_tensors(given, num_heads=4), spec_from_tensors(renamed, num_heads=4)
-    assert [block.mixer.kind for block in spec.blocks] == ["mha", "swa", "mha", "swa"]
-    assert [block.mixer.kind for block in other.blocks] == ["mha", "mha", "mha", "swa"]
-    a, b = (params_from_tensors(s, t)["blocks"]["01"]["mixer"] for s, t in ((spec, given), (other, renamed)))
-    np.testing.assert_equal(a, b)
+    (spec, a), (other, b) = (load(one, num_heads=4) for one in (given, renamed))
+    assert [block["mixer"].kind for block in spec.blocks] == ["mha", "swa", "mha", "swa"]
+    assert [block["mixer"].kind for block in other.blocks] == ["mha", "mha", "mha", "swa"]
+    np.testing.assert_equal(a["blocks"]["01"]["mixer"], b["blocks"]["01"]["mixer"])
     half = without(given, f"{ATTN}out_proj") | {f"{ATTN}proj.weight": given[f"{ATTN}out_proj.weight"]}
     assert refused(half).startswith("blocks.1.attn: no known operator has these tensors")
 
@@ -108,9 +107,8 @@ def test_attention_is_told_by_its_names():
 def test_256_and_512_pixel_files_are_told_by_their_position_table(input_size, tokens):
     """The layout of the published base files (512 pixels: 64x64 latents), two narrow blocks of it."""
     spec = dit_spec(input_size=input_size, patch_size=2, hidden_size=384, depth=2, num_heads=6)
-    hollow = {name: np.broadcast_to(np.float32(0), shape) for name, shape in torch_shapes(spec).items()}
-    assert hollow["pos_embed"].shape == (1, tokens, 384)
-    assert spec_from_tensors(hollow) == spec
+    assert hollow(spec)["pos_embed"].shape == (1, tokens, 384)
+    assert spec_of(hollow(spec)) == spec
 
 
 # --- Wrong and mixed files -----------------------------------------------------------------------------------------------
