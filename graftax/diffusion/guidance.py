@@ -3,46 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from graftax.errors import BadInput
 
-ModelFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""x (b, h, w, c), t (b,) original timestep, y (b,) class -> (b, h, w, 2c): noise channels, then variance."""
+ModelFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
+"""x (b, h, w, c), t (b,) original timestep, conditions (a tree of arrays (b, ...)) -> (b, h, w, 2c): noise channels, then
+variance."""
 
 
-def guided(model_fn: ModelFn, scale: float, null_class: int, channels: int | None = 3) -> ModelFn:
+def guided(
+    model_fn: ModelFn, scale: float, null: Callable[[Any], Any], channels: int | None = 3
+) -> ModelFn:
     """Wrap a model so that its noise prediction is pushed away from the unconditional one.
 
-    eps = eps(null) + scale * (eps(y) - eps(null)) on the first `channels` noise channels; the other noise
+    eps = eps(null) + scale * (eps(cond) - eps(null)) on the first `channels` noise channels; the other noise
     channels and all variance channels are those of the conditional pass. DiT guides 3 of its 4 latent
     channels, hence the default; None guides all, and so does a number above what the model has.
 
     Both passes run as one batch of 2b, each image followed by its null pass, and see the same x, so one trajectory is
     enough: DiT's doubled batch keeps this very half. At scale 1 guidance changes nothing and `model_fn` itself is returned.
 
-    model_fn: see `ModelFn`; scale: a Python number; null_class: label of "no class". Returns a `ModelFn` on
-    (b, ...), float32. Raises BadInput if `scale` is negative or `channels` below 1.
+    model_fn: see `ModelFn`; scale: a Python number; null: from conditions to their unconditional twin. Returns a
+    `ModelFn` on (b, ...), float32. Raises BadInput if `scale` is negative or `channels` below 1.
     """
+    check_guidance(scale, channels)
+    if scale == 1:
+        return model_fn
+
+    def call(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+        out = model_fn(_pairs(x, x), _pairs(t, t), jax.tree.map(_pairs, cond, null(cond)))  # (2b, h, w, 2c)
+        out = out.astype(jnp.float32).reshape(len(x), 2, *out.shape[1:])
+        conditional, unconditional = out[:, 0], out[:, 1]  # (b, h, w, 2c)
+        c = x.shape[-1]
+        k = c if channels is None else min(channels, c)
+        eps = unconditional[..., :k] + scale * (conditional[..., :k] - unconditional[..., :k])
+        return jnp.concatenate([eps, conditional[..., k:]], axis=-1)  # (b, h, w, 2c)
+
+    return call
+
+
+def check_guidance(scale: float, channels: int | None) -> None:
+    """Raise BadInput if `scale` is negative or no number, or `channels` below 1."""
     if not scale >= 0:  # NaN included
         raise BadInput(f"guidance scale: {scale}, expected 0 or more (1 is no guidance)")
     if channels is not None and channels < 1:
         raise BadInput(f"guided channels: {channels}, expected 1 or more, or None for all")
-    if scale == 1:
-        return model_fn
-
-    def call(x: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
-        out = model_fn(_pairs(x, x), _pairs(t, t), _pairs(y, jnp.full_like(y, null_class)))  # (2b, h, w, 2c)
-        out = out.astype(jnp.float32).reshape(len(x), 2, *out.shape[1:])
-        cond, null = out[:, 0], out[:, 1]  # (b, h, w, 2c)
-        c = x.shape[-1]
-        k = c if channels is None else min(channels, c)
-        eps = null[..., :k] + scale * (cond[..., :k] - null[..., :k])
-        return jnp.concatenate([eps, cond[..., k:]], axis=-1)  # (b, h, w, 2c)
-
-    return call
 
 
 def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import graftax
-from graftax.diffusion import Process, guided, sample
+from graftax.diffusion import Process, Sampling, denoise, guided
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NULL = 10
@@ -52,8 +52,8 @@ def test_guided_samples(sampler):
     the scale) away from the same computation in float64, so the tolerance is relative to the scale.
     """
     g, half = golden(), 2
-    denoise, process = guided(model(), 1.5, NULL), Process().respaced(10)
-    run = jax.jit(lambda x, y, noise: sample(denoise, process, x, y, sampler=sampler, step_noise=noise))
+    model_fn, sampling = guided(model(), 1.5, lambda y: jnp.full_like(y, NULL)), Sampling(sampler=sampler, steps=10)
+    run = jax.jit(lambda x, y, noise: denoise(model_fn, sampling, x, y, step_noise=noise))
     out = run(g["xT"][:half], g["sample_y"][:half], g["step_noise"][:, :half])
     expected = g[f"{sampler}_sample"][:half]
     np.testing.assert_allclose(out, expected, atol=1e-5 * float(jnp.abs(expected).max()))

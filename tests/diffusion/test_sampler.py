@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from graftax.diffusion import Process, sample
+from graftax.diffusion import Process, Sampling, Steps, denoise, image_keys, unit_noise
 from graftax.errors import BadInput
 
 MEAN, STD = 0.7, 0.4  # of the data
@@ -39,10 +39,30 @@ def x_init() -> jax.Array:
     return jax.random.normal(jax.random.key(1), SHAPE)
 
 
+def keys_of(seed: int) -> jax.Array:
+    return image_keys(jax.random.key(seed), 0, SHAPE[0])
+
+
+def sample(model, steps, x=None, y=Y, keys=None, step_noise=None, clip=False, **how):
+    """`denoise` without guidance, from `x_init()` if not told otherwise."""
+    run = compiled(model, Sampling(steps=steps, cfg_scale=1.0, **how), clip)
+    return run(x_init() if x is None else x, y, keys, step_noise)
+
+
+@functools.cache
+def compiled(model, sampling, clip):
+    """One compilation for all tests that draw in the same way."""
+    return jax.jit(lambda x, y, keys, noise: denoise(model, sampling, x, y, keys, noise, clip=clip))
+
+
+@functools.cache
+def exact(steps: int, **data):
+    return gaussian_model(Process().respaced(steps), **data)
+
+
 @pytest.mark.parametrize("steps", [20, 250])
 def test_ddpm_draws_from_the_data_distribution(steps):
-    process = Process().respaced(steps)
-    out = sample(gaussian_model(process), process, x_init(), Y, jax.random.key(0))
+    out = sample(exact(steps), steps, keys=keys_of(0))
     # Each step is exact for Gaussian data, so what remains is chance: 5 standard errors. The last step
     # returns E[x0 | x1] and loses a share (1 - alpha_bar_0) / STD^2 = 6e-4 of the variance, far below that.
     assert abs(float(out.mean()) - MEAN) < 5 * STD / np.sqrt(out.size)
@@ -52,8 +72,7 @@ def test_ddpm_draws_from_the_data_distribution(steps):
 def test_ddim_follows_the_flow_of_the_data_distribution():
     # Between Gaussians the probability flow is linear: x_init lands on MEAN + STD * x_init as steps shrink.
     def worst(steps: int) -> float:
-        process = Process().respaced(steps)
-        out = sample(gaussian_model(process), process, x_init(), Y, sampler="ddim")
+        out = sample(exact(steps), steps, sampler="ddim")
         return float(jnp.abs(out - (MEAN + STD * x_init())).max())
 
     coarse, fine = worst(50), worst(1000)
@@ -62,16 +81,14 @@ def test_ddim_follows_the_flow_of_the_data_distribution():
 
 
 def test_ddim_at_full_eta_is_ddpm_with_the_lowest_variance():
-    process = Process().respaced(20)
-    exact = gaussian_model(process)
+    best = exact(20)
 
     def model(x, t, y):
-        eps = exact(x, t, y)[..., :2]
+        eps = best(x, t, y)[..., :2]
         return jnp.concatenate([eps, -jnp.ones_like(eps)], axis=-1)
 
-    key = jax.random.key(2)
-    ddpm = sample(model, process, x_init(), Y, key)
-    np.testing.assert_allclose(sample(model, process, x_init(), Y, key, "ddim", eta=1.0), ddpm, atol=1e-5)
+    ddpm = sample(model, 20, keys=keys_of(2))
+    np.testing.assert_allclose(sample(model, 20, keys=keys_of(2), sampler="ddim", eta=1.0), ddpm, atol=1e-5)
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -90,55 +107,61 @@ def test_ddim_equals_its_published_form(clip):
             x0 = np.clip(x0, -1, 1)
             eps = (x - np.sqrt(a) * x0) / np.sqrt(1 - a)
         x = np.sqrt(prev) * x0 + np.sqrt(1 - prev - sigma**2) * eps + sigma * np.asarray(noise[i])
-    out = sample(model, process, x_init(), Y, sampler="ddim", eta=eta, step_noise=noise, clip=clip)
+    out = sample(model, 8, sampler="ddim", eta=eta, step_noise=noise, clip=clip)
     np.testing.assert_allclose(out, x, atol=2e-5)
 
 
-def test_noise_comes_from_the_key_folded_with_the_step():
-    process, key = Process().respaced(10), jax.random.key(4)
-    model = gaussian_model(process)
-    given = jnp.stack([jax.random.normal(jax.random.fold_in(key, i), SHAPE) for i in range(10)])
-    drawn = sample(model, process, x_init(), Y, key)
-    np.testing.assert_allclose(sample(model, process, x_init(), Y, step_noise=given), drawn, atol=1e-6)
-    assert jnp.abs(sample(model, process, x_init(), Y, jax.random.key(5)) - drawn).max() > 0.1
+def test_noise_comes_from_the_keys_folded_with_the_step():
+    model, keys = exact(10), keys_of(4)
+    each = [jax.random.normal(jax.random.fold_in(keys[3], i), SHAPE[1:]) for i in range(10)]
+    given = jnp.stack([unit_noise(keys, i, SHAPE[1:]) for i in range(10)])
+    np.testing.assert_allclose(given[:, 3], np.stack(each), atol=1e-6)
+    drawn = sample(model, 10, keys=keys)
+    np.testing.assert_allclose(sample(model, 10, step_noise=given), drawn, atol=1e-6)
+    assert jnp.abs(sample(model, 10, keys=keys_of(5)) - drawn).max() > 0.1
+
+
+@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0)])
+def test_one_step_after_the_other_is_the_loop(sampler, eta):
+    steps = Steps(exact(6), Sampling(sampler=sampler, steps=6, eta=eta))
+    assert steps.noisy == (sampler == "ddpm" or eta > 0)
+    np.testing.assert_array_equal(steps.timesteps, Process().respaced(6).timestep_map[::-1])
+    noise = jax.random.normal(jax.random.key(7), (6, *SHAPE))
+    x = x_init()
+    for i in range(6):
+        x = steps(i, x, Y, noise[i] if steps.noisy else None)
+    np.testing.assert_allclose(steps.scan(x_init(), Y, None, noise), x, atol=1e-5)
 
 
 def test_deterministic_ddim_needs_and_uses_no_noise():
-    process = Process().respaced(5)
-    model = gaussian_model(process)
-    out = sample(model, process, x_init(), Y, sampler="ddim")
-    np.testing.assert_array_equal(sample(model, process, x_init(), Y, jax.random.key(6), "ddim"), out)
+    out = sample(exact(5), 5, sampler="ddim")
+    np.testing.assert_array_equal(sample(exact(5), 5, keys=keys_of(6), sampler="ddim"), out)
 
 
 def test_last_step_adds_no_noise():
-    process = Process().respaced(6)
-    model = gaussian_model(process)
-    noise = jax.random.normal(jax.random.key(7), (6, *SHAPE))
-    out = sample(model, process, x_init(), Y, step_noise=noise)
-    changed = sample(model, process, x_init(), Y, step_noise=noise.at[-1].add(5.0))
-    np.testing.assert_array_equal(out, changed)
-    assert jnp.abs(sample(model, process, x_init(), Y, step_noise=noise.at[0].add(5.0)) - out).max() > 1e-3
+    model, noise = exact(6), jax.random.normal(jax.random.key(7), (6, *SHAPE))
+    out = sample(model, 6, step_noise=noise)
+    np.testing.assert_array_equal(out, sample(model, 6, step_noise=noise.at[-1].add(5.0)))
+    assert jnp.abs(sample(model, 6, step_noise=noise.at[0].add(5.0)) - out).max() > 1e-3
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_clip_holds_the_prediction_in_range(sampler):
-    process = Process().respaced(30)
-    model = gaussian_model(process, mean=3.0)
-    key = jax.random.key(8)
-    out = sample(model, process, x_init(), Y, key, sampler, clip=True)  # all of the data lies above 1
+    model = exact(30, mean=3.0)
+    out = sample(model, 30, keys=keys_of(8), sampler=sampler, clip=True)  # all of the data lies above 1
     assert out.max() <= 1
     assert out.mean() > 0.9
-    assert sample(model, process, x_init(), Y, key, sampler).mean() > 2.9
+    assert sample(model, 30, keys=keys_of(8), sampler=sampler).mean() > 2.9
 
 
 def test_model_sees_original_timesteps_noisiest_first():
-    process, seen = Process().respaced(4), []
+    seen = []
 
     def model(x, t, y):
         jax.debug.callback(lambda t, y: seen.append((t.tolist(), y.tolist())), t, y, ordered=True)
         return jnp.concatenate([x, x], axis=-1)
 
-    sample(model, process, x_init()[:2], jnp.array([3, 8]), sampler="ddim").block_until_ready()
+    sample(model, 4, x_init()[:2], jnp.array([3, 8]), sampler="ddim").block_until_ready()
     jax.effects_barrier()
     assert seen == [([t, t], [3, 8]) for t in (999, 666, 333, 0)]
 
@@ -148,70 +171,62 @@ def test_whole_sampler_is_one_compiled_loop(sampler):
     traces = []
 
     def lowered_for(steps: int):
-        process = Process().respaced(steps)
-        exact = gaussian_model(process)
+        best = exact(steps)
 
         def model(x, t, y):
             traces.append(steps)
-            return exact(x, t, y)
+            return best(x, t, y)
 
-        return jax.jit(lambda x, y, key: sample(model, process, x, y, key, sampler))
+        return jax.jit(lambda x, y, keys: sample(model, steps, x, y, keys, sampler=sampler))
 
-    run, key = lowered_for(250), jax.random.key(0)
-    text = run.lower(x_init(), Y, key).compile().as_text()
+    run, keys = lowered_for(250), keys_of(0)
+    text = run.lower(x_init(), Y, keys).compile().as_text()
     assert text is not None
     assert "while(" in text
     for escape in ("callback", "infeed", "send("):  # a step that goes back to the host
         assert escape not in text
-    short = lowered_for(10).lower(x_init(), Y, key).compile().as_text()
+    short = lowered_for(10).lower(x_init(), Y, keys).compile().as_text()
     assert short is not None
     assert len(text.splitlines()) < 1.1 * len(short.splitlines())  # not unrolled
     first = len(traces)
     assert first <= 4  # a scan may trace its body twice
-    run(x_init(), Y, key)
-    run(x_init() + 1, Y + 1, jax.random.key(9))
+    run(x_init(), Y, keys)
+    run(x_init() + 1, Y + 1, keys_of(9))
     assert len(traces) == first  # nothing is traced again
 
 
 def test_bfloat16_input_is_sampled_in_float32():
-    process = Process().respaced(4)
-    model = gaussian_model(process)
-    out = sample(model, process, x_init().astype(jnp.bfloat16), Y, sampler="ddim")
-    exact = sample(model, process, x_init().astype(jnp.bfloat16).astype(jnp.float32), Y, sampler="ddim")
+    half = x_init().astype(jnp.bfloat16)
+    out = sample(exact(4), 4, half, sampler="ddim")
     assert out.dtype == jnp.float32
-    np.testing.assert_array_equal(out, exact)
+    np.testing.assert_array_equal(out, sample(exact(4), 4, half.astype(jnp.float32), sampler="ddim"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"sampler": "euler"}, "sampler: 'euler'"),
+        ({"sampler": "euler"}, "sampler: got 'euler', expected one of"),
         ({"eta": 0.5}, "eta: 0.5 with 'ddpm'"),
         ({"sampler": "ddim", "eta": 1.5}, "eta: 1.5"),
-        ({"key": None}, "neither key nor step_noise"),
+        ({"keys": None}, "neither keys nor step_noise"),
+        ({"keys": None, "sampler": "ddim", "eta": 0.1}, "neither keys nor step_noise"),
+        ({"keys": keys_of(3)[:7]}, r"keys: shape \(7,\), expected one for each of 32 images"),
+        ({"keys": jax.random.key(3)}, r"keys: shape \(\)"),
         ({"step_noise": jnp.zeros((3, *SHAPE))}, "step_noise: shape"),
-        ({"y": Y[:1]}, "x_init, y"),
-        ({"model_fn": lambda x, t, y: x}, "model output"),
+        ({"x": jnp.zeros(SHAPE[1:])}, "x_init: shape"),
+        ({"steps": 1}, "sampling steps: 1"),
+        ({"model": lambda x, t, y: x}, "model output"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, word):
-    process = Process().respaced(4)
-    key = jax.random.key(0)
-    good = dict(model_fn=gaussian_model(process), process=process, x_init=x_init(), y=Y, key=key)
+    good = {"model": exact(4), "steps": 4, "keys": keys_of(0)}
     with pytest.raises(BadInput, match=word):
         sample(**{**good, **arguments})
 
 
-def test_with_a_key_per_image_an_image_does_not_depend_on_its_batch():
-    process = Process().respaced(5)
-    keys = jax.random.split(jax.random.key(3), 32)
-    whole = sample(gaussian_model(process), process, x_init(), Y, keys)
-    part = sample(gaussian_model(process), process, x_init()[5:9], Y[5:9], keys[5:9])
+def test_an_image_does_not_depend_on_its_batch():
+    keys = keys_of(3)
+    whole = sample(exact(5), 5, keys=keys)
+    part = sample(exact(5), 5, x_init()[5:9], Y[5:9], keys[5:9])
     np.testing.assert_allclose(whole[5:9], part, rtol=0, atol=1e-5)  # of values about 1: compiled for other shapes
     assert float(jnp.abs(whole[0] - whole[1]).max()) > 0.1
-
-
-def test_keys_must_be_one_or_one_per_image():
-    process = Process().respaced(5)
-    with pytest.raises(BadInput, match="key: shape"):
-        sample(gaussian_model(process), process, x_init(), Y, jax.random.split(jax.random.key(3), 7))
