@@ -18,7 +18,13 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 class ImageFolder:
     """Images in FOLDER/CLASS/NAME, read one at a time; classes and names in alphabetical order, on every file system.
 
-    `paths` (n,) are relative to `folder`, `labels` (n,) int32 numbers into `class_names`. Every image has three channels.
+    Every image has three channels.
+
+    Attributes:
+        folder: that holds the classes.
+        paths: (n,) relative to it.
+        labels: (n,) int32, numbers into `class_names`.
+        class_names: names of the sub-folders.
     """
 
     folder: Path

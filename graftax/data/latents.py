@@ -5,7 +5,7 @@ are not mirrored latents. So every epoch can draw its own flips and its own samp
 
 The manifest is written twice. The first, without `shards`, is the plan: whoever continues an interrupted encoding checks
 that it is the same. Each shard is described in a file of its own as it is finished; the last one collects them into
-the final manifest, sealed with a checksum. `graftax encode` writes such sets (`graftax.cli.pixels.encoding`).
+the final manifest, sealed with a checksum. `graftax encode` writes such sets (`graftax.data.pixels.encoding`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ _REPAIR = "repair it with the same `graftax encode`"
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a set: its size, its SHA-256, and the label of each of its records."""
+    """One file of a set.
+
+    Attributes:
+        file: its name.
+        bytes: its size.
+        sha256: of its contents.
+        labels: of each of its records.
+    """
 
     file: str
     bytes: int
@@ -42,12 +49,25 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is in a latent set and where it comes from; `shards` is None until all of them are there.
+    """What is in a latent set and where it comes from.
 
-    `source` as given to `graftax encode`, `subset` and `subset_seed` the part taken of it, of `count` images; `records` is
-    the `digest` of these. Images were made squares of `size` pixels as `fit` says, and encoded by the autoencoder `vae`; its
-    weights have the SHA-256 `vae_sha256`, to latents (h, w, c) `latent_shape`. The model's latents are
-    (sample - `shift`) * `scale`.
+    Attributes:
+        source: as given to `graftax encode`.
+        subset: the part taken of it, None for all.
+        subset_seed: that drew the part.
+        count: images.
+        records: the `digest` of these images.
+        class_names: as the source has them.
+        size: side in pixels of the squares that the images were made.
+        fit: how (`graftax.data.crop.FITS`).
+        vae: the autoencoder, as given.
+        vae_sha256: of its weights.
+        latent_shape: (h, w, c).
+        scale: the model's latents are (sample - shift) * scale.
+        shift: likewise.
+        dtype: of the moments.
+        shard_size: records per shard.
+        shards: None until all of them are there.
     """
 
     source: str

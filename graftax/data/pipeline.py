@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import grain
 import numpy as np
 
 from graftax.data.crop import FITS
@@ -79,6 +78,8 @@ def stream(
     `seed`; a batch may span two epochs, so no record is ever left out. `threads` read as many batches ahead; 0, for data
     in memory: none. Raises `BadInput` on arguments that do not fit together.
     """
+    import grain  # late, as in `graftax.data.feed`
+
     count = len(reader)
     if not 0 <= process_index < process_count:
         raise BadInput(f"process_index {process_index}: expected within 0..{process_count - 1}")
@@ -161,6 +162,7 @@ def whole(reader: Reader, chunk: int = 256) -> Batch:
 
 def in_order(reader: Reader, spans: Sequence[tuple[int, int]], threads: int) -> Iterator[Batch]:
     """Records start..stop-1 of each span (start, stop) as a batch, as in epoch 0 of seed 0; `threads` read ahead."""
+    import grain  # late, as in `graftax.data.feed`
 
     def read(span: tuple[int, int]) -> Batch:
         index = np.arange(*span)

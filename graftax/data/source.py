@@ -48,7 +48,15 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images in memory: `images` (n, h, w, c) uint8, `labels` (n,) int32 below `num_classes`."""
+    """Labelled images in memory.
+
+    Attributes:
+        images: (n, h, w, c) uint8.
+        labels: (n,) int32 below `num_classes`.
+        name: of the set.
+        num_classes: whether or not all occur.
+        class_names: in order.
+    """
 
     images: np.ndarray
     labels: np.ndarray

@@ -24,9 +24,13 @@ _CHUNK = 1000  # labels between two signs of progress
 class TfdsImages:
     """One split of a prepared set, read one image at a time.
 
-    `rows` are the examples of the split, their images still encoded (tensorflow-datasets would decode with OpenCV where
-    that is installed, and give other pixels there), `indices` (n,) those that belong to this set. `name` holds version and
-    split: "imagenet2012:5.1.0#train".
+    Attributes:
+        rows: examples of the split, their images still encoded: tensorflow-datasets would decode with OpenCV where that is
+            installed, and give other pixels there.
+        indices: (n,) those that belong to this set.
+        name: with version and split: "imagenet2012:5.1.0#train".
+        class_names: in order.
+        channels: of the images.
     """
 
     rows: Sequence[Any]

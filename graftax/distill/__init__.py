@@ -4,7 +4,7 @@ from graftax.distill.closed_form import calibrate, neuron_importance
 from graftax.distill.config import PAPER_BATCH, PAPER_EPOCHS, PAPER_SAMPLES, DistillConfig
 from graftax.distill.losses import huber, l1, l2
 from graftax.distill.stage1 import distill, distill_job, install
-from graftax.distill.step import DistillState, create_state, make_distill_step
+from graftax.distill.update import DistillState, create_state, make_distill_step
 
 __all__ = [
     "PAPER_BATCH", "PAPER_EPOCHS", "PAPER_SAMPLES", "DistillConfig", "DistillState", "calibrate",

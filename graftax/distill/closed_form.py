@@ -16,18 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from graftax.blocks import Context
+from graftax.data.feed import as_batches
 from graftax.diffusion import Process
-from graftax.distill.config import DistillConfig
+from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, Units, group_sites, group_units, over_sites, stack_scions
-from graftax.distill.layout import constrain_stacked, sample_pairs, shard_stacked, shard_teacher, site_method
+from graftax.distill.merged import StepGroup, regression_units
 from graftax.distill.normal_equations import Sums, accumulate, solve, zeros
+from graftax.distill.placing import constrain_stacked, sample_pairs, shard_stacked, shard_teacher, site_method
 from graftax.distill.sites import check_pair
-from graftax.distill.steps import StepGroup, regression_units
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.models.stack import Params
-from graftax.ops.base import apply_with_features
+from graftax.ops.base import Params, apply_with_features
 from graftax.progress import Progress
 from graftax.surgery.select import Selector, select
 from graftax.train.loop import Batch, Batches
@@ -35,13 +36,13 @@ from graftax.train.sharding import RULES, AxisRules, activations, put_batch, to_
 
 T = TypeVar("T")
 Add = Callable[..., T]
-"""(group, one site's sums so far, its weights, the teacher's inputs and its output (b, n, d)) -> its sums."""
+"""(group, context, one site's sums so far, its weights, the teacher's input and its output (b, n, d)) -> its sums."""
 
 
 def calibrate(
-    teacher: Model, student: Model, batches: Batches, steps: int, config: DistillConfig | None = None, *,
-    sites: Selector | None = None, process: Process | None = None, mesh: Mesh | None = None, rules: AxisRules = RULES,
-    rng: jax.Array | None = None, show: bool = True,
+    teacher: Model, student: Model, data: Any, steps: int, config: DistillConfig | None = None, *,
+    batch_size: int = PAPER_BATCH, sites: Selector | None = None, process: Process | None = None,
+    mesh: Mesh | None = None, rules: AxisRules = RULES, rng: jax.Array | None = None, show: bool = True,
 ) -> Model:  # fmt: skip
     """The student with the last layer of every scion fitted to the teacher's output by linear least squares.
 
@@ -50,7 +51,8 @@ def calibrate(
     same objects, whatever they were initialised with. The fit is of a correction to the layer that is there: what the
     data do not determine is left alone, and a scion that already does what the teacher's operator does stays as it is.
 
-    One pass over the next `steps` of `batches` serves all sites; a site of p features keeps p^2 sums meanwhile. The loss
+    One pass over the next `steps` batches of `data` (arrays, an iterable or a grain dataset, as `graftax.distill.distill`
+    takes it; arrays in batches of `batch_size`) serves all sites; a site of p features keeps p^2 sums meanwhile. The loss
     is the squared one, whatever `config` says of losses; matmul type and plan are its. `rng` draws times and noise. The
     rest as in `graftax.distill.distill_job`, which lists what raises BadInput; so do `steps` below 1.
     """
@@ -61,15 +63,15 @@ def calibrate(
     source = Teacher(teacher.spec, groups, process or Process(), config)
     scions = shard_stacked(stack_scions(student.params, groups), mesh, rules)
 
-    def add(group: Group | StepGroup, sums: Sums, scion: Params, *arrays: jax.Array) -> Sums:
-        features, missing = group.linear_part(student.spec, config, scion, *arrays)
+    def add(group: Group | StepGroup, context: Context, sums: Sums, scion: Params, x: jax.Array, wanted: jax.Array) -> Sums:
+        features, missing = group.linear_part(config, scion, context, x, wanted)
         return accumulate(sums, features, missing)
 
     sums = {name: _no_rows(group.readout(scions[name])["kernel"]) for name, group in groups.items()}
     sums = shard_stacked(sums, mesh, rules)
     prepared = shard_teacher(source, teacher.params, mesh, rules)
     step = _summing_step(source, groups, add, mesh, rules)
-    for batch, key in _keyed(batches, steps, rng, mesh, "least squares", show):
+    for batch, key in _keyed(as_batches(data, batch_size, 0, teacher.spec), steps, rng, mesh, "least squares", show):
         sums = step(sums, scions, prepared, batch, key)
     params = student.params
     for name, group in groups.items():
@@ -80,19 +82,20 @@ def calibrate(
 
 
 def neuron_importance(
-    teacher: Model, batches: Batches, steps: int, sites: Selector = "blocks[mlp].mlp", config: DistillConfig | None = None,
-    *, process: Process | None = None, mesh: Mesh | None = None, rules: AxisRules = RULES, rng: jax.Array | None = None,
-    show: bool = True,
+    teacher: Model, data: Any, steps: int, sites: Selector = "blocks[mlp].mlp", config: DistillConfig | None = None,
+    *, batch_size: int = PAPER_BATCH, process: Process | None = None, mesh: Mesh | None = None, rules: AxisRules = RULES,
+    rng: jax.Array | None = None, show: bool = True,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """What every hidden neuron of the selected MLPs contributes to the output: {"blocks[3].mlp": (m,) float32}.
 
     E[h^2] ||w||^2, with h the neuron's activation and w its output weights: the mean squared norm of its term in the
     output. For `init="transplant"` of `graftax.replace` and `resize` where the new MLP is narrower. Measured on the next
-    `steps` of `batches`; parameters as in `calibrate`. Raises BadInput where a site holds no MLP, and as `calibrate` does.
+    `steps` batches of `data`; parameters as in `calibrate`. Raises BadInput where a site holds no MLP, and
+    as `calibrate` does.
     """
     chosen = select(sites, teacher.spec)
     for site in chosen:
-        held = getattr(teacher.spec.blocks[site.block], site.slot)
+        held = site.held(teacher.spec)
         if held.kind != "mlp":
             raise BadInput(f"neuron importance at {site}: holds {held}, expected an mlp")
     config = config or DistillConfig()
@@ -100,15 +103,15 @@ def neuron_importance(
     source = Teacher(teacher.spec, groups, process or Process(), config)
     weights = shard_stacked(stack_scions(teacher.params, groups), mesh, rules)
 
-    def add(group: Group, power: jax.Array, mlp: Params, x: jax.Array, target: jax.Array) -> jax.Array:
-        _, hidden = apply_with_features(group.operator(teacher.spec, config), mlp, x)  # (b, n, m)
+    def add(group: Group, context: Context, power: jax.Array, mlp: Params, x: jax.Array, target: jax.Array) -> jax.Array:
+        _, hidden = apply_with_features(group.operator(config), mlp, x)  # (b, n, m)
         return power + jnp.square(hidden.astype(jnp.float32)).mean((0, 1)) / steps
 
     power = {name: jnp.zeros(weights[name]["fc1"]["bias"].shape) for name in groups}  # (s, m)
     power = shard_stacked(power, mesh, rules)
     prepared = shard_teacher(source, teacher.params, mesh, rules)
     step = _summing_step(source, groups, add, mesh, rules)
-    for batch, key in _keyed(batches, steps, rng, mesh, "neuron importance", show):
+    for batch, key in _keyed(as_batches(data, batch_size, 0, teacher.spec), steps, rng, mesh, "neuron importance", show):
         power = step(power, weights, prepared, batch, key)
     norms = {name: jnp.square(weights[name]["fc2"]["kernel"]).sum(-1) for name in groups}  # (s, m)
     found = to_host({name: power[name] * norms[name] for name in groups})
@@ -126,10 +129,10 @@ def _summing_step(
 
     @partial(jax.jit, donate_argnums=0)
     def step(sums: dict[str, Any], weights: Params, prepared: Params, batch: Batch, key: jax.Array) -> dict[str, Any]:
-        pairs = sample_pairs(source, prepared, batch["image"], batch["label"], key, mesh, rules)
+        pairs, context = sample_pairs(source, prepared, batch, key, mesh, rules)
         with activations(mesh, rules):
             added = {
-                name: over_sites(partial(add, group), method)(sums[name], weights[name], *pairs[name])
+                name: over_sites(partial(add, group, context), method)(sums[name], weights[name], *pairs[name])
                 for name, group in groups.items()
             }
         return constrain_stacked(added, mesh, rules)

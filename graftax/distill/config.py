@@ -24,23 +24,29 @@ DTYPES = ("float32", "bfloat16", "float16")
 class DistillConfig:
     """Optimiser, losses and precision of stage 1. Every site has its own AdamW and its own gradient clipping.
 
-    `steps`: length of the whole run, which the schedule refers to. `schedule`: "paper" halves the rate after a quarter,
-    a half and three quarters of it (epochs 50, 100 and 150 of 200 in the reference code of arXiv 2506.05340),
-    "cosine" goes down to 0 at its end. `grad_clip`: largest gradient norm of one site, None for no clipping.
-    `weight_decay` acts on every leaf, as PyTorch's AdamW does.
-
-    `calibration`: on how many batches `distill` first fits the last layer of every scion by least squares
-    (`graftax.distill.calibrate`), 0 for not at all; `distill_job` does not. `merge_target`: what it fits the projection of a
-    merged step to, "pair", the output of its blocks one after the other, or "residual_sum", its input plus the change that
-    each block makes of it.
-
-    `mixer_loss`, `mlp_loss`: "l1", "l2" or "huber" for all sites of that slot; None leaves it to the operator (l1 for
-    mixers, l2 for MLPs). `step_loss`: that of merged steps (l1, as in the paper). `huber_delta` has the unit of the
-    activations. `dtype`: matmul type of teacher and scions.
-    `plan`: how the teacher's blocks are compiled (`graftax.models.forward`): "unroll" runs fastest, "auto" compiles
-    fastest.
-
     Raises BadInput on values out of range.
+
+    Attributes:
+        steps: length of the whole run, which the schedule refers to.
+        learning_rate: its peak.
+        schedule: "paper" halves the rate after a quarter, a half and three quarters of the run (epochs 50, 100 and 150 of
+            200 in the reference code of arXiv 2506.05340), "cosine" goes down to 0 at its end, "constant" stays.
+        b1: decay of AdamW's first moment.
+        b2: of its second.
+        eps: AdamW's.
+        weight_decay: acts on every leaf, as PyTorch's AdamW does.
+        grad_clip: largest gradient norm of one site, None for no clipping.
+        calibration: on how many batches `distill` first fits the last layer of every scion by least squares
+            (`graftax.distill.calibrate`), 0 for not at all; `distill_job` does not.
+        mixer_loss: "l1", "l2" or "huber" for all mixers of tokens; None leaves it to the operator (l1).
+        mlp_loss: likewise of channel mixers (l2).
+        step_loss: that of merged steps (l1, as in the paper).
+        merge_target: what calibration fits the projection of a merged step to: "pair", the output of its blocks one after
+            the other, or "residual_sum", its input plus the change that each block makes of it.
+        huber_delta: in the unit of the activations.
+        dtype: matmul type of teacher and scions.
+        plan: how the teacher's blocks are compiled (`graftax.models.forward`): "unroll" runs fastest, "auto" compiles
+            fastest.
     """
 
     steps: int = PAPER_SAMPLES * PAPER_EPOCHS // PAPER_BATCH
@@ -81,6 +87,10 @@ class DistillConfig:
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:
             raise BadInput(f"DistillConfig.{name}: got {getattr(self, name)!r}, expected {expected}")
+
+    def loss_of(self, role: str) -> str | None:
+        """The loss of operators of a role, None where it is their own."""
+        return {"channel": self.mlp_loss}.get(role, self.mixer_loss)
 
     def rate(self, count: jax.typing.ArrayLike) -> jax.Array:
         """Learning rate of the update that follows `count` earlier ones: () int -> () float32."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from graftax import ops
-from graftax.distill.steps import MergedStep
+from graftax.distill.merged import MergedStep
 from graftax.distill.teacher import up_to_last
-from graftax.models.cost import block_cost, flops
+from graftax.models.cost import block_cost, flops, merge_flops, operator_cost
 from graftax.spec import ModelSpec
 from graftax.surgery.select import Site
 
@@ -22,7 +21,6 @@ def stage1_flops(teacher: ModelSpec, student: ModelSpec, units: Iterable[Site | 
 
 def _unit_flops(student: ModelSpec, unit: Site | MergedStep) -> int:
     if isinstance(unit, Site):
-        return ops.build(getattr(student.blocks[unit.block], unit.slot), student).cost().flops
+        return operator_cost(student, student.blocks[unit.block], unit.slot).flops
     ids = unit.step.blocks
-    projection = 2 * student.tokens * len(ids) * student.hidden_size**2
-    return projection + sum(block_cost(student, (i,))[1] for i in ids)
+    return merge_flops(student, len(ids)) + sum(block_cost(student, (i,))[1] for i in ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -12,15 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from graftax import ops
+from graftax.blocks import Context, bind, part, slot_of
 from graftax.distill.config import DistillConfig
 from graftax.distill.losses import regression_loss
+from graftax.distill.merged import MergedStep, StepGroup, group_steps
 from graftax.distill.normal_equations import RIDGE
-from graftax.distill.steps import MergedStep, StepGroup, group_steps
-from graftax.models.embed import call
-from graftax.models.stack import Params
-from graftax.ops.base import Operator, apply_with_features
+from graftax.errors import BadInput
+from graftax.ops.base import Operator, Params, apply_with_features
 from graftax.ops.target import target
-from graftax.spec import ModelSpec, OpSpec, block_key
+from graftax.spec import ModelSpec, OpSpec, members
+from graftax.surgery.replace import put_sites
 from graftax.surgery.select import Site
 
 METHODS = ("auto", "vmap", "map")
@@ -28,8 +28,18 @@ METHODS = ("auto", "vmap", "map")
 
 @dataclass(frozen=True)
 class Group:
-    """Sites of one slot that hold equal operators, in order of their blocks. Axis s counts them."""
+    """Sites of one slot that hold equal operators, in order of their blocks. Axis s counts them.
 
+    Attributes:
+        spec: of the student.
+        kind: of their blocks.
+        slot: in these blocks.
+        op: that they hold.
+        sites: in order.
+    """
+
+    spec: ModelSpec
+    kind: str
     slot: str
     op: OpSpec
     sites: tuple[Site, ...]
@@ -42,58 +52,66 @@ class Group:
         return tuple((site.block,) for site in self.sites)
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """Taps of the teacher that the scions get."""
-        return (f"{self.slot}/in",)
+    def input(self) -> str:
+        """The tap of the teacher that the scions get."""
+        return f"{self.slot}/in"
 
     @property
     def output(self) -> str:
         """The tap that they learn."""
         return f"{self.slot}/out"
 
-    def operator(self, spec: ModelSpec, config: DistillConfig) -> Operator:
-        """The scions' module in a model of `spec`'s sizes."""
-        return ops.build(self.op, spec, config.dtype)
+    def operator(self, config: DistillConfig) -> Operator:
+        """The scions' module."""
+        return slot_of(self.kind, self.slot).build(self.op, self.spec.sizes, config.dtype)
 
-    def loss_fn(self, spec: ModelSpec, config: DistillConfig) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
-        """Loss of one site: (scion, teacher's input (b, n, d), teacher's output (b, n, d)) -> () float32."""
-        apply, name = self.apply_fn(spec, config), getattr(config, f"{self.slot}_loss")
-        name = name or self.operator(spec, config).regression_loss
+    def loss_fn(self, config: DistillConfig) -> Callable[[Params, Context, Any, Any], jax.Array]:
+        """Loss of one site: (scion, context, teacher's input (b, n, d), teacher's output (b, n, d)) -> () float32."""
+        apply, role = self.apply_fn(config), slot_of(self.kind, self.slot).role
+        name = config.loss_of(role) or self.operator(config).regression_loss
 
-        def loss(scion: Params, x: jax.Array, target: jax.Array) -> jax.Array:
-            return regression_loss(name, apply(scion, x), target, config.huber_delta)
+        def loss(scion: Params, context: Context, x: Any, wanted: Any) -> jax.Array:
+            return regression_loss(name, apply(scion, context, x), wanted, config.huber_delta)
 
         return loss
 
-    def apply_fn(self, spec: ModelSpec, config: DistillConfig) -> Callable[[Params, jax.Array], jax.Array]:
-        """One scion as a function: (its weights, x (b, n, d)) -> (b, n, d)."""
-        return partial(call, self.operator(spec, config))
+    def apply_fn(self, config: DistillConfig) -> Callable[[Params, Context, Any], Any]:
+        """One scion as a function: (its weights, context, x (b, n, d)) -> (b, n, d)."""
+        operator = self.operator(config)
+        return lambda scion, context, x: bind(operator, scion, context)(x)
 
     def linear_part(
-        self, spec: ModelSpec, config: DistillConfig, scion: Params, x: jax.Array, target: jax.Array
+        self, config: DistillConfig, scion: Params, context: Context, x: jax.Array, wanted: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """What enters the last layer of one scion (b, n, p), and what its output lacks (b, n, d) float32."""
-        out, features = apply_with_features(self.operator(spec, config), scion, x)
-        return features, target - out.astype(jnp.float32)
+        operator = self.operator(config)
+        reads = {name: getattr(context, name) for name in operator.reads}
+        out, features = apply_with_features(operator, scion, x, **reads)
+        return features, wanted - out.astype(jnp.float32)
+
+    @property
+    def last_layer(self) -> str:
+        """Name of the scions' last layer. Raises `BadInput` where they have none."""
+        name = ops.operator_class(self.op.kind).readout
+        if not name:
+            raise BadInput(f"calibration of {self.op}: it has no last layer, expected 0 batches")
+        return name
 
     def readout(self, scion: Params) -> Params:
         """The last layer of a scion, which `linear_part` feeds."""
-        return scion[ops.operator_class(self.op.kind).readout]
+        return scion[self.last_layer]
 
     def with_readout(self, scion: Params, layer: Params) -> Params:
         """The scion with another last layer."""
-        return {**scion, ops.operator_class(self.op.kind).readout: layer}
+        return {**scion, self.last_layer: layer}
 
     def weights(self, params: Params) -> list[Params]:
         """The weights of every site."""
-        return [params["blocks"][block_key(site.block)][site.slot] for site in self.sites]
+        return [part(params["blocks"][self.spec.block_key(site.block)], self.slot) for site in self.sites]
 
     def install(self, params: Params, scions: Iterable[Params]) -> Params:
         """`params` with the weights of every site in their places; inverse of `weights`."""
-        blocks = dict(params["blocks"])
-        for site, scion in zip(self.sites, scions, strict=True):
-            blocks[block_key(site.block)] = {**blocks[block_key(site.block)], site.slot: scion}
-        return {**params, "blocks": blocks}
+        return put_sites(self.spec, params, dict(zip(self.sites, scions, strict=True)))
 
 
 Groups = dict[str, Group]
@@ -103,11 +121,11 @@ Units = Mapping[str, Group | StepGroup]
 
 def group_sites(spec: ModelSpec, sites: Iterable[Site]) -> Groups:
     """Groups of `sites` in a student of `spec`, under names that say what they are: "0_mixer_hyena_x"."""
-    found: dict[tuple[str, OpSpec], list[Site]] = {}
-    for site in sorted(sites):
-        found.setdefault((site.slot, getattr(spec.blocks[site.block], site.slot)), []).append(site)
+    ordered = sorted(sites)
+    found = members((spec.blocks[site.block].kind, site.slot, site.held(spec)) for site in ordered)
     return {
-        f"{i}_{slot}_{op.kind}": Group(slot, op, tuple(members)) for i, ((slot, op), members) in enumerate(found.items())
+        f"{i}_{slot.replace('/', '_')}_{op.kind}": Group(spec, kind, slot, op, tuple(ordered[k] for k in places))
+        for i, ((kind, slot, op), places) in enumerate(found.items())
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,24 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from graftax.diffusion import Process
+from graftax.blocks import Context
+from graftax.diffusion import Process, heldout_set
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, group_units, over_sites
-from graftax.distill.layout import replicate, site_method
-from graftax.distill.steps import MergedStep, StepGroup
+from graftax.distill.merged import MergedStep, StepGroup
+from graftax.distill.placing import replicate, site_method
 from graftax.distill.teacher import Teacher
-from graftax.errors import BadInput
-from graftax.models.stack import Params
+from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 from graftax.surgery.select import Site
-from graftax.train.loop import Batch
 from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 
 
 def heldout_errors(
-    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Process, heldout: Batch,
-    config: DistillConfig, *, seed: int = 0, batch_size: int = PAPER_BATCH, mesh: Mesh | None = None,
-    rules: AxisRules = RULES,
+    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Process,
+    data: Mapping[str, Any], config: DistillConfig, *, seed: int = 0, batch_size: int = PAPER_BATCH,
+    mesh: Mesh | None = None, rules: AxisRules = RULES,
 ) -> Callable[[Params, Params], dict[str, float]]:  # fmt: skip
     """A function (stacked scions, prepared teacher) -> numbers over a fixed set of (x0, t, noise).
 
@@ -35,19 +35,10 @@ def heldout_errors(
     ||prediction - target|| / ||target|| with norms over the whole set; "loss" and "error" are their means over sites.
     An error of 0 is a perfect copy, 1 is what silence (all zeros) would score.
 
-    heldout: image (n, h, w, c), label (n,). The times cover the process evenly, one per image in an order drawn from
-    `seed`, as is the noise. Images beyond a multiple of `batch_size` (or of n, if smaller) are left out. Raises BadInput
-    if there are no images or labels do not fit them. With a `mesh` scions and teacher lie on it, and images are split over
-    it where their number divides.
+    `data`: image (n, h, w, c) and what the teacher is conditioned on, label (n,); see `graftax.diffusion.heldout_set`, whose
+    errors are raised. With a `mesh` scions and teacher lie on it, and images are split over it where their number divides.
     """
-    x0, y = np.asarray(heldout["image"], np.float32), np.asarray(heldout["label"], np.int32)
-    if x0.ndim != 4 or not len(x0) or y.shape != x0.shape[:1]:
-        raise BadInput(f"held-out set: images {x0.shape}, labels {y.shape}, expected (n, h, w, c) and (n,), n >= 1")
-    size = min(batch_size, len(x0))
-    count = len(x0) // size * size
-    rng = np.random.default_rng(seed)
-    t = rng.permutation(((np.arange(count) + 0.5) / count * len(process)).astype(np.int32))
-    noise = rng.standard_normal(x0[:count].shape, np.float32)
+    heldout = heldout_set(data, process, seed=seed, batch_size=batch_size)
     groups = group_units(student, sites)
     source = Teacher(teacher, groups, process, config)
     names = [str(site) for group in groups.values() for site in group.sites]
@@ -55,16 +46,17 @@ def heldout_errors(
     @jax.jit
     def measure(scions: Params, prepared: Params, *inputs: Any) -> jax.Array:
         with activations(mesh, rules):
-            pairs = place_batch(source.pairs(prepared, *place_batch(inputs, mesh)), mesh, axis=1)
+            pairs, context = source.pairs(prepared, *place_batch(inputs, mesh))
+            pairs = place_batch(pairs, mesh, axis=1)
             rows = [
-                over_sites(_site_sums(group, student, config), site_method(mesh, rules))(scions[name], *pairs[name])
+                over_sites(partial(_site_sums(group, config), context), site_method(mesh, rules))(scions[name], *pairs[name])
                 for name, group in groups.items()
             ]
         return replicate(jnp.concatenate(rows), mesh)  # (sites, 3)
 
     def evaluate(scions: Params, prepared: Params) -> dict[str, float]:
-        parts = [slice(i, i + size) for i in range(0, count, size)]
-        sums = np.stack([measure(scions, prepared, x0[p], y[p], t[p], noise[p]) for p in parts])  # (parts, sites, 3)
+        found = [measure(scions, prepared, b["image"], source.condition(b), t, noise) for b, t, noise in heldout.batches()]
+        sums = np.stack(found)  # (parts, sites, 3)
         losses = sums[..., 0].mean(0, np.float64)
         errors = np.sqrt(sums[..., 1].sum(0, np.float64) / sums[..., 2].sum(0, np.float64))
         per_site = {f"loss/{name}": v for name, v in zip(names, losses, strict=True)}
@@ -74,13 +66,17 @@ def heldout_errors(
     return evaluate
 
 
-def _site_sums(group: Group | StepGroup, student: ModelSpec, config: DistillConfig) -> Callable[..., jax.Array]:
-    """(scion, inputs ..., targets) -> (3,): loss, sum of squared errors, sum of squared targets."""
-    loss_fn, apply = group.loss_fn(student, config), group.apply_fn(student, config)
+def _site_sums(group: Group | StepGroup, config: DistillConfig) -> Callable[..., jax.Array]:
+    """(context, scion, input, targets) -> (3,): loss, sum of squared errors, sum of squared targets."""
+    loss_fn, apply = group.loss_fn(config), group.apply_fn(config)
 
-    def sums(scion: Params, *arrays: jax.Array) -> jax.Array:
-        *inputs, target = arrays
-        error = apply(scion, *inputs).astype(jnp.float32) - target
-        return jnp.stack([loss_fn(scion, *arrays), jnp.square(error).sum(), jnp.square(target).sum()])
+    def squares(tree: Any) -> jax.Array:
+        leaves = [jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)]
+        return sum(leaves[1:], leaves[0])
+
+    def sums(context: Context, scion: Params, x: Any, wanted: Any) -> jax.Array:
+        out = apply(scion, context, x)
+        error = jax.tree.map(lambda a, b: a.astype(jnp.float32) - b, out, wanted)
+        return jnp.stack([loss_fn(scion, context, x, wanted), squares(error), squares(wanted)])
 
     return sums

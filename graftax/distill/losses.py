@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -34,9 +36,14 @@ def huber(prediction: jax.Array, target: jax.Array, delta: float = 1.0) -> jax.A
     return jnp.mean(inside * (size - 0.5 * inside))  # both branches in one expression
 
 
-def regression_loss(name: str, prediction: jax.Array, target: jax.Array, delta: float = 1.0) -> jax.Array:
-    """The loss called `name`, one of `LOSSES`; `delta` matters to "huber" alone."""
-    return huber(prediction, target, delta) if name == "huber" else {"l1": l1, "l2": l2}[name](prediction, target)
+def regression_loss(name: str, prediction: Any, target: Any, delta: float = 1.0) -> jax.Array:
+    """The loss called `name`, one of `LOSSES`; `delta` matters to "huber" alone. Of dicts of streams: the streams' mean."""
+
+    def one(prediction: jax.Array, target: jax.Array) -> jax.Array:
+        return huber(prediction, target, delta) if name == "huber" else {"l1": l1, "l2": l2}[name](prediction, target)
+
+    losses = jax.tree.leaves(jax.tree.map(one, prediction, target))
+    return jnp.stack(losses).mean()
 
 
 def _error(prediction: jax.Array, target: jax.Array) -> jax.Array:

@@ -14,8 +14,14 @@ RIDGE = 1e-6
 class Sums(NamedTuple):
     """What min_{W, b} ||X W + b - Y||^2 needs to know of the rows seen so far.
 
-    gram (p, p) = X^T X; cross (p, q) = X^T Y; total_x (p,) and total_y (q,) sums of rows; rows (), their number. A
-    pytree, so it stacks over sites; gram and cross split over devices like parameters.
+    A pytree, so it stacks over sites; gram and cross split over devices like parameters.
+
+    Attributes:
+        gram: (p, p) = X^T X.
+        cross: (p, q) = X^T Y.
+        total_x: (p,) sum of the rows of X.
+        total_y: (q,) sum of the rows of Y.
+        rows: (), their number.
     """
 
     gram: jax.Array

@@ -7,22 +7,44 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from graftax.blocks import block_kind
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.lora import LORA
+from graftax.spec import ModelSpec
 from graftax.surgery.select import Selector, Site, select
 
 
 def scion_sites(student: Model, sites: Selector | None) -> tuple[Site, ...]:
-    """The selected sites, or all that hold scions where `sites` is None. Raises `BadInput` where there are none."""
-    if sites is None and not student.meta.sites:
-        raise BadInput("distillation sites: the student's meta names none, expected a grafted student or explicit sites")
-    return select(student.meta.sites if sites is None else sites, student.spec)
+    """The selected sites, or all that hold scions which can be learnt where `sites` is None.
+
+    Raises `BadInput` where there are none, and on selected ones that have neither input nor output to learn from.
+    """
+    if sites is None:
+        found = learnt_sites(student)
+        if not found:
+            what = "scions at modulations and norms alone" if student.meta.sites else "no scions in its meta"
+            raise BadInput(f"distillation sites: the student has {what}, expected a graft of mixers, or explicit sites")
+        return found
+    chosen = select(sites, student.spec)
+    if untapped := [site for site in chosen if not _learnt(student.spec, site)]:
+        raise BadInput(f"distillation sites: {untapped[0]} has no input and output to learn from; stage 2 trains it")
+    return chosen
+
+
+def learnt_sites(student: Model) -> tuple[Site, ...]:
+    """The scions that stage 1 can teach; those at modulations and norms learn in stage 2 alone."""
+    held = select(student.meta.sites, student.spec) if student.meta.sites else ()
+    return tuple(site for site in held if _learnt(student.spec, site))
+
+
+def _learnt(spec: ModelSpec, site: Site) -> bool:
+    return site.slot in block_kind(spec.blocks[site.block].kind).tapped
 
 
 def check_pair(teacher: Model, student: Model) -> None:
     """Raise `BadInput` unless the student's operators can be taught what the teacher's do."""
-    for name in ("depth", "hidden_size", "tokens", "num_classes"):
+    for name in ("backbone", "depth", "sizes", "frame"):
         theirs, ours = getattr(teacher.spec, name), getattr(student.spec, name)
         if theirs != ours:
             raise BadInput(f"student {name}: {ours}, expected the teacher's {theirs}")

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from graftax.checkpoint.paths import work_path
+from graftax.data.feed import as_batches
 from graftax.diffusion import Process
 from graftax.distill.closed_form import calibrate
-from graftax.distill.config import DistillConfig
+from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.cost import stage1_flops
 from graftax.distill.groups import group_units, install_scions
 from graftax.distill.heldout import heldout_errors
-from graftax.distill.layout import shard_teacher
-from graftax.distill.sites import check_pair
-from graftax.distill.step import DistillState, create_state, make_distill_step, sharded_state
-from graftax.distill.steps import regression_units
+from graftax.distill.merged import MergedStep, regression_units
+from graftax.distill.placing import shard_teacher
+from graftax.distill.sites import check_pair, learnt_sites
 from graftax.distill.teacher import Teacher
+from graftax.distill.update import DistillState, create_state, make_distill_step, sharded_state
 from graftax.errors import BadInput
 from graftax.models import Model
+from graftax.models.merge import MERGES
+from graftax.surgery import check_trainable
 from graftax.surgery.select import Selector
 from graftax.train.loop import Batch, Batches, Job, Metrics, fit
 from graftax.train.loop_config import LoopConfig
+from graftax.train.overview import parameter_table, write_parameters
 from graftax.train.record import FILE, read_metrics
 from graftax.train.sharding import RULES, AxisRules, to_host
 
@@ -34,19 +39,20 @@ History = list[dict[str, Any]]
 
 
 def distill(
-    teacher: Model, student: Model, batches: Batches, config: DistillConfig | None = None,
-    loop: LoopConfig | None = None, workdir: Path | None = None, heldout: Batch | None = None, *,
+    teacher: Model, student: Model, data: Any, config: DistillConfig | None = None, loop: LoopConfig | None = None,
+    workdir: str | os.PathLike[str] | None = None, heldout: Batch | None = None, *, batch_size: int = PAPER_BATCH,
     sites: Selector | None = None, process: Process | None = None, mesh: Mesh | None = None,
     rules: AxisRules = RULES, on_record: Callable[[dict[str, Any]], None] | None = None, show: bool = True,
 ) -> tuple[Model, History]:  # fmt: skip
     """Teach the student's scions what the teacher's operators do, all of them at once.
 
-    Returns the student with trained scions, every other leaf the same object as before, and the records of the run as
-    `graftax.train.loop.fit` writes them. No activation is ever stored. `loop` says how many of `config.steps` to run
-    (None: all, default logging). With a `workdir` the run leaves checkpoints and metrics there, and the same call
-    resumes it. With `config.calibration` the last layers are fitted before the first step, on the batches that training
-    starts with. `heldout` (image (n, h, w, c), label (n,)) is evaluated when the loop says so; see `heldout_errors`.
-    The rest as in `distill_job`.
+    `data`: arrays, which come in batches of `batch_size`, an iterable of batches or a grain dataset
+    (`graftax.data.feed.as_batches`): image (b, h, w, c), what the teacher sees, and label (b,). Returns the student with
+    trained scions, every other leaf the same object as before, and the records of the run as `graftax.train.loop.fit` writes
+    them. No activation is ever stored. `loop` says how many of `config.steps` to run (None: all, default logging). With a
+    `workdir` the run leaves checkpoints and metrics there, and the same call resumes it. With `config.calibration` the last
+    layers are fitted before the first step, on the batches that training starts with. `heldout` (image (n, h, w, c), label
+    (n,)) is evaluated when the loop says so; see `heldout_errors`. The rest as in `distill_job`.
 
     Raises what `distill_job` and `fit` raise, and BadInput if the loop has more steps than the config.
     """
@@ -54,6 +60,10 @@ def distill(
     loop = loop or LoopConfig(config.steps)
     if loop.steps > config.steps:
         raise BadInput(f"LoopConfig.steps: got {loop.steps}, expected at most DistillConfig.steps = {config.steps}")
+    check_trainable("student", student.params)
+    batches = as_batches(data, batch_size, loop.seed, teacher.spec)
+    if workdir:
+        write_parameters(workdir, table_of(student, sites))
     if config.calibration:
         student = _calibrated(teacher, student, batches, config, loop, sites, process, mesh, rules, show)
     job = distill_job(teacher, student, config, sites=sites, process=process, mesh=mesh, rules=rules, heldout=heldout)
@@ -65,9 +75,32 @@ def distill(
             on_record(line)
 
     state = fit(job, batches, loop, workdir, on_record=record, show=show)
-    if workdir and (workdir / FILE).exists():  # a run that resumed has earlier records there
+    if workdir and (work_path(workdir) / FILE).exists():  # a run that resumed has earlier records there
         history = read_metrics(workdir)
-    return install(student, state, sites), history
+    calibration = f", calibration={config.calibration}" if config.calibration else ""
+    return _noted(install(student, state, sites), f"distill(steps={loop.steps}{calibration})"), history
+
+
+def table_of(student: Model, sites: Selector | None = None) -> str:
+    """What stage 1 does with each parameter, as `distill` leaves it in workdir/parameters.txt: new, kept or frozen."""
+    scions = [site.path(student.spec) for site in learnt_sites(student)]
+    return parameter_table(student.params, scions, (_untouched(student, sites),))
+
+
+def _untouched(student: Model, sites: Selector | None) -> str:
+    """A pattern of the parameter paths that stage 1 leaves alone."""
+    spec, found = student.spec, []
+    for unit in regression_units(student, sites):
+        if isinstance(unit, MergedStep):
+            blocks = unit.step.blocks
+            found += [f"{MERGES}/{spec.merge_key(blocks)}", *(f"blocks/{spec.block_key(i)}" for i in blocks)]
+        else:
+            found.append(unit.path(spec))
+    return f"(?!(?:{'|'.join(found)})/).*"
+
+
+def _noted(model: Model, text: str) -> Model:
+    return model.replace(meta=dataclasses.replace(model.meta, edits=(*model.meta.edits, text)))
 
 
 def _calibrated(

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from graftax.blocks import Context
 from graftax.diffusion import Process
 from graftax.distill.config import DistillConfig
 from graftax.distill.groups import Units
-from graftax.distill.steps import CONDITIONING
 from graftax.errors import BadInput
-from graftax.models.dit import embed, prepare_params
-from graftax.models.stack import Params, run_stack
+from graftax.models import Cond
+from graftax.models.backbone import find
+from graftax.models.forward import embed, prepare_params
+from graftax.models.stack import run_stack, runs, tap_runs
+from graftax.ops.base import Params
 from graftax.spec import ModelSpec, Step
 
 TIME, NOISE = range(2)  # streams of a step's key
 
-Pairs = dict[str, tuple[jax.Array, ...]]
-"""Per group, the teacher's inputs at its sites, then its outputs: (s, b, n, d) float32 each, the conditioning (s, b, d)."""
+Pairs = dict[str, tuple[Any, Any]]
+"""Per group, the teacher's inputs at its sites, then its outputs: (s, b, n, d) float32 each, or dicts of such by stream."""
 
 
 class Teacher:
     """The teacher as a source of regression pairs (arXiv 2506.05340, Eq. 2).
 
     An operator's input is what reaches it, adaLN's shift and scale included; its output is what leaves it, before the
-    gate. A merged step's are the input of its first block, with the conditioning, and the output of its last one. The
-    teacher runs no further than its last site.
+    gate. A merged step's are the input of its first block and the output of its last one. Beside the pairs goes the context
+    that all blocks read. The teacher runs no further than its last site.
 
     Raises BadInput if a site's block does not run exactly once in the teacher's program, or if the blocks of a merged step
     do not run one after the other.
@@ -36,65 +40,67 @@ class Teacher:
 
     def __init__(self, spec: ModelSpec, groups: Units, process: Process, config: DistillConfig) -> None:
         sites = [(str(s), span) for group in groups.values() for s, span in zip(group.sites, group.spans, strict=True)]
-        self._rows = _rows(spec, sites)
+        _check_runs(spec, sites)
         self._spec = up_to_last(spec, {block for _, span in sites for block in span})
-        taps = {name for group in groups.values() for name in (*group.inputs, group.output)}
-        self._taps = tuple(sorted(taps - {CONDITIONING}))
+        self._taps = tuple(sorted({name for group in groups.values() for name in (group.input, group.output)}))
         self._groups, self._process, self._config = groups, process, config
 
     def prepare(self, params: Params) -> Params:
         """The teacher's weights as `pairs` takes them. Do it once: scans need stacked copies; "unroll" copies nothing."""
         return prepare_params(self._spec, params, self._config.plan)
 
-    def sample_pairs(self, prepared: Params, x0: jax.Array, label: jax.Array, key: jax.Array) -> Pairs:
-        """`pairs` at times drawn uniformly over the process and fresh noise: x0 (b, h, w, c), label (b,) int."""
-        t = jax.random.randint(jax.random.fold_in(key, TIME), label.shape, 0, len(self._process))
+    def sample_pairs(self, prepared: Params, x0: jax.Array, cond: Cond, key: jax.Array) -> tuple[Pairs, Context]:
+        """`pairs` at times drawn uniformly over the process and fresh noise: x0 (b, h, w, c) and its conditions."""
+        t = jax.random.randint(jax.random.fold_in(key, TIME), x0.shape[:1], 0, len(self._process))
         noise = jax.random.normal(jax.random.fold_in(key, NOISE), x0.shape)
-        return self.pairs(prepared, x0, label, t, noise)
+        return self.pairs(prepared, x0, cond, t, noise)
 
-    def pairs(self, prepared: Params, x0: jax.Array, label: jax.Array, t: jax.Array, noise: jax.Array) -> Pairs:
-        """Run the teacher on q_sample(x0, t, noise) and the true classes.
+    def pairs(self, prepared: Params, x0: jax.Array, cond: Cond, t: jax.Array, noise: jax.Array) -> tuple[Pairs, Context]:
+        """Run the teacher on q_sample(x0, t, noise) and the true conditions.
 
-        x0, noise (b, h, w, c); label, t (b,) int, t counting the steps of the process. Returns `Pairs`. Raises
-        BadInput on images that are not the teacher's.
+        x0, noise (b, h, w, c); t (b,) int, counting the steps of the process. Raises BadInput on images that are not the
+        teacher's.
         """
-        expected = (self._spec.input_size, self._spec.input_size, self._spec.in_channels)
+        expected = self._spec.image_shape
         if x0.shape[1:] != expected:
             raise BadInput(f"batch image: shape {x0.shape}, expected (b, {', '.join(map(str, expected))})")
         x_t = self._process.q_sample(x0, t, noise)
         t = jnp.asarray(self._process.timestep_map)[t]
-        options = {"plan": self._config.plan, "dtype": self._config.dtype}
-        x, c = embed(self._spec, prepared, x_t, t, label, self._config.dtype)
-        _, taps = run_stack(self._spec, prepared["blocks"], x, c, capture=self._taps, **options)
-        return {
+        state, context = embed(self._spec, prepared, x_t, t, cond, self._config.dtype)
+        _, taps = run_stack(self._spec, prepared["blocks"], state, context, capture=self._taps, dtype=self._config.dtype)
+        pairs = {
             name: (
-                *(self._at(taps, c, tap, [span[0] for span in group.spans]) for tap in group.inputs),
-                self._at(taps, c, group.output, [span[-1] for span in group.spans]),
+                self._at(taps, group.input, [span[0] for span in group.spans]),
+                self._at(taps, group.output, [span[-1] for span in group.spans]),
             )
             for name, group in self._groups.items()
         }
+        return pairs, context
 
-    def _at(self, taps: Mapping[str, jax.Array], c: jax.Array, name: str, blocks: list[int]) -> jax.Array:
-        if name == CONDITIONING:
-            return jnp.broadcast_to(c, (len(blocks), *c.shape))  # (s, b, d)
+    def condition(self, batch: Mapping[str, Any]) -> Cond:
+        """The conditions in a batch of data."""
+        return dict(find(self._spec).condition(batch))
+
+    def _at(self, taps: Mapping[str, Any], name: str, blocks: list[int]) -> Any:
+        """A tap at some blocks: (s, b, n, d), or a dict of such by stream."""
+        order = tap_runs(self._spec, name)
+        runs = [order.index(block) for block in blocks]
         # Static slices, not a gather: XLA then drops the rows that nobody wants.
-        rows = [jax.lax.index_in_dim(taps[name], self._rows[block], keepdims=False) for block in blocks]
-        return jnp.stack(rows)  # (s, b, n, d)
+        return jax.tree.map(
+            lambda leaf: jnp.stack([jax.lax.index_in_dim(leaf, run, keepdims=False) for run in runs]), taps[name]
+        )
 
 
-def _rows(spec: ModelSpec, sites: Iterable[tuple[str, tuple[int, ...]]]) -> dict[int, int]:
-    """The row that each block of the sites (name, blocks) has in a tap: its place in the order in which blocks run."""
-    order = np.array([block for step in spec.program for block in step.blocks * step.loops])
-    rows: dict[int, int] = {}
+def _check_runs(spec: ModelSpec, sites: Iterable[tuple[str, tuple[int, ...]]]) -> None:
+    """Raise BadInput unless the blocks of all sites (name, blocks) run once, those of one site in turn."""
+    order = np.array(runs(spec))
     for site, span in sites:
         for block in span:
-            runs = int((order == block).sum())
-            if runs != 1:
-                raise BadInput(f"site {site}: its block runs {runs} times in the teacher's program, expected once")
-            rows[block] = int(np.flatnonzero(order == block)[0])
+            times = int((order == block).sum())
+            if times != 1:
+                raise BadInput(f"site {site}: its block runs {times} times in the teacher's program, expected once")
         if len(span) > 1 and not _in_turn(spec, span):
             raise BadInput(f"site {site}: the teacher does not run blocks {span} one after the other")
-    return rows
 
 
 def _in_turn(spec: ModelSpec, span: tuple[int, ...]) -> bool:

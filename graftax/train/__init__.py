@@ -1,6 +1,8 @@
 """Training: optimiser, state, sharding, one compiled step, one loop. Pretraining, fine-tuning and the small networks."""
 
+from graftax.train.config import DiffusionConfig, TrainConfig
 from graftax.train.diffusion_task import diffusion_loss, heldout_loss, training_tree
+from graftax.train.finetune import finetune, train
 from graftax.train.loop import Job, fit
 from graftax.train.loop_config import LoopConfig
 from graftax.train.optimiser import OptimiserConfig
@@ -9,6 +11,6 @@ from graftax.train.state import TrainState
 from graftax.train.step import make_step, train_job
 
 __all__ = [
-    "Job", "LoopConfig", "MeshConfig", "OptimiserConfig", "TrainState", "diffusion_loss", "fit", "heldout_loss",
-    "make_step", "train_job", "training_tree",
+    "DiffusionConfig", "Job", "LoopConfig", "MeshConfig", "OptimiserConfig", "TrainConfig", "TrainState", "diffusion_loss",
+    "finetune", "fit", "heldout_loss", "make_step", "train", "train_job", "training_tree",
 ]  # fmt: skip

@@ -16,9 +16,14 @@ TERA, GIGA, GIB = 10**12, 10**9, 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip: `flops` bfloat16 FLOP/s at peak, `hbm_bytes` of memory, `hbm_bandwidth` in bytes/s.
+    """One chip.
 
-    `kinds` are the names that jax's `device_kind` has for it.
+    Attributes:
+        name: short, "v5e".
+        kinds: the names that jax's `device_kind` has for it.
+        flops: bfloat16 FLOP/s at peak.
+        hbm_bytes: memory.
+        hbm_bandwidth: bytes/s.
     """
 
     name: str

@@ -10,16 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
-from graftax.diffusion import Process
+from graftax.diffusion import Process, heldout_set
 from graftax.errors import BadInput
-from graftax.models import forward
+from graftax.models import Cond, forward
+from graftax.models.backbone import find
 from graftax.models.collect import collect
+from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 from graftax.train.loop import Batch, Metrics
 from graftax.train.sharding import RULES, AxisRules, activations, place_batch
-from graftax.train.state import Params, split
+from graftax.train.state import split
 
 TIME, NOISE, DROP = range(3)  # streams of a step's key
 
@@ -28,23 +30,31 @@ def diffusion_loss(
     spec: ModelSpec, process: Process, *, class_dropout: float = 0.1, dtype: DTypeLike | None = None,
     plan: str = "auto", remat: str = "none",
 ) -> DiffusionLoss:  # fmt: skip
-    """`loss_fn(params, batch, key) -> (() loss, {"mse", "vb"})` of class-conditional diffusion training.
+    """`loss_fn(params, batch, key) -> (() loss, {"mse", "vb"})` of conditional diffusion training.
 
-    `params` plain or collected; batch: image (b, h, w, c) clean data, label (b,) int. t is uniform over the steps of
-    `process`; a label becomes the null class with probability `class_dropout` (classifier-free guidance,
-    arXiv 2207.12598; 0.1 in DiT, arXiv 2212.09748). `dtype`, `plan`, `remat` as in `graftax.models.forward`.
+    `params` plain or collected; batch: image (b, h, w, c) clean data and what the model is conditioned on, label (b,) int
+    for classes. t is uniform over the steps of `process`; the conditions become the unconditional ones with probability
+    `class_dropout` (classifier-free guidance, arXiv 2207.12598; 0.1 in DiT, arXiv 2212.09748). `dtype`, `plan`, `remat` as
+    in `graftax.models.forward`.
 
-    Raises BadInput if `class_dropout` is no probability or the model does not learn its variance.
+    Raises BadInput if `class_dropout` is no probability or the model does not predict noise and variance.
     """
     if not 0 <= class_dropout <= 1:
         raise BadInput(f"class_dropout: got {class_dropout!r}, expected a probability in [0, 1]")
-    _require_sigma(spec)
+    _require_variance(spec)
     return DiffusionLoss(spec, process, class_dropout, {"dtype": dtype, "plan": plan, "remat": remat})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DiffusionLoss:
-    """What `diffusion_loss` returns: the loss, in one call or with its random numbers drawn beforehand."""
+    """What `diffusion_loss` returns: the loss, in one call or with its random numbers drawn beforehand.
+
+    Attributes:
+        spec: of the model.
+        process: that noises.
+        class_dropout: share of images that are trained without their conditions.
+        options: of `graftax.models.forward`.
+    """
 
     spec: ModelSpec
     process: Process
@@ -55,16 +65,22 @@ class DiffusionLoss:
         return self.given(params, self.draw(batch, key))
 
     def draw(self, batch: Batch, key: jax.Array) -> Batch:
-        """The batch with t (b,) int, noise (b, h, w, c), and the null class where it is dropped."""
-        label = batch["label"]
-        t = jax.random.randint(jax.random.fold_in(key, TIME), label.shape, 0, len(self.process))
+        """{"image", "t" (b,) int, "noise" (b, h, w, c), "cond"}, conditions replaced where they are dropped."""
+        backbone, count = find(self.spec), batch["image"].shape[:1]
+        cond = backbone.condition(batch)
+        t = jax.random.randint(jax.random.fold_in(key, TIME), count, 0, len(self.process))
         noise = jax.random.normal(jax.random.fold_in(key, NOISE), batch["image"].shape)
-        drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), self.class_dropout, label.shape)
-        return {**batch, "t": t, "noise": noise, "label": jnp.where(drop, self.spec.num_classes, label)}
+        drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), self.class_dropout, count)
+
+        def dropped(own: jax.Array, null: jax.Array) -> jax.Array:
+            return jnp.where(drop.reshape(-1, *[1] * (own.ndim - 1)), null, own)
+
+        cond = jax.tree.map(dropped, dict(cond), dict(backbone.null(self.spec, cond)))
+        return {"image": batch["image"], "t": t, "noise": noise, "cond": cond}
 
     def given(self, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         """Loss and metrics of a batch that `draw` made."""
-        inputs = (batch[name] for name in ("image", "t", "label", "noise"))
+        inputs = (batch[name] for name in ("image", "t", "cond", "noise"))
         losses = _losses(self.spec, self.process, params, *inputs, **self.options)
         return jnp.mean(losses["loss"]), {name: jnp.mean(losses[name]) for name in ("mse", "vb")}
 
@@ -79,54 +95,45 @@ def training_tree(spec: ModelSpec, params: Params, frozen: Sequence[str] = ()) -
 
 
 def heldout_loss(
-    spec: ModelSpec, process: Process, images: ArrayLike, labels: ArrayLike, *, seed: int = 0, batch_size: int = 256,
+    spec: ModelSpec, process: Process, data: Mapping[str, Any], *, seed: int = 0, batch_size: int = 256,
     dtype: DTypeLike | None = None, plan: str = "auto", mesh: Mesh | None = None, rules: AxisRules = RULES,
 ) -> Callable[[Params], dict[str, float]]:  # fmt: skip
     """A function of parameters: {"loss", "mse", "vb"}, means over a fixed set of (x0, t, noise), nothing dropped.
 
-    images (n, h, w, c) clean data and labels (n,). The times cover 0 .. len(process) - 1 evenly, one per image in an
-    order drawn from `seed`, as is the noise: two parameter sets are compared on the same sum, with little variance
-    from t. Images beyond a multiple of `batch_size` (or of n, if smaller) are left out. With a `mesh` the parameters lie on
-    it, and images are split over it where their number divides.
+    `data`: image (n, h, w, c) clean, and what the model is conditioned on, label (n,); see `heldout_set`. With a `mesh` the
+    parameters lie on it, and images are split over it where their number divides.
 
-    Raises BadInput if there are no images or labels do not fit them, or if the model does not learn its variance.
+    Raises BadInput where `heldout_set` does, or if the model does not predict noise and variance.
     """
-    _require_sigma(spec)
-    x0, y = np.asarray(images, np.float32), np.asarray(labels, np.int32)
-    if x0.ndim != 4 or not len(x0) or y.shape != x0.shape[:1]:
-        raise BadInput(f"held-out set: images {x0.shape}, labels {y.shape}, expected (n, h, w, c) and (n,), n >= 1")
-    if batch_size < 1:
-        raise BadInput(f"held-out set: batch_size {batch_size}, expected 1 or more")
-    size = min(batch_size, len(x0))
-    count = len(x0) // size * size
-    rng = np.random.default_rng(seed)
-    t = rng.permutation(((np.arange(count) + 0.5) / count * len(process)).astype(np.int32))
-    noise = rng.standard_normal(x0[:count].shape, np.float32)
+    _require_variance(spec)
+    heldout = heldout_set(data, process, seed=seed, batch_size=batch_size)
+    backbone = find(spec)
 
     @jax.jit
-    def losses(params: Params, x0: jax.Array, t: jax.Array, y: jax.Array, noise: jax.Array) -> dict[str, jax.Array]:
+    def losses(params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array) -> dict[str, jax.Array]:
         with activations(mesh, rules):
-            inputs = place_batch((x0, t, y, noise), mesh)
+            inputs = place_batch((x0, t, cond, noise), mesh)
             found = _losses(spec, process, params, *inputs, dtype=dtype, plan=plan, remat="none")
         return {name: jnp.mean(value) for name, value in found.items()}
 
     def evaluate(params: Params) -> dict[str, float]:
-        parts = [slice(i, i + size) for i in range(0, count, size)]
-        found = jax.device_get([losses(params, x0[p], t[p], y[p], noise[p]) for p in parts])
+        found = [losses(params, b["image"], t, dict(backbone.condition(b)), noise) for b, t, noise in heldout.batches()]
+        found = jax.device_get(found)
         return {name: float(np.mean([part[name] for part in found])) for name in found[0]}
 
     return evaluate
 
 
 def _losses(
-    spec: ModelSpec, process: Process, params: Params, x0: jax.Array, t: jax.Array, y: jax.Array, noise: jax.Array,
+    spec: ModelSpec, process: Process, params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array,
     **options: Any,
 ) -> dict[str, jax.Array]:  # fmt: skip
     x_t = process.q_sample(x0, t, noise)
-    out, _ = forward(spec, params, x_t, jnp.asarray(process.timestep_map)[t], y, **options)
+    out, _ = forward(spec, params, x_t, jnp.asarray(process.timestep_map)[t], cond, **options)
     return process.training_losses(out, x0, t, noise)
 
 
-def _require_sigma(spec: ModelSpec) -> None:
-    if not spec.learn_sigma:
-        raise BadInput("diffusion loss: learn_sigma is False, expected a model that predicts noise and variance")
+def _require_variance(spec: ModelSpec) -> None:
+    found = spec.prediction
+    if (found.target, found.time, found.variance) != ("eps", "index", True):
+        raise BadInput(f"diffusion loss: {found}, expected noise and variance at the times of a process")

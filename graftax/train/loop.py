@@ -6,10 +6,10 @@ seed and the step's number alone, and the position in the data is saved with the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import jax
@@ -54,11 +54,15 @@ class Batches(Protocol):
 class Job(Generic[S]):
     """What to train.
 
-    `init() -> state`, any pytree of arrays, already on its devices. `step(state, batch, key) -> (state, metrics)` may
-    donate the state; metrics are () numbers and must hold `finite`; where that is 0 the state must come back as it
-    was. `evaluate(state)` returns numbers to log, and images (n, h, w, c) uint8 if there are any to see. `metadata` (JSON
-    types: spec, config) is kept with each checkpoint; a run resumes only from a checkpoint of equal metadata. `mesh` decides
-    where batches go (None: default device). `flops_per_image`: see `Throughput`.
+    Attributes:
+        init: () -> state, any pytree of arrays, already on its devices.
+        step: (state, batch, key) -> (state, metrics). It may donate the state; metrics are () numbers and must hold
+            `finite`; where that is 0 the state must come back as it was.
+        metadata: JSON types (spec, config), kept with each checkpoint; a run resumes only from one of equal metadata.
+        evaluate: from a state to numbers to log, and images (n, h, w, c) uint8 if there are any to see.
+        mesh: where batches go (None: default device).
+        label: of the progress display.
+        flops_per_image: see `Throughput`.
     """
 
     init: Callable[[], S]
@@ -71,7 +75,7 @@ class Job(Generic[S]):
 
 
 def fit(
-    job: Job[S], batches: Batches, config: LoopConfig, workdir: Path | None = None, *,
+    job: Job[S], batches: Batches, config: LoopConfig, workdir: str | os.PathLike[str] | None = None, *,
     on_record: Callable[[dict[str, Any]], None] | None = None, show: bool = True,
 ) -> S:  # fmt: skip
     """Train `job` for `config.steps` updates and return the final state.
@@ -132,7 +136,13 @@ def _open(workdir: WorkPath, config: LoopConfig) -> Checkpoints:
 
 @dataclass
 class _Ahead:
-    """A batch on the device, with the data positions around it."""
+    """A batch on the device, with the data positions around it.
+
+    Attributes:
+        batch: arrays (b, ...) by name.
+        before: position of this batch.
+        after: position of the next one.
+    """
 
     batch: Batch
     before: Any
@@ -141,9 +151,15 @@ class _Ahead:
 
 @dataclass
 class _Unchecked:
-    """A step that has been sent off and whose metrics nobody has looked at yet."""
+    """A step that has been sent off and whose metrics nobody has looked at yet.
 
-    step: int  # updates done, this one included
+    Attributes:
+        step: updates done, this one included.
+        metrics: of it, on the device.
+        ahead: its batch.
+    """
+
+    step: int
     metrics: Metrics
     ahead: _Ahead
 

@@ -12,14 +12,22 @@ _LEAST = {"seed": 0, "log_every": 1, "eval_every": 0, "save_every": 0, "keep": 1
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
-    """What a loop of any length writes, in steps. `eval_every`, `save_every` 0: at the end only.
+    """What a loop of any length writes, in steps. Raises BadInput on values out of range, or if a writer's package is
+    missing.
 
-    Of the checkpoints the newest `keep` stay on disk, those of every `keep_every` steps (0: none), and the one with the
-    best `keep_best`, a number that evaluations give; `best_is` "min" or "max" of it. After `hang_seconds` (0: never)
-    without a finished step, stacks are shown and written to workdir; with `hang_abort` the process ends too (`Watchdog`).
-
-    `writers`: where records go beside metrics.jsonl, "tensorboard" or "wandb". `profile`: first and last step to trace into
-    workdir/profile. Raises BadInput on values out of range, or if a writer's package is missing.
+    Attributes:
+        seed: of the order of the data and of all that steps draw.
+        log_every: steps between two lines of metrics.
+        eval_every: steps between two evaluations, 0: at the end only.
+        save_every: steps between two checkpoints, likewise.
+        keep: the newest so many checkpoints stay on disk.
+        keep_every: those of every so many steps do too, 0: none.
+        keep_best: so does the one with the best of this number, which evaluations give.
+        best_is: "min" or "max" of it.
+        hang_seconds: after so many without a finished step, stacks are shown and written to workdir (`Watchdog`), 0: never.
+        hang_abort: the process then ends too.
+        writers: where records go beside metrics.jsonl, "tensorboard" or "wandb".
+        profile: first and last step to trace into workdir/profile.
     """
 
     seed: int = 0
@@ -53,7 +61,11 @@ class LoopOptions:
 
 @dataclass(frozen=True)
 class LoopConfig(LoopOptions):
-    """A loop of `steps` updates that writes as its `LoopOptions` say. Raises BadInput on fewer than one."""
+    """A loop that writes as its `LoopOptions` say. Raises BadInput on fewer than one step.
+
+    Attributes:
+        steps: updates.
+    """
 
     steps: int
 

@@ -17,15 +17,20 @@ SCHEDULES = ("constant", "cosine")
 class OptimiserConfig:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with bias correction, clipping and a learning-rate schedule.
 
-    The defaults are the grafting paper's second stage (arXiv 2506.05340): 1e-4 after 1000 steps of linear warm-up,
-    then constant, no weight decay, gradients clipped to global norm 10.
+    The defaults are the grafting paper's second stage (arXiv 2506.05340): 1e-4 after 1000 steps of linear warm-up, then
+    constant, no weight decay, gradients clipped to global norm 10. Raises BadInput on values that make no optimiser.
 
-    `warmup_steps`: update k = 0, 1, .. uses learning_rate * (k + 1) / warmup_steps until that reaches 1.
-    `schedule`: "constant", or "cosine": down to 0 at update `decay_steps`, counted from the first update. After every
-    number of updates in `halve_at` the rate is half of what the schedule says, then a quarter, and so on.
-    `weight_decay` acts on every trained leaf, biases too, as PyTorch's AdamW does. `grad_clip` None: no clipping.
-
-    Raises BadInput on values that make no optimiser.
+    Attributes:
+        learning_rate: after warm-up.
+        warmup_steps: update k = 0, 1, .. uses learning_rate * (k + 1) / warmup_steps until that reaches 1.
+        schedule: "constant", or "cosine": down to 0 at update `decay_steps`.
+        decay_steps: of the cosine, counted from the first update.
+        halve_at: after every number of updates in it the rate is half of what the schedule says, then a quarter, and so on.
+        weight_decay: acts on every trained leaf, biases too, as PyTorch's AdamW does.
+        grad_clip: largest global norm of a gradient, None for no clipping.
+        b1: decay of AdamW's first moment.
+        b2: of its second.
+        eps: AdamW's.
     """
 
     learning_rate: float = 1e-4

@@ -15,8 +15,10 @@ from flax.traverse_util import flatten_dict
 
 from graftax.checkpoint.paths import work_path
 from graftax.models.lora import LORA
-from graftax.surgery.select import Site, compact
-from graftax.train.state import Params, split
+from graftax.models.merge import MERGES
+from graftax.ops.base import Params
+from graftax.surgery.select import compact
+from graftax.train.state import split
 
 KEPT, NEW, FROZEN = "kept", "new", "frozen"
 _BLOCK = re.compile(r"blocks/(\d+)/(.*)")
@@ -24,7 +26,15 @@ _BLOCK = re.compile(r"blocks/(\d+)/(.*)")
 
 @dataclass(frozen=True)
 class Row:
-    """Leaves of one name, shape and status, over blocks that are alike."""
+    """Leaves of one name, shape and status, over blocks that are alike.
+
+    Attributes:
+        parameter: name, with the blocks that have it.
+        shape: of one.
+        dtype: its type.
+        count: numbers in all of them.
+        status: "kept", "new" or "frozen".
+    """
 
     parameter: str
     shape: str
@@ -33,16 +43,15 @@ class Row:
     status: str
 
 
-def parameter_table(params: Params, new: Iterable[Site] | None = (), frozen: Sequence[str] = ()) -> str:
+def parameter_table(params: Params, new: Iterable[str] | None = (), frozen: Sequence[str] = ()) -> str:
     """A line per leaf, blocks that are alike in one, with its status, and a line of totals; no line end.
 
     A leaf is "frozen" where a pattern of `frozen` (`graftax.train.state.split`) keeps it out of training; else "new" in the
-    operators at `new` (None: everywhere), in the projections of merged steps and in adapters; else "kept", as it came from
-    the model before.
-    `params` plain, its leaves arrays or their shapes. Raises BadInput where `split` does.
+    operators at the paths `new` (None: everywhere), in the projections of merged steps and in adapters; else "kept", as it
+    came from the model before. `params` plain, its leaves arrays or their shapes. Raises BadInput where `split` does.
     """
     still = set(flatten_dict(split(params, frozen)[1], sep="/"))
-    added = ("",) if new is None else tuple(f"{path}/" for path in (*(site.path for site in new), "merges", LORA))
+    added = ("",) if new is None else tuple(f"{path}/" for path in (*new, MERGES, LORA))
     blocks: dict[tuple[str, str, tuple[int, ...], str, str], list[int]] = {}
     totals = dict.fromkeys((KEPT, NEW, FROZEN), 0)
     flat: dict[str, Any] = flatten_dict(params, sep="/")

@@ -1,9 +1,9 @@
 """Where arrays live: a mesh of three axes and one table from logical axes to them.
 
 `data` splits the batch only. `fsdp` splits the batch and every large parameter. `tensor` splits the hidden dimension
-of the paired projections and the heads of attention. A parameter's logical axes follow from the end of its path, so
-averages and optimiser moments, whose paths end like their parameter's, land where the parameter is. Activations get
-theirs in the models (`graftax.ops.placement`).
+of the paired projections and the heads of attention. Operators declare the logical axes of their leaves by the end of the
+leaf's path (`graftax.ops.LEAF_AXES`), so averages and optimiser moments, whose paths end like their parameter's, land where
+the parameter is. Activations get theirs in the models (`graftax.ops.placement`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from graftax.blocks import BLOCKS
 from graftax.errors import BadInput
+from graftax.models import merge
+from graftax.ops import LEAF_AXES
 from graftax.ops.placement import placing
 
 AXES = ("data", "fsdp", "tensor")
@@ -27,25 +30,18 @@ BATCH_AXES = ("data", "fsdp")
 SMALL = 4096  # leaves with fewer elements are cheaper to copy than to gather
 AnyMesh = Mesh | AbstractMesh
 
-# The first of a pair of projections is split over its outputs, the second over its inputs, so that what lies between
-# them never moves. Merging projections and adaLN's have no first of the pair: what they take in lies whole everywhere.
-OUT_HIDDEN, IN_HIDDEN = (None, "hidden"), ("hidden", None)
-KERNELS: dict[str, tuple[str | None, str | None]] = {
-    "qkv": OUT_HIDDEN, "fc1": OUT_HIDDEN, "in_proj": OUT_HIDDEN,
-    "proj": IN_HIDDEN, "fc2": IN_HIDDEN, "out_proj": IN_HIDDEN, "merges": IN_HIDDEN, "adaln": IN_HIDDEN,
-}  # fmt: skip
-"""Logical axes of the kernels (in, out) by their layer's name."""
-
 
 @dataclass(frozen=True)
 class AxisRules:
     """The table: which mesh axis splits which logical axis, None for none. The batch is always over `data` and `fsdp`.
 
-    `weights`: the largest axis of every large leaf that nothing else splits. `hidden`: neurons and channels between
-    paired projections. `heads`: of attention. `tokens`: of the residual stream; "tensor" is the sequence parallelism of
-    Korthikanti et al. (arXiv 2205.05198).
-
     Raises BadInput on unknown mesh axes and where one would split two axes of an array.
+
+    Attributes:
+        weights: the largest axis of every large leaf that nothing else splits.
+        hidden: neurons and channels between paired projections.
+        heads: of attention.
+        tokens: of the residual stream; "tensor" is the sequence parallelism of Korthikanti et al. (arXiv 2205.05198).
     """
 
     weights: str | None = "fsdp"
@@ -75,7 +71,14 @@ RULES = AxisRules()
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices per mesh axis, -1 for `data` takes all that the others leave; and what the axes split."""
+    """Devices per mesh axis, and what the axes split.
+
+    Attributes:
+        data: splits the batch; -1 takes all devices that the others leave.
+        fsdp: splits the batch and every large parameter.
+        tensor: splits hidden dimensions and heads.
+        rules: the table.
+    """
 
     data: int = -1
     fsdp: int = 1
@@ -254,9 +257,9 @@ def constrain(tree: Any, mesh: Mesh | None, rules: AxisRules = RULES, *, stacked
 def leaf_spec(names: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh, rules: AxisRules = RULES) -> PartitionSpec:
     """How one leaf is split: `names` are the keys on its path, root first.
 
-    The axis of a kernel that `KERNELS` calls hidden goes where the rules put that; the largest other axis that divides where
-    they put weights, the hidden one if it is the only one. Where no size divides, or the leaf is small, it stays whole. The
-    leading axis of collected blocks is never split: the loop over blocks takes one row at a time.
+    The axis of a kernel that its operator calls hidden goes where the rules put that; the largest other axis that divides
+    where they put weights, the hidden one if it is the only one. Where no size divides, or the leaf is small, it stays
+    whole. The leading axis of collected blocks is never split: the loop over blocks takes one row at a time.
     """
     if _collected(names) and shape:
         return PartitionSpec(None, *leaf_spec(names[-2:], shape[1:], mesh, rules))
@@ -279,17 +282,19 @@ def leaf_spec(names: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh, rul
 
 
 def _hidden_axis(names: tuple[str, ...], ndim: int) -> int | None:
-    """Which axis of a leaf (..., in, out) is hidden, None where it is no kernel of `KERNELS`."""
-    if names[-1:] != ("kernel",) or len(names) < 2 or ndim < 2:
+    """Which axis of a leaf (..., in, out) is hidden, None where nobody declares one."""
+    if len(names) < 2 or ndim < 2:
         return None
-    owner = "merges" if "merges" in names else names[-2]
-    return ndim - 2 + KERNELS[owner].index("hidden") if owner in KERNELS else None
+    owner = names[-2].lstrip("0123456789").removeprefix("_")  # collected blocks number what a slot holds: "0_adaln"
+    axes = merge.AXES if merge.MERGES in names else LEAF_AXES.get(f"{owner}/{names[-1]}", ())
+    return ndim - len(axes) + axes.index("hidden") if "hidden" in axes else None
 
 
 def _collected(names: tuple[str, ...]) -> bool:
-    """Whether a leaf belongs to collected blocks: ".../blocks/mixer/..." and not ".../blocks/07/..."."""
+    """Whether a leaf belongs to collected blocks, ".../blocks/dit/mixer/..."; plain ones are ".../blocks/07/mixer/...",
+    those of a plan ".../blocks/weights/0/..."."""
     inside = names[names.index("blocks") + 1 :] if "blocks" in names else ()
-    return bool(inside) and not inside[0].isdigit()
+    return bool(inside) and inside[0] in BLOCKS
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:

@@ -23,8 +23,14 @@ LARGE = 4 * 2**20
 
 @dataclass(frozen=True)
 class ShardingReport:
-    """Bytes of a tree as one copy and on one device; leaves above `LARGE` that are whole on every device although they
-    could be split, and those of which no axis divides over the mesh, by path with their bytes."""
+    """What a layout costs.
+
+    Attributes:
+        total_bytes: of a tree as one copy.
+        device_bytes: on one device.
+        whole: leaves above `LARGE` that are whole on every device although they could be split, by path with their bytes.
+        indivisible: those of which no axis divides over the mesh, likewise.
+    """
 
     total_bytes: int
     device_bytes: int

@@ -5,24 +5,26 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from graftax.errors import BadInput
-
-Params = dict[str, Any]  # nested dicts with arrays as leaves
+from graftax.ops.base import Params
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Updates done so far, parameters in two disjoint trees, averages and optimiser state of the trained one.
+    """A training run's state.
 
-    step () int32; `trainable` and `frozen` together are the model's tree (`params`); `ema` has the structure of
-    `trainable` in float32; `opt_state` covers `trainable` alone.
+    Attributes:
+        step: () int32, updates done so far.
+        trainable: parameters that are trained.
+        frozen: the others, disjoint from them; together they are the model's tree (`params`).
+        ema: averages, of the structure of `trainable`, in float32.
+        opt_state: the optimiser's, of `trainable` alone.
     """
 
     step: jax.Array

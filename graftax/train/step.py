@@ -13,10 +13,11 @@ import optax
 from jax.sharding import Mesh
 
 from graftax.errors import BadInput
+from graftax.ops.base import Params
 from graftax.train.loop import Batch, Job, Metrics
 from graftax.train.optimiser import OptimiserConfig
 from graftax.train.sharding import RULES, AxisRules, activations, constrain, place_batch, shard_tree, tree_shardings
-from graftax.train.state import Params, TrainState, create_state, merge, split, update_ema
+from graftax.train.state import TrainState, create_state, merge, split, update_ema
 
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 StepFn = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]

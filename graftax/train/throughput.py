@@ -13,11 +13,15 @@ from graftax.train.chips import chip_of
 class Throughput:
     """Turns images per second into rates per chip.
 
-    `flops_per_image`: model FLOPs that training spends on an image, 0 where nobody counted them. Model FLOP utilisation is
-    images_per_s x flops_per_image / (chips x peak), with the chip's dense bfloat16 peak whatever type is computed in
-    (PaLM, arXiv 2204.02311, appendix B). Model FLOPs follow from the spec alone (`graftax.models.cost`): forward and
-    backward together are 3 x forward; what rematerialisation computes twice counts once; optimiser and averages do not
-    count. Stage 1 counts the teacher's forward pass once and the scions' 3 times (`graftax.distill.cost`).
+    Model FLOP utilisation is images_per_s x flops_per_image / (chips x peak), whatever type is computed in (PaLM, arXiv
+    2204.02311, appendix B). Model FLOPs follow from the spec alone (`graftax.models.cost`): forward and backward together
+    are 3 x forward; what rematerialisation computes twice counts once; optimiser and averages do not count. Stage 1 counts
+    the teacher's forward pass once and the scions' 3 times (`graftax.distill.cost`).
+
+    Attributes:
+        chips: how many.
+        flops_per_image: model FLOPs that training spends on an image, 0 where nobody counted them.
+        peak: a chip's dense bfloat16 FLOP/s, None where it is not known.
     """
 
     chips: int

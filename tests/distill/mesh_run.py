@@ -6,7 +6,9 @@ import json
 import os
 
 # Only equality is tested, so code is compiled quickly and runs slowly.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

@@ -11,24 +11,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_graft import FAST, Stream, batch, mixed, student, teacher
+from tiny_graft import FAST, Stream, batch, student, teacher
 
 from graftax import ops
+from graftax.blocks import build
 from graftax.diffusion import Process
 from graftax.distill import calibrate, distill, distill_job, neuron_importance
 from graftax.distill.groups import group_sites
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.ops.base import Operator, apply_with_features
-from graftax.spec import BlockSpec, op
-from graftax.surgery import replace, resize
+from graftax.ops.base import Operator, apply_with_features, shapes_of
+from graftax.spec import op
+from graftax.surgery import all_sites, replace, resize
 from graftax.surgery.select import Site, select
-from graftax.testing import assert_same_leaves, assert_trees_close
+from graftax.testing import assert_same_leaves, assert_trees_close, tiny_spec
 from graftax.train.loop_config import LoopConfig
 
 RNG = jax.random.key(5)
 STEPS = 6  # of 8 images of 16 tokens: 768 tokens for at most 193 features
+
+
+def original() -> Model:
+    return teacher(depth=2)
 
 
 @functools.cache
@@ -37,36 +42,47 @@ def fitted(of: Model, grafted: Model, steps: int = STEPS, **options: Any) -> Mod
 
 
 @functools.cache
-def tokens(of: Model, grafted: Model, site: str) -> tuple[jax.Array, jax.Array]:
-    """What `calibrate` sees at a site: all inputs and targets (rows of images, n, d)."""
-    (chosen,) = select(site, grafted.spec)
-    source = Teacher(of.spec, group_sites(grafted.spec, (chosen,)), Process(), FAST)
+def grafted() -> Model:
+    """Scions of three kinds, of both roles."""
+    edits = replace("blocks[1].mixer", "hyena_x"), replace("blocks[0].mixer", "swa"), replace("blocks[0].mlp", "mlp")
+    return student(original(), *edits)
+
+
+@functools.cache
+def all_tokens(of: Model) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """What `calibrate` sees at every site: all inputs and targets (rows of images, n, d)."""
+    groups = group_sites(of.spec, all_sites(of.spec, "mixer", "channel"))
+    source = Teacher(of.spec, groups, Process(), FAST)
     prepared, sample = source.prepare(of.params), jax.jit(source.sample_pairs)
-    pairs = []
+    parts: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
     for i in range(STEPS):
-        pairs += sample(prepared, batch(i)["image"], batch(i)["label"], jax.random.fold_in(RNG, i)).values()
-    return jnp.concatenate([x[0] for x, _ in pairs]), jnp.concatenate([y[0] for _, y in pairs])
+        found, _ = sample(prepared, batch(i)["image"], source.condition(batch(i)), jax.random.fold_in(RNG, i))
+        for name, group in groups.items():
+            for site, x, y in zip(group.sites, *map(np.asarray, found[name]), strict=True):
+                parts.setdefault(str(site), []).append((x, y))
+    return {site: tuple(jnp.concatenate(side) for side in zip(*pairs, strict=True)) for site, pairs in parts.items()}
 
 
 def at(model: Model, site: str) -> tuple[Operator, dict[str, Any]]:
     (chosen,) = select(site, model.spec)
-    weights = model.params["blocks"][f"{chosen.block:02d}"][chosen.slot]
-    return ops.build(getattr(model.spec.blocks[chosen.block], chosen.slot), model.spec), weights
+    block, weights = model.spec.blocks[chosen.block], model.params["blocks"][f"{chosen.block:02d}"][chosen.slot]
+    return build(model.spec, block.kind, chosen.slot, block[chosen.slot]), weights
 
 
 def residual(of: Model, model: Model, site: str) -> tuple[np.ndarray, np.ndarray]:
     """Features and error of a scion on the calibration data, flat (rows, p) and (rows, d)."""
-    x, target = tokens(of, model, site)
+    x, target = all_tokens(of)[site]
     out, features = apply_with_features(*at(model, site), x)
     return np.asarray(features).reshape(-1, features.shape[-1]), np.asarray(target - out).reshape(-1, out.shape[-1])
 
 
-@pytest.mark.parametrize("kind", ops.OPERATORS)
+@pytest.mark.parametrize("kind", [kind for kind, cls in ops.OPERATORS.items() if cls.role in ("mixer", "channel")])
 def test_every_operator_is_linear_in_its_last_layer(kind: str) -> None:
-    spec = teacher().spec
-    operator = ops.build(ops.resolve(op(kind), ops.OPERATORS[kind].slot, 48, 16, 4), spec)
-    x = np.random.default_rng(0).standard_normal((2, 16, 48), np.float32)
-    weights = jax.jit(operator.init)(jax.random.key(0), x)["params"]
+    sizes = tiny_spec().sizes
+    operator = ops.build(ops.resolve(op(kind), ops.OPERATORS[kind].role, sizes), sizes)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 16, 48), np.float32)
+    weights = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes_of(operator))
     out, features = jax.jit(functools.partial(apply_with_features, operator))(weights, x)
     layer = weights[operator.readout]
     np.testing.assert_allclose(features @ layer["kernel"] + layer.get("bias", 0), out, atol=1e-5)
@@ -84,53 +100,47 @@ def spoilt(model: Model, sites: tuple[Site, ...]) -> Model:
 
 @pytest.mark.parametrize("selector", ["blocks[0,1].mixer", "blocks[1].mlp"])
 def test_a_spoilt_last_layer_is_recovered(selector: str) -> None:
-    original = teacher(depth=2)
-    sites = select(selector, original.spec)
-    found = fitted(original, spoilt(original, sites), sites=sites)
+    sites = select(selector, original().spec)
+    found = fitted(original(), spoilt(original(), sites), sites=sites)
     for site in map(str, sites):
         operator, weights = at(found, site)
-        truth = at(original, site)[1][operator.readout]
+        truth = at(original(), site)[1][operator.readout]
         assert_trees_close(weights[operator.readout], truth, rtol=0, atol=0.02)  # from errors of 3
-        x, target = tokens(original, found, site)
+        x, target = all_tokens(original())[site]
         error = operator.apply({"params": weights}, x) - target
         assert float(jnp.linalg.norm(error) / jnp.linalg.norm(target)) < 1e-3
 
 
-def test_one_pass_over_all_sites_is_the_solution_of_each_in_one_go() -> None:
-    original = teacher()
-    grafted = mixed(original)
-    found = fitted(original, grafted)
-    for site in grafted.meta.sites:
-        features, error = residual(original, grafted, site)
-        rows = np.concatenate([features, np.ones((len(features), 1))], axis=1, dtype=np.float64)
-        change = np.linalg.lstsq(rows, error.astype(np.float64), rcond=None)[0]
-        (operator, before), (_, after) = at(grafted, site), at(found, site)
-        expected = before[operator.readout]["kernel"] + change[:-1], before[operator.readout]["bias"] + change[-1]
-        layer = after[operator.readout]
-        np.testing.assert_allclose(rows @ np.vstack([layer["kernel"], layer["bias"]]), rows @ np.vstack(expected), atol=5e-3)
+@pytest.mark.parametrize("site", ["blocks[0].mixer", "blocks[1].mixer", "blocks[0].mlp"])
+def test_one_pass_over_all_sites_is_the_solution_of_each_in_one_go(site: str) -> None:
+    found = fitted(original(), grafted())
+    features, error = residual(original(), grafted(), site)
+    rows = np.concatenate([features, np.ones((len(features), 1))], axis=1, dtype=np.float64)
+    change = np.linalg.lstsq(rows, error.astype(np.float64), rcond=None)[0]
+    (operator, before), (_, after) = at(grafted(), site), at(found, site)
+    expected = before[operator.readout]["kernel"] + change[:-1], before[operator.readout]["bias"] + change[-1]
+    layer = after[operator.readout]
+    np.testing.assert_allclose(rows @ np.vstack([layer["kernel"], layer["bias"]]), rows @ np.vstack(expected), atol=5e-3)
+    # No other last layer has less squared error: at the minimum of a convex function its gradient vanishes, errors are
+    # orthogonal to every feature, and to 1.
+    _, left = residual(original(), found, site)
+    assert np.square(left).sum() < 0.9 * np.square(error).sum()
+    cosine = features.T @ left / np.outer(np.linalg.norm(features, axis=0), np.linalg.norm(left, axis=0))
+    assert np.abs(cosine).max() < 2e-3
+    assert np.abs(left.mean(0)).max() < 1e-4 * np.abs(left).max()
 
 
-def test_no_other_last_layer_has_less_squared_error() -> None:
-    original = teacher()
-    grafted = mixed(original)
-    found = fitted(original, grafted)
-    for site in grafted.meta.sites:
-        (features, before), (_, after) = residual(original, grafted, site), residual(original, found, site)
-        assert np.square(after).sum() < 0.9 * np.square(before).sum()
-        # At the minimum of a convex function its gradient vanishes: errors are orthogonal to every feature, and to 1.
-        cosine = features.T @ after / np.outer(np.linalg.norm(features, axis=0), np.linalg.norm(after, axis=0))
-        assert np.abs(cosine).max() < 2e-3
-        assert np.abs(after.mean(0)).max() < 1e-4 * np.abs(after).max()
-    assert_same_leaves(grafted.params, found.params, [f"blocks/0{i}/mixer/out_proj" for i in (1, 3)] + [
-        "blocks/02/mixer/proj", "blocks/00/mlp/fc2",
-    ])  # fmt: skip
-    assert (found.spec, found.meta) == (grafted.spec, grafted.meta)
+def test_all_but_last_layers_stay() -> None:
+    found = fitted(original(), grafted())
+    assert_same_leaves(
+        grafted().params, found.params, ["blocks/01/mixer/out_proj", "blocks/00/mixer/proj", "blocks/00/mlp/fc2"]
+    )
+    assert (found.spec, found.meta) == (grafted().spec, grafted().meta)
 
 
 def test_a_scion_that_is_right_already_stays() -> None:
-    original = teacher(depth=2)
-    wide = student(original, resize("blocks[1].mlp", 6, init="transplant"))  # copies: the features are collinear
-    found = fitted(original, wide)
+    wide = student(original(), resize("blocks[1].mlp", 6, init="transplant"))  # copies: the features are collinear
+    found = fitted(original(), wide)
     assert_trees_close(found.params, wide.params, rtol=0, atol=1e-4)
 
 
@@ -146,30 +156,26 @@ class Plain(Operator):
 
 def test_a_layer_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ops.OPERATORS, "plain", Plain)
-    original = teacher()
-    blocks = (*original.spec.blocks[:3], BlockSpec(op("plain"), original.spec.blocks[3].mlp))
-    zero = {"out_proj": {"kernel": jnp.zeros((48, 48))}}
-    last = {**original.params["blocks"]["03"], "mixer": zero}
-    params = {**original.params, "blocks": {**original.params["blocks"], "03": last}}
-    grafted = Model(original.spec.replace(blocks=blocks), params)
-    site = str(Site(3, "mixer"))
-    found = fitted(original, grafted, sites=site)
-    x, target = (np.asarray(a, np.float64).reshape(-1, 48) for a in tokens(original, grafted, site))
+    of, site = original(), str(Site(1, "mixer"))
+    blocks = (of.spec.blocks[0], of.spec.blocks[1].with_op("mixer", op("plain")))
+    last = {**of.params["blocks"]["01"], "mixer": {"out_proj": {"kernel": jnp.zeros((48, 48))}}}
+    plain = Model(of.spec.replace(blocks=blocks), {**of.params, "blocks": {**of.params["blocks"], "01": last}})
+    found = fitted(of, plain, sites=site)
+    x, target = (np.asarray(a, np.float64).reshape(-1, 48) for a in all_tokens(of)[site])
     layer = at(found, site)[1]["out_proj"]
     assert layer.keys() == {"kernel"}
     np.testing.assert_allclose(layer["kernel"], np.linalg.lstsq(x, target, rcond=None)[0], atol=2e-3)
 
 
 def test_importance_is_the_power_of_each_neurons_term() -> None:
-    original = teacher()
-    found = neuron_importance(original, Stream(), STEPS, "blocks[0,2].mlp", FAST, rng=RNG, show=False)
-    assert set(found) == {"blocks[0].mlp", "blocks[2].mlp"}
-    x, _ = tokens(original, original, "blocks[2].mlp")
-    weights = original.params["blocks"]["02"]["mlp"]
+    found = neuron_importance(original(), Stream(), STEPS, "blocks[0,1].mlp", FAST, rng=RNG, show=False)
+    assert set(found) == {"blocks[0].mlp", "blocks[1].mlp"}
+    x, _ = all_tokens(original())["blocks[1].mlp"]
+    weights = original().params["blocks"]["01"]["mlp"]
     hidden = nn.gelu(x @ weights["fc1"]["kernel"] + weights["fc1"]["bias"], approximate=True)
     for j in (0, 77, 191):
         term = hidden[..., j : j + 1] * weights["fc2"]["kernel"][j]
-        assert found["blocks[2].mlp"][j] == pytest.approx(float(jnp.square(term).sum(-1).mean()), rel=1e-4)
+        assert found["blocks[1].mlp"][j] == pytest.approx(float(jnp.square(term).sum(-1).mean()), rel=1e-4)
 
 
 def heldout_error(of: Model, model: Model) -> float:
@@ -179,22 +185,21 @@ def heldout_error(of: Model, model: Model) -> float:
 
 
 def test_important_neurons_start_better_than_others_and_least_squares_better_still() -> None:
-    original = teacher(depth=1)
-    importance = neuron_importance(original, Stream(), STEPS, config=FAST, rng=RNG, show=False)
+    one = teacher(depth=1)
+    importance = neuron_importance(one, Stream(), STEPS, config=FAST, rng=RNG, show=False)
     least = {site: -values for site, values in importance.items()}
     edits = [resize("blocks[*].mlp", 3, init="transplant", importance=i) for i in (importance, least)]
-    best, worst, random = (student(original, edit) for edit in (*edits, resize("blocks[*].mlp", 3)))
-    errors = [heldout_error(original, model) for model in (fitted(original, best), best, worst, random)]
+    best, worst, random = (student(one, edit) for edit in (*edits, resize("blocks[*].mlp", 3)))
+    errors = [heldout_error(one, model) for model in (fitted(one, best), best, worst, random)]
     assert errors == sorted(errors), errors
 
 
 def test_distillation_can_start_with_it() -> None:
-    original = teacher(depth=2)
-    grafted, loop = student(original, replace("blocks[1].mixer", "hyena_x")), LoopConfig(steps=2, eval_every=1)
+    simple, loop = student(original(), replace("blocks[1].mixer", "hyena_x")), LoopConfig(steps=2, eval_every=1)
     seen: dict[int, tuple[float, list[int]]] = {}
     for calibration in (0, STEPS):
         config, read = dataclasses.replace(FAST, steps=2, calibration=calibration, learning_rate=1e-6), []
-        _, history = distill(original, grafted, Stream(read.append), config, loop, heldout=batch(99), show=False)
+        _, history = distill(original(), simple, Stream(read.append), config, loop, heldout=batch(99), show=False)
         seen[calibration] = history[0]["error"], read
     assert seen[STEPS][0] < 0.9 * seen[0][0]
     assert seen[STEPS][1] == [*range(STEPS), *seen[0][1]]  # and then trains on the same batches
@@ -205,13 +210,12 @@ def test_distillation_can_start_with_it() -> None:
     [
         (lambda t, s: calibrate(t, s, Stream(), 0, show=False), "calibration steps: got 0"),
         (lambda t, s: calibrate(t, s, iter([batch(0)]), 2, show=False), "data ended after 1 of 2"),
-        (lambda t, s: calibrate(t, t, Stream(), 1, show=False), "expected a grafted student"),
+        (lambda t, s: calibrate(t, t, Stream(), 1, show=False), "the student has no scions in its meta"),
         (lambda t, s: neuron_importance(t, Stream(), 1, "blocks[1].mixer", show=False), r"blocks\[1\].mixer: holds mha"),
         (lambda t, s: neuron_importance(t, Stream(), 0, show=False), "calibration steps: got 0"),
         (lambda t, s: dataclasses.replace(FAST, calibration=-1), "calibration: got -1"),
     ],
 )
 def test_refused(call: Any, message: str) -> None:
-    original = teacher()
     with pytest.raises(BadInput, match=message):
-        call(original, mixed(original))
+        call(original(), grafted())

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny_graft import mixed, student, teacher
 
+from graftax.blocks import Context
 from graftax.distill import DistillConfig
 from graftax.distill.groups import group_sites, install_scions, over_sites, stack_scions
 from graftax.surgery import Site, replace
@@ -35,20 +36,19 @@ def test_stacking_and_installing_are_inverse_and_leave_the_rest_alone() -> None:
     np.testing.assert_array_equal(
         moved["blocks"]["03"]["mixer"]["in_proj"]["bias"], grafted.params["blocks"]["03"]["mixer"]["in_proj"]["bias"] + 1
     )
-    paths = [Site(b, s).path for b, s in ((1, "mixer"), (2, "mixer"), (3, "mixer"), (0, "mlp"))]
+    paths = [Site(b, s).path(grafted.spec) for b, s in ((1, "mixer"), (2, "mixer"), (3, "mixer"), (0, "mlp"))]
     assert_same_leaves(grafted.params, moved, paths)
 
 
 def test_loss_of_a_group_follows_operator_and_config() -> None:
-    original = teacher()
-    groups = group_sites(mixed(original).spec, [Site(1, "mixer"), Site(0, "mlp")])
-    spec, x = mixed(original).spec, jnp.ones((2, 16, 48))
-    params = stack_scions(mixed(original).params, groups)
+    grafted, x, context = mixed(teacher()), jnp.ones((2, 16, 48)), Context(jnp.zeros((2, 48)))
+    groups = group_sites(grafted.spec, [Site(1, "mixer"), Site(0, "mlp")])
+    params = stack_scions(grafted.params, groups)
 
     def losses(config: DistillConfig) -> dict[str, float]:
         target = jnp.zeros_like(x)
         return {
-            g.slot: float(g.loss_fn(spec, config)(jax.tree.map(lambda a: a[0], params[name]), x, target))
+            g.slot: float(g.loss_fn(config)(jax.tree.map(lambda a: a[0], params[name]), context, x, target))
             for name, g in groups.items()
         }
 

@@ -75,7 +75,7 @@ def test_error_equals_its_definition() -> None:
     assert sorted(t) == [50 + 100 * i for i in range(10)]
     _, taps = original.apply(x_t, t, data["label"], capture=("mixer/in", "mixer/out"))
     x, target = taps["mixer/in"][2], taps["mixer/out"][2]
-    module = group.operator(grafted.spec, CONFIG)
+    module = group.operator(CONFIG)
     made = module.apply({"params": grafted.params["blocks"]["02"]["mixer"]}, x)
     expected = float(jnp.linalg.norm(made - target) / jnp.linalg.norm(target))
     assert found["error"] == pytest.approx(expected, rel=1e-5)

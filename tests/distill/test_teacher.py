@@ -7,7 +7,7 @@ from tiny_graft import batch, mixed, teacher
 from graftax.diffusion import Process
 from graftax.distill import DistillConfig
 from graftax.distill.groups import group_sites
-from graftax.distill.teacher import Teacher
+from graftax.distill.teacher import Pairs, Teacher
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.spec import Step
@@ -17,12 +17,12 @@ from graftax.surgery.select import select
 T = jnp.array([0, 1, 99, 300, 500, 700, 998, 999], jnp.int32)
 
 
-def pairs(of: Model, student: Model, process: Process, plan: str, t: jax.Array = T) -> dict:
+def pairs(of: Model, student: Model, process: Process, plan: str, t: jax.Array = T) -> Pairs:
     groups = group_sites(student.spec, select(student.meta.sites, student.spec))
     source = Teacher(of.spec, groups, process, DistillConfig(plan=plan))
     data = batch(0)
     noise = jax.random.normal(jax.random.key(5), data["image"].shape)
-    return jax.jit(source.pairs)(source.prepare(of.params), data["image"], data["label"], t, noise)
+    return jax.jit(source.pairs)(source.prepare(of.params), data["image"], source.condition(data), t, noise)[0]
 
 
 @pytest.mark.parametrize("plan", ["unroll", "auto", "kind_scan"])
@@ -54,7 +54,7 @@ def test_the_teacher_stops_at_its_last_site() -> None:
     original = teacher(depth=6)
     groups = group_sites(original.spec, [Site(0, "mixer"), Site(1, "mixer")])
     source = Teacher(original.spec, groups, Process(), DistillConfig())
-    assert len(source.prepare(original.params)["blocks"][0]) == 2
+    assert len(source.prepare(original.params)["blocks"].segments[0].ids) == 2
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,8 @@ def test_rows_follow_the_program_of_the_teacher() -> None:
     _, taps = reordered.apply(x_t, T, data["label"], capture=("mixer/in",))
     groups = group_sites(reordered.spec, [Site(1, "mixer"), Site(2, "mixer")])
     source = Teacher(reordered.spec, groups, Process(), DistillConfig())
-    (found,) = source.pairs(source.prepare(reordered.params), data["image"], data["label"], T, noise).values()
+    pairs, _ = source.pairs(source.prepare(reordered.params), data["image"], source.condition(data), T, noise)
+    (found,) = pairs.values()
     np.testing.assert_allclose(found[0], taps["mixer/in"][jnp.array([3, 2])], atol=1e-5)
 
 
@@ -86,4 +87,4 @@ def test_images_of_another_shape_are_refused() -> None:
     source = Teacher(original.spec, groups, Process(), DistillConfig())
     wrong = jnp.zeros((8, 4, 4, 4))
     with pytest.raises(BadInput, match=r"batch image: shape \(8, 4, 4, 4\), expected \(b, 8, 8, 4\)"):
-        source.pairs(source.prepare(original.params), wrong, jnp.zeros(8, jnp.int32), T, wrong)
+        source.pairs(source.prepare(original.params), wrong, {"y": jnp.zeros(8, jnp.int32)}, T, wrong)

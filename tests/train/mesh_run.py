@@ -1,6 +1,6 @@
 """Script: a few steps of small models on meshes over up to 8 simulated devices; prints what came out as JSON.
 
-mesh_run.py few: one model on meshes of 4 and 8; many: on other meshes, in bfloat16; operators: blocks of every kind.
+mesh_run.py few: one model on one device and on 8; many: on other meshes, in bfloat16; operators: blocks of every kind.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import sys
 from typing import Any
 
 # Only equality is tested, so code is compiled quickly and runs slowly.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import graftax
+from graftax.backbones.dit import dit_spec
 from graftax.diffusion import Process
 from graftax.errors import BadInput
-from graftax.models import Model, dit_spec
+from graftax.models import Model
 from graftax.surgery import compose, graft, lora, replace
 from graftax.testing import random_params
 from graftax.train import LoopConfig, MeshConfig, OptimiserConfig, diffusion_loss, fit, train_job, training_tree
@@ -77,7 +81,7 @@ def _moments(opt_state: Any) -> list[Any]:
 
 
 def _part(tree: dict) -> float:
-    kernel = max(jax.tree.leaves(tree["blocks"]["mlp"]), key=lambda x: x.size)
+    kernel = max(jax.tree.leaves(tree["blocks"]["dit"]["mlp"]), key=lambda x: x.size)
     return kernel.addressable_shards[0].data.size / kernel.size
 
 
@@ -99,11 +103,20 @@ def few() -> dict:
     model = plain()
     runs = {
         "one": run(model),
-        "both": run(model, MeshConfig(data=2, fsdp=2), 4, remat="full"),
-        "all": run(model, MeshConfig(data=2, fsdp=2, tensor=2), accumulate=2),
+        "all": run(model, MeshConfig(data=2, fsdp=2, tensor=2), accumulate=2, remat="full"),
     }
     meshes = {MeshConfig(): 12, MeshConfig(fsdp=3): 16, MeshConfig(tensor=0): 16}
-    return {"runs": runs, "refused": [refusal(mesh, size) for mesh, size in meshes.items()]}
+    return {"runs": runs, "refused": [refusal(mesh, size) for mesh, size in meshes.items()], "loaded": loaded()}
+
+
+def loaded() -> dict:
+    """The shipped model read to the shards of a mesh: what a device has of a kernel, and whether it is the whole's."""
+    mesh = MeshConfig(fsdp=4, tensor=2).build()
+    params, whole = graftax.load("demo", dtype="bfloat16", mesh=mesh).params, graftax.load("demo", dtype="bfloat16").params
+    kernel = params["blocks"]["07"]["mlp"]["fc1"]["kernel"]
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), params, whole)
+    shapes = {shard.data.shape for shard in kernel.addressable_shards}
+    return {"whole": kernel.shape, "shards": [*shapes], "type": str(kernel.dtype), "same": all(jax.tree.leaves(same))}
 
 
 def many() -> dict:
@@ -111,6 +124,7 @@ def many() -> dict:
     return {
         "one": run(model),
         "data": run(model, MeshConfig(), 2),
+        "both": run(model, MeshConfig(data=2, fsdp=2), 4),
         "fsdp": run(model, MeshConfig(fsdp=8), accumulate=2),
         "tensor": run(model, MeshConfig(tensor=4), remat="dots"),
         "tokens": run(model, MeshConfig(fsdp=2, tensor=2, rules=AxisRules(tokens="tensor"))),
@@ -122,7 +136,11 @@ def operators() -> dict:
     spec = dit_spec(depth=8, **SIZES)
     kinds = {1: "hyena_x", 2: "mamba2", 3: "swa", 4: "hyena_se", 5: "hyena_long", 6: "hyena_2d", 7: "swa_2d"}
     edits = [replace(f"blocks[{i}].mixer", kind) for i, kind in kinds.items()]
-    edits += [replace("blocks[1].mlp", "mlp_hyena_x"), replace("blocks[2].mlp", "mlp", ratio=2), lora("blocks[0].mixer", 4)]
+    edits += [
+        replace("blocks[1].mlp", "mlp_hyena_x"),
+        replace("blocks[2].mlp", "mlp", ratio=2),
+        lora("blocks[0].mixer", rank=4),
+    ]
     base = Model(spec, random_params(spec, jax.random.key(0)))
     model = graft(base, compose(*edits), jax.random.key(1))
     model = model.replace(params=random_params(model.spec, jax.random.key(2)))

@@ -74,7 +74,7 @@ def main() -> dict:
         frozen=FROZEN, ema_decay=0.5, mesh=mesh, accumulate=2,
     )  # fmt: skip
     state, second = trained(job)
-    kernel = state.ema["blocks"]["mlp"]["0_mlp"]["fc1"]["kernel"]
+    kernel = state.ema["blocks"]["dit"]["mlp"]["0_mlp"]["fc1"]["kernel"]
     return {
         "stage1": first, "stage2": second, "devices": jax.device_count(),
         "whole": bool(kernel.is_fully_addressable), "part": kernel.addressable_shards[0].data.size / kernel.size,

@@ -1,3 +1,6 @@
+"""The diffusion objective: what it draws, what it sums, and the same on held-out data."""
+
+import functools
 from typing import Any
 
 import jax
@@ -5,98 +8,88 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from graftax.diffusion import Process
+from graftax.diffusion import Process, heldout_set
 from graftax.errors import BadInput
-from graftax.models import dit_spec, forward, init
+from graftax.models import forward
+from graftax.spec import Prediction
+from graftax.testing import random_params, tiny_spec
 from graftax.train import diffusion_loss, heldout_loss
 from graftax.train.diffusion_task import DROP, NOISE, TIME
 
-SPEC = dit_spec(input_size=4, patch_size=2, hidden_size=16, depth=2, num_heads=2, num_classes=5)
+SPEC = tiny_spec(depth=1)
 PROCESS = Process()
+NULL = SPEC.classes
+COUNT = 12
 
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    # adaLN-zero would hide labels and times from the output: move every leaf off its initial value.
-    leaves, tree = jax.tree.flatten(init(SPEC, jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten([x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    return random_params(SPEC, jax.random.key(1))
 
 
-def batch(size: int = 64) -> dict[str, np.ndarray]:
+def batch(size: int = COUNT) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    image = rng.standard_normal((size, 4, 4, 4)).astype(np.float32)
-    return {"image": image, "label": rng.integers(0, 5, size).astype(np.int32)}
+    image = rng.standard_normal((size, 8, 8, 4)).astype(np.float32)
+    return {"image": image, "label": rng.integers(0, SPEC.classes, size).astype(np.int32)}
 
 
-def by_hand(params: Any, data: Any, t: Any, y: Any, noise: Any) -> dict[str, float]:
-    out, _ = forward(SPEC, params, PROCESS.q_sample(data["image"], t, noise), t, y)
-    return {k: float(jnp.mean(v)) for k, v in PROCESS.training_losses(out, data["image"], t, noise).items()}
+@functools.partial(jax.jit, static_argnums=0)
+def by_hand(process: Process, params: Any, image: Any, t: Any, y: Any, noise: Any) -> dict[str, jax.Array]:
+    times = jnp.asarray(process.timestep_map)[t]
+    out, _ = forward(SPEC, params, process.q_sample(image, t, noise), times, {"y": y})
+    return {k: jnp.mean(v) for k, v in process.training_losses(out, image, t, noise).items()}
 
 
-@pytest.mark.parametrize(("dropout", "dropped"), [(0.0, False), (1.0, True)])
-def test_the_loss_is_the_process_on_noised_data_with_labels_dropped(params: Any, dropout: float, dropped: bool) -> None:
+def test_the_loss_is_the_process_on_noised_data_with_labels_dropped(params: Any) -> None:
     data, key = batch(), jax.random.key(7)
-    loss, metrics = diffusion_loss(SPEC, PROCESS, class_dropout=dropout)(params, data, key)
-    t = jax.random.randint(jax.random.fold_in(key, TIME), (64,), 0, 1000)
+    loss, metrics = jax.jit(diffusion_loss(SPEC, PROCESS, class_dropout=0.5))(params, data, key)
+    t = jax.random.randint(jax.random.fold_in(key, TIME), (COUNT,), 0, 1000)
     noise = jax.random.normal(jax.random.fold_in(key, NOISE), data["image"].shape)
-    wanted = by_hand(params, data, t, jnp.full(64, 5) if dropped else data["label"], noise)
-    other = by_hand(params, data, t, data["label"] if dropped else jnp.full(64, 5), noise)
-    assert {"loss": float(loss)} | {k: float(v) for k, v in metrics.items()} == pytest.approx(wanted, rel=1e-5)
+    drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), 0.5, (COUNT,))
+    labels = jnp.where(drop, NULL, data["label"])
+    wanted, other = (by_hand(PROCESS, params, data["image"], t, y, noise) for y in (labels, data["label"]))
+    assert {"loss": loss, **metrics} == pytest.approx({k: float(v) for k, v in wanted.items()}, rel=1e-5)
     assert abs(wanted["loss"] - other["loss"]) > 1e-4 * wanted["loss"]  # so the label matters in this test
 
 
-def test_a_tenth_of_the_labels_is_dropped_and_times_cover_the_process() -> None:
-    key = jax.random.key(3)
-    drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), 0.1, (20_000,))
-    assert float(jnp.mean(drop)) == pytest.approx(0.1, abs=0.01)
+def test_labels_are_dropped_with_their_probability() -> None:
+    data = {"image": np.zeros((20_000, 1, 1, 1), np.float32), "label": np.zeros(20_000, np.int32)}
+    for share, tolerance in ((0.0, 0), (0.1, 0.01), (1.0, 0)):
+        drawn = diffusion_loss(SPEC, PROCESS, class_dropout=share).draw(data, jax.random.key(3))
+        assert float(jnp.mean(drawn["cond"]["y"] == NULL)) == pytest.approx(share, abs=tolerance)
+        assert 0 <= int(drawn["t"].min()) < 5
+        assert 995 < int(drawn["t"].max()) < 1000
     assert len({TIME, NOISE, DROP}) == 3
 
 
-def test_heldout_is_deterministic_and_does_not_depend_on_the_batch_size(params: Any) -> None:
-    data = batch(60)
-    results = [heldout_loss(SPEC, PROCESS, data["image"], data["label"], batch_size=size)(params) for size in (60, 20, 20)]
-    assert results[1] == results[2]
-    assert results[0] == pytest.approx(results[1], rel=1e-5)
-    assert results[0]["loss"] == pytest.approx(results[0]["mse"] + results[0]["vb"], rel=1e-5)
-    other = heldout_loss(SPEC, PROCESS, data["image"], data["label"], seed=1)(params)
-    assert other["loss"] != results[0]["loss"]
+@pytest.mark.parametrize("process", [PROCESS, PROCESS.respaced(10)], ids=["whole", "respaced"])
+def test_heldout_is_the_process_at_even_times_with_true_labels(params: Any, process: Process) -> None:
+    """A respaced process shows the model the original times."""
+    data = batch()
+    found = heldout_loss(SPEC, process, data)(params)
+    ((arrays, t, noise),) = heldout_set(data, process).batches()
+    assert sorted(t) == [int((i + 0.5) / COUNT * len(process)) for i in range(COUNT)]
+    wanted = by_hand(process, params, arrays["image"], t, data["label"], noise)
+    assert found == pytest.approx({k: float(v) for k, v in wanted.items()}, rel=1e-5)
 
 
-def test_heldout_covers_the_times_evenly_and_drops_no_label(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    original = Process.training_losses
-
-    def spy(self: Process, out: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array) -> dict[str, jax.Array]:
-        jax.debug.callback(lambda t: seen.extend(np.asarray(t).tolist()), t)
-        return original(self, out, x0, t, noise)
-
-    monkeypatch.setattr(Process, "training_losses", spy)
-    data = batch(20)
-    heldout_loss(SPEC, PROCESS, data["image"], data["label"], batch_size=10)(params)
-    jax.effects_barrier()
-    assert sorted(seen) == list(range(25, 1000, 50))
-
-
-def test_a_respaced_process_shows_the_model_the_original_times(params: Any) -> None:
-    short, data = PROCESS.respaced(10), batch(20)
-    found = heldout_loss(SPEC, short, data["image"], data["label"])(params)
-    rng = np.random.default_rng(0)
-    t = rng.permutation(np.repeat(np.arange(10), 2)).astype(np.int32)
-    noise = rng.standard_normal(data["image"].shape, np.float32)
-    x_t = short.q_sample(jnp.asarray(data["image"]), jnp.asarray(t), jnp.asarray(noise))
-    out, _ = forward(SPEC, params, x_t, jnp.asarray(short.timestep_map[t]), jnp.asarray(data["label"]))
-    losses = short.training_losses(out, jnp.asarray(data["image"]), jnp.asarray(t), jnp.asarray(noise))
-    assert found["loss"] == pytest.approx(float(jnp.mean(losses["loss"])), rel=1e-5)
+def test_heldout_is_deterministic_and_all_but_independent_of_the_batch_size(params: Any) -> None:
+    whole, parts, other = (heldout_loss(SPEC, PROCESS, batch(), **o) for o in ({}, {"batch_size": 4}, {"seed": 1}))
+    found = whole(params)
+    assert whole(params) == found
+    assert parts(params) == pytest.approx(found, rel=1e-5)
+    assert found["loss"] == pytest.approx(found["mse"] + found["vb"], rel=1e-5)
+    assert other(params)["loss"] != found["loss"]
 
 
 def test_misuse_is_refused() -> None:
     with pytest.raises(BadInput, match="class_dropout"):
         diffusion_loss(SPEC, PROCESS, class_dropout=1.5)
-    with pytest.raises(BadInput, match="learn_sigma"):
-        diffusion_loss(SPEC.replace(learn_sigma=False), PROCESS)
+    for other in (Prediction(variance=False), Prediction(target="velocity"), Prediction(time="noise")):
+        with pytest.raises(BadInput, match=r"diffusion loss: .* expected noise and variance"):
+            diffusion_loss(SPEC.replace(prediction=other), PROCESS)
     data = batch(4)
     with pytest.raises(BadInput, match="held-out set"):
-        heldout_loss(SPEC, PROCESS, data["image"], data["label"][:3])
+        heldout_loss(SPEC, PROCESS, {**data, "label": data["label"][:3]})
     with pytest.raises(BadInput, match="batch_size"):
-        heldout_loss(SPEC, PROCESS, data["image"], data["label"], batch_size=0)
+        heldout_loss(SPEC, PROCESS, data, batch_size=0)

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -33,6 +34,12 @@ def default_interrupt() -> Iterator[None]:
 
 def run(folder: Path | None = None, stream: Stream | None = None, config: LoopConfig = CONFIG, **options: Any) -> Any:
     return fit(linear_job(**options), stream or Stream(), config, folder, show=False)
+
+
+@functools.cache
+def undisturbed() -> TrainState:
+    """The state after a run that nothing happens to."""
+    return run()
 
 
 def test_training_learns_and_records_means_without_files() -> None:
@@ -81,7 +88,7 @@ def test_a_finished_run_returns_at_once(tmp_path: Path) -> None:
 def test_more_steps_continue_and_fewer_are_refused(tmp_path: Path) -> None:
     short = LoopConfig(steps=8, seed=3, log_every=1, keep=3)
     run(tmp_path, config=short)
-    same(run(tmp_path), run())
+    same(run(tmp_path), undisturbed())
     with pytest.raises(BadInput, match=r"steps 8.*step 20"):
         run(tmp_path, config=short)
 
@@ -108,6 +115,7 @@ def files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@functools.cache
 def big_job() -> Job[TrainState]:
     """The linear job with 80 kB in its state that do not compress."""
     ballast = {"ballast": jax.random.normal(jax.random.key(0), (20_000,))}
@@ -174,7 +182,7 @@ def test_a_nan_stops_with_the_state_before_it_saved(tmp_path: Path, bad: int) ->
     assert caught.value.exit_code == 3
     assert all(line["step"] <= bad for line in read_metrics(tmp_path)) if bad >= 4 else True
     # Resumed on healthy data it ends where a healthy run ends: state, data position and key are those before the NaN.
-    same(run(tmp_path), run())
+    same(run(tmp_path), undisturbed())
 
 
 def test_the_same_nan_stops_a_resumed_run_again(tmp_path: Path) -> None:
@@ -191,12 +199,12 @@ def test_a_signal_finishes_the_step_saves_and_raises_preempted(tmp_path: Path, n
     assert caught.value.exit_code == 42
     assert signal.getsignal(number) is before
     assert "saved step 9 " in str(caught.value)  # batch 9 is fetched while step 9 runs
-    same(run(tmp_path), run())
+    same(run(tmp_path), undisturbed())
 
 
 def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    same(run(tmp_path, Stream(send_at(9, signal.SIGINT))), run())
+    same(run(tmp_path, Stream(send_at(9, signal.SIGINT))), undisturbed())
 
 
 def test_without_files_signals_are_left_alone() -> None:

@@ -18,13 +18,17 @@ def student() -> Model:
     return graftax.graft(model, graftax.replace("blocks[1].mixer", "swa", window=4), rng=jax.random.key(0))
 
 
+def scions(student: Model) -> list[str]:
+    return [site.path(student.spec) for site in select(student.meta.sites, student.spec)]
+
+
 def statuses(table: str) -> dict[str, str]:
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
     return {row[0]: row[4] for row in cells[1:]}
 
 
 def test_scions_are_new_frozen_leaves_frozen_the_rest_kept(student: Model) -> None:
-    found = statuses(parameter_table(student.params, select(student.meta.sites, student.spec), ("pos_embed", "final")))
+    found = statuses(parameter_table(student.params, scions(student), ("pos_embed", "final")))
     assert found["blocks[1]/mixer/qkv/kernel"] == "new"
     assert found["pos_embed"] == found["final/linear/kernel"] == "frozen"
     assert found["x_embedder/kernel"] == "kept"
@@ -33,7 +37,7 @@ def test_scions_are_new_frozen_leaves_frozen_the_rest_kept(student: Model) -> No
 
 def test_every_parameter_is_counted_once(student: Model, tmp_path: Path) -> None:
     total = sum(leaf.size for leaf in jax.tree.leaves(student.params))
-    table = parameter_table(student.params, select(student.meta.sites, student.spec))
+    table = parameter_table(student.params, scions(student))
     assert table.splitlines()[-1].startswith(f"{total:,} parameters: ")
     counts = [line.split("|")[4] for line in table.splitlines() if line.startswith("| ")][1:]
     assert sum(int(count.replace(",", "")) for count in counts) == total

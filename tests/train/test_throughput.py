@@ -1,15 +1,13 @@
 import types
-from dataclasses import replace
 
 import jax
 import pytest
 from linear_job import Stream, linear_job
 
+from graftax.backbones.dit import variant
 from graftax.distill.cost import stage1_flops
 from graftax.models.cost import flops, slot_cost, train_flops
-from graftax.models.dit import variant
-from graftax.spec import OpSpec
-from graftax.surgery.select import select
+from graftax.surgery import replace, select
 from graftax.train import LoopConfig, MeshConfig, fit
 from graftax.train.throughput import Throughput, count_chips
 
@@ -41,7 +39,7 @@ def test_two_cores_at_one_place_are_one_chip() -> None:
 
 
 def test_stage_1_counts_the_teacher_once_and_the_scions_three_times() -> None:
-    student = XL.replace(blocks=tuple(replace(block, mixer=OpSpec("swa", (("window", 4),))) for block in XL.blocks))
+    student = replace("blocks[*].mixer", "swa", window=4).on(XL)
     scions = slot_cost(student, "mixer").flops
     assert stage1_flops(XL, student, select("blocks[*].mixer", student)) == flops(XL, head=False) + 3 * scions
     first = stage1_flops(XL, student, select("blocks[0].mixer", student))

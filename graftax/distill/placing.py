@@ -7,8 +7,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from graftax.blocks import Context
 from graftax.distill.teacher import Pairs, Teacher
-from graftax.models.stack import Params
+from graftax.ops.base import Params
+from graftax.train.loop import Batch
 from graftax.train.sharding import RULES, AxisRules, activations, place_batch, put_tree, shard_tree, tree_shardings
 
 
@@ -26,13 +28,13 @@ def shard_teacher(source: Teacher, params: Params, mesh: Mesh | None, rules: Axi
 
 
 def sample_pairs(
-    source: Teacher, prepared: Params, image: jax.Array, label: jax.Array, key: jax.Array, mesh: Mesh | None,
-    rules: AxisRules = RULES,
-) -> Pairs:  # fmt: skip
+    source: Teacher, prepared: Params, batch: Batch, key: jax.Array, mesh: Mesh | None, rules: AxisRules = RULES
+) -> tuple[Pairs, Context]:
     """Inside `jit`: `Teacher.sample_pairs` with the batch split over the mesh from beginning to end."""
-    image, label = place_batch((image, label), mesh)
+    image, cond = place_batch((batch["image"], source.condition(batch)), mesh)
     with activations(mesh, rules):
-        return place_batch(source.sample_pairs(prepared, image, label, key), mesh, axis=1)
+        pairs, context = source.sample_pairs(prepared, image, cond, key)
+        return place_batch(pairs, mesh, axis=1), place_batch(context, mesh)
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:

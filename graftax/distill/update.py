@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from graftax.blocks import Context
 from graftax.diffusion import Process
 from graftax.distill.config import DistillConfig
 from graftax.distill.groups import Group, group_units, over_sites, stack_scions
-from graftax.distill.layout import constrain_stacked, sample_pairs, site_method, stacked_shardings
-from graftax.distill.steps import MergedStep, StepGroup
+from graftax.distill.merged import MergedStep, StepGroup
+from graftax.distill.placing import constrain_stacked, sample_pairs, site_method, stacked_shardings
 from graftax.distill.teacher import Teacher
-from graftax.models.stack import Params
+from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 from graftax.surgery.select import Site
 from graftax.train.loop import Batch, Metrics
@@ -30,8 +31,10 @@ from graftax.train.sharding import RULES, AxisRules, activations, constrain, sha
 class DistillState:
     """All that stage 1 must keep; the teacher is not part of it.
 
-    step () int32; `scions` {group: leaves (s, ...)}, the weights of a group's sites stacked; `opt_state` {group:
-    leaves (s, ...)}, one optimiser per site.
+    Attributes:
+        step: () int32.
+        scions: {group: leaves (s, ...)}, the weights of a group's sites stacked.
+        opt_state: {group: leaves (s, ...)}, one optimiser per site.
     """
 
     step: jax.Array
@@ -72,24 +75,27 @@ def make_distill_step(
     A merged step is one site, its blocks and its projection the scion. Sites never touch each other: loss, gradient
     clipping and AdamW are per site, as if each were trained alone.
 
-    `prepared` is the teacher as `Teacher.prepare` arranges it; batch: image (b, h, w, c), label (b,). metrics, () float32:
-    `loss` (mean over sites), `grad_norm` (the largest site's, before clipping), `lr`, `finite` (1 or 0). Where any site's
-    loss or gradient is not finite the state comes back as it was. State arrays are donated, the teacher's are not. With a
-    `mesh` the batch is split over its data axes, scions and optimisers are split like parameters, and gradients meet where
-    their part of the scion is. `method`: see `over_sites`; "auto" is "map" where weights are split over devices.
+    `prepared` is the teacher as `Teacher.prepare` arranges it; batch: image (b, h, w, c) and its conditions, label (b,).
+    metrics, () float32: `loss` (mean over sites), `grad_norm` (the largest site's, before clipping), `lr`, `finite` (1 or
+    0). Where any site's loss or gradient is not finite the state comes back as it was. State arrays are donated, the
+    teacher's are not. With a `mesh` the batch is split over its data axes, scions and optimisers are split like parameters,
+    and gradients meet where their part of the scion is. `method`: see `over_sites`; "auto" is "map" where weights are split
+    over devices.
 
     Raises BadInput where `Teacher` does.
     """
     groups = group_units(student, sites)
     source = Teacher(teacher, groups, process, config)
     method = site_method(mesh, rules) if method == "auto" else method
-    updates = {name: _site_update(group, student, config, mesh, rules) for name, group in groups.items()}
-    advance = {name: over_sites(update, method) for name, update in updates.items()}
+    updates = {name: _site_update(group, config, mesh, rules) for name, group in groups.items()}
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: DistillState, prepared: Params, batch: Batch, key: jax.Array) -> tuple[DistillState, Metrics]:
-        pairs = sample_pairs(source, prepared, batch["image"], batch["label"], key, mesh, rules)
-        out = {name: advance[name](state.scions[name], state.opt_state[name], *pairs[name]) for name in groups}
+        pairs, context = sample_pairs(source, prepared, batch, key, mesh, rules)
+        out = {
+            name: over_sites(partial(update, context), method)(state.scions[name], state.opt_state[name], *pairs[name])
+            for name, update in updates.items()
+        }
         scions, opt_state = ({name: out[name][i] for name in groups} for i in (0, 1))
         losses, norms = (jnp.concatenate([out[name][i] for name in groups]) for i in (2, 3))  # (sites,) each
         finite = jnp.isfinite(losses).all() & jnp.isfinite(norms).all()
@@ -102,14 +108,15 @@ def make_distill_step(
 
 
 def _site_update(
-    group: Group | StepGroup, student: ModelSpec, config: DistillConfig, mesh: Mesh | None, rules: AxisRules
+    group: Group | StepGroup, config: DistillConfig, mesh: Mesh | None, rules: AxisRules
 ) -> Callable[..., tuple[Any, ...]]:
-    """(scion, its optimiser state, inputs ..., targets (b, n, d)) -> (scion, optimiser state, () loss, () gradient norm)."""
-    loss_fn, tx = group.loss_fn(student, config), config.build()
+    """(context, scion, its optimiser state, input, target (b, n, d)) -> (scion, optimiser state, () loss, () gradient
+    norm)."""
+    loss_fn, tx = group.loss_fn(config), config.build()
 
-    def update(scion: Params, opt_state: optax.OptState, *arrays: jax.Array) -> tuple[Any, ...]:
+    def update(context: Context, scion: Params, opt_state: optax.OptState, x: Any, wanted: Any) -> tuple[Any, ...]:
         with activations(mesh, rules):
-            loss, grads = jax.value_and_grad(loss_fn)(scion, *arrays)
+            loss, grads = jax.value_and_grad(loss_fn)(scion, context, x, wanted)
         grads = constrain(grads, mesh, rules)
         updates, opt_state = tx.update(grads, opt_state, scion)
         return optax.apply_updates(scion, updates), opt_state, loss, optax.tree.norm(grads)

@@ -6,26 +6,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from graftax.blocks import Context, Taps, alone, as_state, block_kind
 from graftax.distill.config import DistillConfig
 from graftax.distill.losses import regression_loss
-from graftax.distill.sites import scion_sites
+from graftax.distill.sites import learnt_sites, scion_sites
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.models.stack import Params, apply_stack
-from graftax.spec import BlockSpec, ModelSpec, Step, block_key, merge_key
+from graftax.models.merge import MERGES
+from graftax.models.stack import apply_stack
+from graftax.ops.base import Params
+from graftax.spec import BlockSpec, ModelSpec, Step, members
 from graftax.surgery.select import Selector, Site
-
-CONDITIONING = "c"
-"""Name of the conditioning among the inputs of a group."""
 
 
 @dataclass(frozen=True)
 class MergedStep:
-    """A step of a student's program with a learned projection: both its blocks and the projection are trained."""
+    """A step of a student's program with a learned projection: both its blocks and the projection are trained.
+
+    Attributes:
+        step: of the program.
+    """
 
     step: Step
 
@@ -37,14 +42,19 @@ class MergedStep:
 class StepGroup:
     """Merged steps whose blocks hold equal operators, in order of the program. Axis s counts them.
 
-    `step` and `blocks` describe one of them, its blocks numbered from 0.
+    Attributes:
+        spec: of the student.
+        step: one of them, its blocks numbered from 0.
+        blocks: its blocks.
+        sites: all of them.
     """
 
+    spec: ModelSpec
     step: Step
     blocks: tuple[BlockSpec, ...]
     sites: tuple[MergedStep, ...]
 
-    inputs = ("block/in", CONDITIONING)
+    input = "block/in"
     output = "block/out"
     ridge = 1e-2  # outputs of blocks that read one input are nearly collinear: a weaker one fits hardly better, trains worse
 
@@ -53,70 +63,75 @@ class StepGroup:
         """The blocks of each step: it learns from the first one's input and the last one's output."""
         return tuple(site.step.blocks for site in self.sites)
 
-    def apply_fn(self, spec: ModelSpec, config: DistillConfig) -> Callable[..., jax.Array]:
-        """One step as a function: (its weights, x (b, n, d), c (b, d)) -> (b, n, d)."""
-        local = self._local(spec)
+    def apply_fn(self, config: DistillConfig) -> Callable[[Params, Context, Any], Any]:
+        """One step as a function: (its weights, context, x (b, n, d)) -> (b, n, d); states of several streams as dicts."""
+        return lambda scion, context, x: self._run(config, scion, context, x)[0]
 
-        def apply(scion: Params, x: jax.Array, c: jax.Array) -> jax.Array:
-            return apply_stack(local, scion["blocks"], x, c, merges=scion["merges"], plan="unroll", dtype=config.dtype)[0]
+    def loss_fn(self, config: DistillConfig) -> Callable[[Params, Context, Any, Any], jax.Array]:
+        """Loss of one step: (its weights, context, x (b, n, d), the teacher's output (b, n, d)) -> () float32."""
+        apply = self.apply_fn(config)
 
-        return apply
-
-    def loss_fn(self, spec: ModelSpec, config: DistillConfig) -> Callable[..., jax.Array]:
-        """Loss of one step: (its weights, x (b, n, d), c (b, d), the teacher's output (b, n, d)) -> () float32."""
-        apply = self.apply_fn(spec, config)
-
-        def loss(scion: Params, x: jax.Array, c: jax.Array, target: jax.Array) -> jax.Array:
-            return regression_loss(config.step_loss, apply(scion, x, c), target, config.huber_delta)
+        def loss(scion: Params, context: Context, x: Any, wanted: Any) -> jax.Array:
+            return regression_loss(config.step_loss, apply(scion, context, x), wanted, config.huber_delta)
 
         return loss
 
     def linear_part(
-        self, spec: ModelSpec, config: DistillConfig, scion: Params, x: jax.Array, c: jax.Array, target: jax.Array
+        self, config: DistillConfig, scion: Params, context: Context, x: jax.Array, wanted: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """What the projection of one step sees, the m block outputs (b, n, m d), and what it lacks (b, n, d).
 
         That is up to the teacher's output, or for `config.merge_target` "residual_sum" to x plus the change that each block
         makes of x. The latter is no linear map of the block outputs alone, for x is not among them: fitting finds the
-        closest one.
+        closest one. Raises `BadInput` where there are several streams, each with a projection of its own.
         """
-        out, taps = apply_stack(
-            self._local(spec), scion["blocks"], x, c, merges=scion["merges"], plan="unroll", capture=("block/out",),
+        if isinstance(x, dict):
+            raise BadInput("calibration of merged steps: the model has several streams, expected 0 batches")
+        out, taps = self._run(config, scion, context, x, capture=("block/out",))
+        outs = taps["block/out"]  # (m, b, n, d)
+        target = x + (outs - x).sum(0) if config.merge_target == "residual_sum" else wanted
+        return jnp.concatenate(list(outs), axis=-1), target - out
+
+    def _run(
+        self, config: DistillConfig, scion: Params, context: Context, x: Any, capture: tuple[str, ...] = ()
+    ) -> tuple[Any, Taps]:
+        local = self.spec.replace(blocks=self.blocks, program=(self.step,), adapters=())
+        state, taps = apply_stack(
+            local, scion["blocks"], as_state(x), context, merges=scion[MERGES], plan="unroll", capture=capture,
             dtype=config.dtype,
         )  # fmt: skip
-        outs = taps["block/out"]  # (m, b, n, d)
-        wanted = x + (outs - x).sum(0) if config.merge_target == "residual_sum" else target
-        return jnp.concatenate(list(outs), axis=-1), wanted - out
+        return alone(state), taps
 
     def readout(self, scion: Params) -> Params:
         """The projection of a step."""
-        return scion["merges"][merge_key(self.step.blocks)]
+        return scion[MERGES][self._own]
 
     def with_readout(self, scion: Params, layer: Params) -> Params:
         """The step's weights with another projection."""
-        return {**scion, "merges": {merge_key(self.step.blocks): layer}}
+        return {**scion, MERGES: {self._own: layer}}
 
     def weights(self, params: Params) -> list[Params]:
         """The weights of every step, its blocks numbered from 0: {"blocks": {"00", ...}, "merges": {"00_01"}}."""
-        own = merge_key(self.step.blocks)
         return [
             {
-                "blocks": {block_key(j): params["blocks"][block_key(i)] for j, i in enumerate(span)},
-                "merges": {own: params["merges"][merge_key(span)]},
+                "blocks": {f"{j:02d}": params["blocks"][self.spec.block_key(i)] for j, i in enumerate(span)},
+                MERGES: {self._own: params[MERGES][self.spec.merge_key(span)]},
             }
             for span in self.spans
         ]
 
     def install(self, params: Params, scions: Iterable[Params]) -> Params:
         """`params` with the weights of every step in their places; inverse of `weights`."""
-        blocks, merges = dict(params["blocks"]), dict(params["merges"])
+        blocks, merges = dict(params["blocks"]), dict(params[MERGES])
         for span, scion in zip(self.spans, scions, strict=True):
-            blocks |= {block_key(i): scion["blocks"][block_key(j)] for j, i in enumerate(span)}
-            merges[merge_key(span)] = scion["merges"][merge_key(self.step.blocks)]
-        return {**params, "blocks": blocks, "merges": merges}
+            blocks |= {self.spec.block_key(i): scion["blocks"][f"{j:02d}"] for j, i in enumerate(span)}
+            merges[self.spec.merge_key(span)] = scion[MERGES][self._own]
+        return {**params, "blocks": blocks, MERGES: merges}
 
-    def _local(self, spec: ModelSpec) -> ModelSpec:
-        return spec.replace(blocks=self.blocks, program=(self.step,), adapters=())
+    @property
+    def _own(self) -> str:
+        """Key of the projection among a step's own weights."""
+        return "_".join(f"{j:02d}" for j in self.step.blocks)
 
 
 def merged_steps(spec: ModelSpec) -> tuple[MergedStep, ...]:
@@ -132,16 +147,20 @@ def merged_steps(spec: ModelSpec) -> tuple[MergedStep, ...]:
 
 def group_steps(spec: ModelSpec, sites: Iterable[MergedStep]) -> dict[str, StepGroup]:
     """Groups of merged steps of a student of `spec`, under names that say what they are: "0_step_mha_mlp_mha_mlp"."""
-    found: dict[tuple[Step, tuple[BlockSpec, ...]], list[MergedStep]] = {}
-    for site in sites:
-        local = dataclasses.replace(site.step, blocks=tuple(range(len(site.step.blocks))))
-        found.setdefault((local, tuple(spec.blocks[i] for i in site.step.blocks)), []).append(site)
+    sites = list(sites)
+
+    def local(site: MergedStep) -> tuple[Step, tuple[BlockSpec, ...]]:
+        ids = site.step.blocks
+        return dataclasses.replace(site.step, blocks=tuple(range(len(ids)))), tuple(spec.blocks[i] for i in ids)
+
     return {
-        f"{i}_step_{'_'.join(op.kind for block in blocks for op in (block.mixer, block.mlp))}": StepGroup(
-            step, blocks, tuple(members)
-        )
-        for i, ((step, blocks), members) in enumerate(found.items())
+        f"{i}_step_{_kinds(blocks)}": StepGroup(spec, step, blocks, tuple(sites[k] for k in places))
+        for i, ((step, blocks), places) in enumerate(members(map(local, sites)).items())
     }
+
+
+def _kinds(blocks: Iterable[BlockSpec]) -> str:
+    return "_".join(block[slot].kind for block in blocks for slot in block_kind(block.kind).tapped)
 
 
 def regression_units(student: Model, sites: Selector | None) -> tuple[Site | MergedStep, ...]:
@@ -153,5 +172,4 @@ def regression_units(student: Model, sites: Selector | None) -> tuple[Site | Mer
     if not steps:
         return scion_sites(student, sites)
     inside = {i for step in steps for i in step.step.blocks}
-    held = scion_sites(student, None) if student.meta.sites else ()
-    return (*(site for site in held if site.block not in inside), *steps)
+    return (*(site for site in learnt_sites(student) if site.block not in inside), *steps)

@@ -1,13 +1,14 @@
 import jax
 import pytest
 
-from graftax.cli.experiments.stages import dry_run
-from graftax.cli.schema import GraftConfig
+from graftax.backbones.dit import dit_spec
 from graftax.distill import DistillConfig, create_state
-from graftax.distill.layout import stacked_shardings
+from graftax.distill.merged import regression_units
 from graftax.distill.normal_equations import zeros
-from graftax.distill.steps import regression_units
-from graftax.models import Meta, Model, dit_spec, param_shapes
+from graftax.distill.placing import stacked_shardings
+from graftax.models import Meta, Model, param_shapes
+from graftax.surgery import parse
+from graftax.surgery.report import diff
 from graftax.train import MeshConfig
 from graftax.train.sharding_report import ShardingReport, sharding_report
 
@@ -21,14 +22,13 @@ def laid_out(tree: object) -> ShardingReport:
 
 
 @pytest.mark.parametrize(
-    "edits",
-    [{"restructure": ("parallel_pairs()",)}, {"replace": ("blocks[1::2].mixer=hyena_x", "blocks[0].mlp=mlp(ratio=2)")}],
+    "edit", ["parallel_pairs()", "compose(replace(blocks[1::2].mixer, hyena_x), replace(blocks[0].mlp, mlp(ratio=2.0)))"]
 )
-def test_scions_and_their_optimisers_are_spread(edits: dict) -> None:
+def test_scions_and_their_optimisers_are_spread(edit: str) -> None:
     """At DiT-XL/2's width; its 28 blocks in pairs and their optimisers are 8.5 GB."""
     teacher = dit_spec(input_size=32, patch_size=2, hidden_size=1152, depth=4, num_heads=16)
-    spec, report = dry_run(GraftConfig(**edits), teacher)
-    units = regression_units(Model(spec, {}, Meta(sites=tuple(map(str, report.sites)))), None)
+    spec = parse(edit).on(teacher)
+    units = regression_units(Model(spec, {}, Meta(sites=tuple(map(str, diff(teacher, spec).sites)))), None)
     state = jax.eval_shape(lambda p: create_state(spec, p, units, DistillConfig()), param_shapes(spec))
     found = laid_out(state)
     assert found.total_bytes > 5e7

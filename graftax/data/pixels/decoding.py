@@ -1,0 +1,83 @@
+"""From a latent model's samples to pixels: which decoder goes with a model, and how it runs over many images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from graftax.data.pixels import images as image_data
+from graftax.errors import BadInput
+from graftax.nets import small, vae
+from graftax.nets.vae import VAESpec
+from graftax.nets.vae_files import find_vae, load_vae
+from graftax.progress import Progress
+from graftax.spec import ModelSpec
+
+Decode = Callable[[np.ndarray], np.ndarray]
+"""From a model's arrays (n, h, w, c) to pixels in [-1, 1]."""
+
+WHOLE_UP_TO = 128
+"""Side of the latents up to which a VAE decodes them at once: 1024 pixels take about 4 GB; larger ones go in tiles."""
+
+PER_CALL = 8
+"""Images that a VAE decodes in one compiled call."""
+
+
+def decoder_for(spec: ModelSpec, latents: str, model: str = "") -> Decode | None:
+    """How samples become pixels, by a name as in `resolve`; None where there is no way.
+
+    Raises `BadInput` where decoder and model do not fit.
+    """
+    name = resolve(spec, latents, model)
+    if name is None or name == "none":
+        return None if name is None else image_data.decoder(name)
+    if name != "demo" and (folder := find_vae(name)):
+        return _vae_decoder(folder, spec.option("channels"))
+    shape = spec.image_shape
+    if (found := small.load_autoencoder(name)[0].latent_shape) != shape:
+        raise BadInput(f"latents {name!r}: the autoencoder has {found}, the model {shape}")
+    return image_data.decoder(name)
+
+
+def resolve(spec: ModelSpec, latents: str, model: str = "") -> str | None:
+    """`latents` itself: "none", "demo", an autoencoder's or a VAE's folder. For "auto" the one that fits, None without one.
+
+    Pixel models need none, a model read from a diffusers pipeline (the folder `model`) has its VAE there, and where the
+    shapes are those of the demo's latents it is the demo's autoencoder.
+    """
+    if latents != "auto":
+        return latents
+    if spec.option("channels") in (1, 3):
+        return "none"
+    if model and (folder := find_vae(Path(model) / "vae")):
+        return str(folder)
+    return "demo" if spec.image_shape == small.load_autoencoder("demo")[0].latent_shape else None
+
+
+def _vae_decoder(folder: Path, channels: int) -> Decode:
+    spec, params = load_vae(folder)
+    if spec.latent_channels != channels:
+        raise BadInput(f"latents {str(folder)!r}: the VAE has {spec.latent_channels} channels, the model {channels}")
+    return functools.partial(decode_all, spec, jax.tree.map(jnp.asarray, params))
+
+
+_decode = jax.jit(vae.decode, static_argnums=0)
+
+
+def decode_all(spec: VAESpec, params: vae.Params, latents: np.ndarray) -> np.ndarray:
+    """Pixels (n, f h, f w, c) in [-1, 1] of latents (n, h, w, latent_channels) as models see them, a few at a time."""
+    tiled = max(latents.shape[1:3]) > WHOLE_UP_TO
+    size = 1 if tiled else min(PER_CALL, len(latents))
+    run = vae.decode_tiled if tiled else _decode
+    padded = np.resize(latents, (-(-len(latents) // size) * size, *latents.shape[1:]))  # whole batches: one compilation
+    parts = []
+    with Progress(len(latents), "decode", unit="image", show=len(padded) > size) as progress:
+        for i in range(0, len(padded), size):
+            parts.append(np.clip(run(spec, params, padded[i : i + size]), -1, 1))
+            progress.advance(min(size, len(latents) - i))
+    return np.concatenate(parts)[: len(latents)]

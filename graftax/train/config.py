@@ -1,0 +1,75 @@
+"""How networks are trained, as config files and Python callers say it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from graftax.errors import BadInput
+from graftax.models.stack import REMAT
+from graftax.train.loop_config import LoopConfig
+from graftax.train.optimiser import OptimiserConfig
+from graftax.train.sharding import MeshConfig
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a network is trained, whatever it is. Raises `BadInput` on values out of range.
+
+    Attributes:
+        loop: how long, and what is written when.
+        batch_size: images per step, over all devices.
+        accumulate: gradients of so many equal pieces of a batch are averaged one after the other, for batches whose
+            activations do not fit at once.
+        optimiser: AdamW and its schedule.
+        ema_decay: of the averaged weights, which are the result.
+        frozen: patterns of the paths of parameters that stay as they are.
+    """
+
+    loop: LoopConfig
+    batch_size: int = 128
+    accumulate: int = 1
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    ema_decay: float = 0.999
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name}: got {getattr(self, name)}, expected 1 or more")
+        if self.batch_size % self.accumulate:
+            raise BadInput(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
+
+    def check_mesh(self, mesh: MeshConfig, devices: int) -> None:
+        """Raise `BadInput` where `mesh` does not fit `devices`, or the pieces of a batch do not divide over it."""
+        mesh.check(devices, self.batch_size // self.accumulate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(TrainConfig):
+    """Training with the learned-variance diffusion objective: stage 2, and pretraining.
+
+    Attributes:
+        frozen: as in `TrainConfig`; a DiT's table of positions is fixed.
+        class_dropout: share of images that are trained without their conditions.
+        compute_dtype: matmul type.
+        plan: as in `graftax.models.forward`.
+        remat: likewise.
+        preview: how many samples every evaluation draws, classes in turn, for writers and workdir/images.
+    """
+
+    frozen: tuple[str, ...] = ("pos_embed",)
+    class_dropout: float = 0.1
+    compute_dtype: str = "float32"
+    plan: str = "auto"
+    remat: str = "none"
+    preview: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preview < 0:
+            raise BadInput(f"preview: got {self.preview}, expected 0 or more")
+        for name, choices in {"compute_dtype": DTYPES, "remat": tuple(REMAT)}.items():
+            if getattr(self, name) not in choices:
+                raise BadInput(f"{name}: got {getattr(self, name)!r}, expected one of {choices}")

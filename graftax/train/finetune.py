@@ -1,0 +1,129 @@
+"""Whole models trained from Python: `finetune`, stage 2 of a graft, and `train`, from scratch.
+
+student, history = graftax.train.finetune(student, (latents, labels), DiffusionConfig(loop=LoopConfig(1000)))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from graftax.checkpoint.files import sha256_of_arrays
+from graftax.checkpoint.paths import work_path
+from graftax.data.feed import as_batches
+from graftax.diffusion import Process
+from graftax.models import Meta, Model, init
+from graftax.models.collect import spread
+from graftax.models.cost import train_flops
+from graftax.ops.base import Params
+from graftax.spec import ModelSpec
+from graftax.surgery import check_trainable
+from graftax.surgery.select import select
+from graftax.train.config import DiffusionConfig
+from graftax.train.diffusion_task import diffusion_loss, heldout_loss, training_tree
+from graftax.train.loop import Batches, fit
+from graftax.train.overview import parameter_table, write_parameters
+from graftax.train.record import FILE, read_metrics
+from graftax.train.sharding import RULES, AxisRules, to_host
+from graftax.train.step import train_job
+
+History = list[dict[str, Any]]
+Watch = Callable[[Model], Mapping[str, Any]]
+"""From the averaged model to more numbers, and images (h, w, c) uint8, for the record of an evaluation."""
+
+FRESH = 0x1417
+"""Stream of the run's key that draws the first weights, apart from the keys of the steps."""
+
+
+def finetune(
+    student: Model, data: Any, config: DiffusionConfig, workdir: str | os.PathLike[str] | None = None,
+    heldout: Mapping[str, Any] | None = None, *, process: Process | None = None, mesh: Mesh | None = None,
+    rules: AxisRules = RULES, watch: Watch | None = None, on_record: Callable[[dict[str, Any]], None] | None = None,
+    show: bool = True,
+) -> tuple[Model, History]:  # fmt: skip
+    """Stage 2: train the whole model with the diffusion objective, as `config` says.
+
+    `data`: arrays, an iterable of batches or a grain dataset (`graftax.data.feed.as_batches`): image (b, h, w, c), what the
+    model sees, and label (b,). Returns the student with averaged weights, and the records of the run as
+    `graftax.train.loop.fit` writes them. With a `workdir` the run leaves checkpoints and metrics there, and the same call
+    resumes it. `heldout` (image (n, h, w, c), label (n,)) is evaluated when the loop says so, `watch` with it. With a
+    `mesh` the state is laid out by `rules`.
+
+    Raises what `fit` raises, and BadInput where data, model and config do not fit together.
+    """
+    check_trainable("student", student.params)
+    batches = as_batches(data, config.batch_size, config.loop.seed, student.spec)
+    sites = select(student.meta.sites, student.spec) if student.meta.sites else ()
+    table = parameter_table(student.params, [site.path(student.spec) for site in sites], config.frozen)
+    if workdir:
+        write_parameters(workdir, table)
+    metadata = {"spec": student.spec.to_json(), "start": sha256_of_arrays(student.params)}
+    params, history = _run(
+        student.spec, lambda: student.params, metadata, "stage 2", batches, config, workdir, heldout, process=process,
+        mesh=mesh, rules=rules, watch=watch, on_record=on_record, show=show,
+    )  # fmt: skip
+    edits = (*student.meta.edits, f"finetune(steps={config.loop.steps})")
+    return student.replace(params=params, meta=dataclasses.replace(student.meta, edits=edits)), history
+
+
+def train(
+    spec: ModelSpec, data: Any, config: DiffusionConfig, workdir: str | os.PathLike[str] | None = None,
+    heldout: Mapping[str, Any] | None = None, *, process: Process | None = None, mesh: Mesh | None = None,
+    rules: AxisRules = RULES, watch: Watch | None = None, on_record: Callable[[dict[str, Any]], None] | None = None,
+    show: bool = True,
+) -> tuple[Model, History]:  # fmt: skip
+    """Train a model of `spec` from scratch, its first weights drawn from `config.loop.seed`. The rest as in `finetune`."""
+    batches = as_batches(data, config.batch_size, config.loop.seed, spec)
+    key = jax.random.fold_in(jax.random.key(config.loop.seed), FRESH)
+    if workdir:
+        write_parameters(workdir, parameter_table(jax.eval_shape(lambda: init(spec, key)), None, config.frozen))
+    params, history = _run(
+        spec, lambda: init(spec, key), {"spec": spec.to_json()}, "train", batches, config, workdir, heldout, process=process,
+        mesh=mesh, rules=rules, watch=watch, on_record=on_record, show=show,
+    )  # fmt: skip
+    return Model(spec, params, Meta(edits=(f"train(steps={config.loop.steps})",))), history
+
+
+def _run(
+    spec: ModelSpec, start: Callable[[], Params], metadata: Mapping[str, Any], label: str, batches: Batches,
+    config: DiffusionConfig, workdir: str | os.PathLike[str] | None, heldout: Mapping[str, Any] | None, *,
+    process: Process | None, mesh: Mesh | None, rules: AxisRules, watch: Watch | None,
+    on_record: Callable[[dict[str, Any]], None] | None, show: bool,
+) -> tuple[Params, History]:  # fmt: skip
+    """The averaged parameters after training, plain, and the records."""
+    process, dtype = process or Process(), jnp.dtype(config.compute_dtype)
+    loss = diffusion_loss(
+        spec, process, class_dropout=config.class_dropout, dtype=dtype, plan=config.plan, remat=config.remat
+    )
+    errors = None
+    if heldout is not None:
+        errors = heldout_loss(spec, process, heldout, dtype=dtype, plan=config.plan, mesh=mesh, rules=rules)
+
+    def evaluate(params: Params) -> dict[str, Any]:
+        found: dict[str, Any] = dict(errors(params)) if errors else {}
+        return {**found, **watch(Model(spec, spread(spec, params)))} if watch else found
+
+    job = train_job(
+        lambda: training_tree(spec, start(), config.frozen), loss, config.optimiser, ema_decay=config.ema_decay,
+        frozen=config.frozen, mesh=mesh, metadata={**metadata, "process": dataclasses.asdict(process)},
+        evaluate=evaluate if errors or watch else None, label=label, flops_per_image=train_flops(spec), rules=rules,
+        accumulate=config.accumulate,
+    )  # fmt: skip
+    history: History = []
+
+    def record(line: dict[str, Any]) -> None:
+        history.append(line)
+        if on_record:
+            on_record(line)
+
+    state = fit(job, batches, config.loop, workdir, on_record=record, show=show)
+    if workdir and (work_path(workdir) / FILE).exists():  # a run that resumed has earlier records there
+        history = read_metrics(workdir)
+    averaged = spread(spec, to_host(state.ema_params))
+    return jax.tree.map(jnp.asarray, averaged), history

@@ -1,0 +1,164 @@
+"""Whole models trained from Python: stage 2 and from scratch, from arrays, without any config file."""
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import graftax
+from graftax.diffusion import Process
+from graftax.errors import BadInput
+from graftax.models import Model
+from graftax.models.collect import spread
+from graftax.testing import random_params, tiny_spec
+from graftax.train import (
+    DiffusionConfig,
+    LoopConfig,
+    OptimiserConfig,
+    diffusion_loss,
+    finetune,
+    fit,
+    heldout_loss,
+    train,
+    train_job,
+    training_tree,
+)
+from graftax.train.finetune import FRESH
+from graftax.train.record import read_metrics
+
+SPEC = tiny_spec(depth=1)
+RNG = np.random.default_rng(0)
+ARRAYS = {"image": RNG.standard_normal((8, 8, 8, 4), np.float32), "label": np.arange(8)}
+HELDOUT = {"image": RNG.standard_normal((4, 8, 8, 4), np.float32), "label": np.arange(4)}
+CONFIG = DiffusionConfig(
+    loop=LoopConfig(4, seed=5, log_every=1, eval_every=2, save_every=2), batch_size=4, ema_decay=0.5,
+    optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=0),
+)  # fmt: skip
+PICTURE = np.arange(6 * 7 * 3, dtype=np.uint8).reshape(6, 7, 3)
+
+
+@functools.cache
+def student() -> Model:
+    teacher = Model(SPEC, random_params(SPEC, jax.random.key(0)))
+    return graftax.graft(teacher, graftax.replace("blocks[0].mixer", "swa"), rng=jax.random.key(1))
+
+
+def watch(model: Model) -> dict[str, Any]:
+    assert set(model.params["blocks"]) == {"00"}  # as people know it
+    return {"picture": PICTURE, "weight": jnp.abs(model.params["blocks"]["00"]["mlp"]["fc1"]["bias"]).sum()}
+
+
+Run = tuple[str, Model, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A fine-tuning with all that there is: its workdir, the model and the records."""
+    workdir = str(tmp_path_factory.mktemp("finetune") / "run")
+    return workdir, *finetune(student(), ARRAYS, CONFIG, workdir, HELDOUT, watch=watch, show=False)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_it_is_a_job_of_the_objective_over_the_arrays(run: Run) -> None:
+    """Put together by hand, without files, the same bits come out."""
+    from graftax.data.pipeline import batches
+
+    model = student()
+    loss = diffusion_loss(model.spec, Process(), dtype=jnp.float32)
+    job = train_job(
+        lambda: training_tree(model.spec, model.params, CONFIG.frozen), loss, CONFIG.optimiser, ema_decay=0.5,
+        frozen=CONFIG.frozen,
+    )  # fmt: skip
+    stream = batches(ARRAYS["image"], ARRAYS["label"].astype(np.int32), 4, 5)
+    lines: list[dict[str, Any]] = []
+    state = fit(job, stream, LoopConfig(4, seed=5, log_every=1), on_record=lines.append, show=False)
+    _, trained, history = run
+    assert_same(spread(model.spec, state.ema_params), trained.params)
+    assert [line["loss"] for line in lines] == [line["loss"] for line in history if line["split"] == "train"]
+
+
+def test_the_student_comes_back_with_its_record(run: Run) -> None:
+    workdir, trained, history = run
+    assert (trained.spec, trained.meta.sites) == (student().spec, student().meta.sites)
+    assert trained.meta.edits == (*student().meta.edits, "finetune(steps=4)")
+    assert trained.params["pos_embed"].tolist() == student().params["pos_embed"].tolist()
+    assert [(line["step"], line["split"]) for line in history] == [
+        (1, "train"), (2, "train"), (2, "eval"), (3, "train"), (4, "train"), (4, "eval"),
+    ]  # fmt: skip
+    assert history == read_metrics(workdir)
+    measured = heldout_loss(trained.spec, Process(), HELDOUT)(trained.params)
+    assert {name: history[-1][name] for name in measured} == pytest.approx(measured, rel=1e-5)
+    table = (Path(workdir) / "parameters.txt").read_text()
+    assert "| blocks[0]/mixer/qkv/kernel" in table
+    assert "new" in table
+    assert "frozen" in table
+
+
+def test_what_is_watched_is_recorded(run: Run) -> None:
+    workdir, trained, history = run
+    assert history[-1]["weight"] == pytest.approx(float(watch(trained)["weight"]), rel=1e-6)
+    found = sorted(path.name for path in (Path(workdir) / "images").iterdir())
+    assert found == ["eval_picture_00000002.png", "eval_picture_00000004.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(Path(workdir) / "images" / found[-1])), PICTURE)
+
+
+def test_the_same_call_goes_on_from_the_last_checkpoint_to_the_bit(run: Run, tmp_path: Path) -> None:
+    workdir, trained, history = run
+    shutil.copytree(workdir, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/checkpoints/4")  # as if killed after step 2
+    resumed, lines = finetune(student(), ARRAYS, CONFIG, str(tmp_path / "cut"), HELDOUT, watch=watch, show=False)
+    assert_same(resumed.params, trained.params)
+    losses = [[line["loss"] for line in one] for one in (lines, history)]
+    assert losses[0] == losses[1]
+    done, again = finetune(student(), ARRAYS, CONFIG, workdir, HELDOUT, watch=watch, show=False)  # finished
+    assert_same(done.params, trained.params)
+    assert again == history
+
+
+@pytest.mark.parametrize("changed", ["spec", "start", "process"])
+def test_a_checkpoint_of_another_start_is_refused(run: Run, changed: str) -> None:
+    model, options = student(), {}
+    if changed == "process":
+        options["process"] = Process().respaced(50)
+    elif changed == "spec":
+        model = graftax.graft(model, graftax.replace("blocks[0].mlp", "mlp", ratio=2), rng=jax.random.key(0))
+    else:
+        model = model.replace(params=random_params(model.spec, jax.random.key(9)))
+    with pytest.raises(BadInput, match=changed):
+        finetune(model, ARRAYS, CONFIG, run[0], show=False, **options)
+
+
+def test_training_from_scratch_is_the_same_from_the_seeds_weights() -> None:
+    short = DiffusionConfig(loop=LoopConfig(2, seed=5), batch_size=4)
+    lines: list[dict[str, Any]] = []
+    model, history = train(SPEC, (ARRAYS["image"], ARRAYS["label"]), short, on_record=lines.append, show=False)
+    assert (model.spec, model.meta.edits, history) == (SPEC, ("train(steps=2)",), lines)
+    start = Model(SPEC, graftax.models.init(SPEC, jax.random.fold_in(jax.random.key(5), FRESH)))
+    same, _ = finetune(start, ARRAYS, short, show=False)
+    assert_same(model.params, same.params)
+
+
+def refused(tmp_path: Path, message: str, model: Model, data: Any, config: DiffusionConfig = CONFIG) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        finetune(model, data, config, tmp_path / "run", show=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    half = student().replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), student().params))
+    refused(tmp_path, "student: .*bfloat16", half, ARRAYS)
+    refused(tmp_path, "data: got int", student(), 5)
+    refused(tmp_path, r"data image: float32\(8, 4, 4, 4\)", student(), (ARRAYS["image"][:, ::2, ::2], ARRAYS["label"]))
+    refused(tmp_path, "data label: 5..12, expected classes 0..9", student(), (ARRAYS["image"], ARRAYS["label"] + 5))
+    unknown = DiffusionConfig(loop=LoopConfig(4), frozen=("no_such_leaf",))
+    refused(tmp_path, "frozen: 'no_such_leaf' matches no parameter", student(), ARRAYS, unknown)
