@@ -5,6 +5,7 @@
 Expect a PSNR of about 27.3 dB on the held-out images after 5,000 steps, about 6 minutes on one CPU core.
 """
 
+from common import cosine, pretraining
 from ml_collections import ConfigDict
 
 
@@ -16,14 +17,13 @@ def get_config() -> ConfigDict:
             "task": "autoencoder",
             "workdir": "runs/demo_autoencoder",
             "data": {"source": "fashion_mnist", "size": 32, "transform": "flip"},
-            "batch_size": 64,
             "model": {"image_size": 32, "latent_channels": 4, "width": 64, "res_blocks": 1, "noise": 0.1},
-            "frozen": ("latent_stats",),  # measured after training, not trained
-            "optimiser": {
-                "learning_rate": 3e-3, "warmup_steps": 100, "schedule": "cosine", "decay_steps": steps,
-                "weight_decay": 1e-4, "grad_clip": 1.0,
+            "training": {
+                "loop": pretraining(steps),
+                "batch_size": 64,
+                "optimiser": cosine(3e-3, 100, steps, weight_decay=1e-4),
+                "ema_decay": 0.995,
+                "frozen": ("latent_stats",),  # measured after training, not trained
             },
-            "ema_decay": 0.995,
-            "loop": {"steps": steps, "seed": 0, "log_every": 100, "eval_every": 1000, "save_every": 1000},
         }
     )  # fmt: skip

@@ -5,6 +5,7 @@
 Expect about 91 % of the held-out images right after 6,000 steps, 12 minutes on one to two CPU cores.
 """
 
+from common import cosine, pretraining
 from ml_collections import ConfigDict
 
 
@@ -16,13 +17,12 @@ def get_config() -> ConfigDict:
             "task": "classifier",
             "workdir": "runs/demo_classifier",
             "data": {"source": "fashion_mnist", "size": 32},  # the loss mirrors and shifts by itself
-            "batch_size": 64,
             "model": {"widths": (32, 64, 96), "features": 64, "dropout": 0.1, "smoothing": 0.1, "shift": 2},
-            "optimiser": {
-                "learning_rate": 2e-3, "warmup_steps": 100, "schedule": "cosine", "decay_steps": steps,
-                "weight_decay": 0.05, "grad_clip": 1.0,
+            "training": {
+                "loop": pretraining(steps),
+                "batch_size": 64,
+                "optimiser": cosine(2e-3, 100, steps, weight_decay=0.05),
+                "ema_decay": 0.998,
             },
-            "ema_decay": 0.998,
-            "loop": {"steps": steps, "seed": 0, "log_every": 100, "eval_every": 1000, "save_every": 1000},
         }
     )  # fmt: skip

@@ -7,6 +7,7 @@ the demo's classifier calls about 93 % of its samples by their class. It ships a
 training record in dit.record.json.
 """
 
+from common import FASHION_MNIST, cosine, pretraining
 from ml_collections import ConfigDict
 
 
@@ -17,17 +18,17 @@ def get_config() -> ConfigDict:
         {
             "task": "dit",
             "workdir": "runs/demo_dit",
-            "data": {"source": "fashion_mnist", "size": 32, "latents": "demo"},
-            "batch_size": 128,
+            "data": FASHION_MNIST,
             "model": {
                 "input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 128, "depth": 10, "num_heads": 4,
                 "num_classes": 10,
             },
-            "class_dropout": 0.1,
-            "optimiser": {
-                "learning_rate": 2e-3, "warmup_steps": 500, "schedule": "cosine", "decay_steps": steps, "grad_clip": 1.0,
+            "training": {
+                "loop": pretraining(steps),
+                "batch_size": 128,
+                "optimiser": cosine(2e-3, 500, steps),
+                "ema_decay": 0.999,
+                "class_dropout": 0.1,
             },
-            "ema_decay": 0.999,
-            "loop": {"steps": steps, "seed": 0, "log_every": 100, "eval_every": 1000, "save_every": 1000},
         }
     )  # fmt: skip

@@ -3,16 +3,19 @@
     graftax sweep --config configs/demo_sweep.py            every operator at several shares, and parallel pairs
     graftax sweep --config configs/demo_sweep.py:choice     which half: interleaved, deep, local, or not local?
     graftax sweep --config configs/demo_sweep.py:ladder     self-grafting: how much data does it take?
+    graftax sweep --config configs/demo_sweep.py:conditioning   one modulation for all blocks, a narrow one, RMS norms
 
 Tables, pictures and samples are left in runs/sweep/PART/report.html. Each run gets 150 steps of distillation and 150 of
 fine-tuning, batches of 64, and is judged three times by 300 samples: a fixed budget to compare with, not the best that
 each can reach. The model has 10 blocks and a grid of 4 x 4 tokens, hence the small windows and states.
 
-Expect half a minute to a minute per run on two quiet CPU cores: 31, 4 and 4 variants of three seeds. One seed for a
+Expect half a minute to a minute per run on two quiet CPU cores: 31, 4, 4 and 4 variants of three seeds. One seed for a
 quick look: --config.seeds="(0,)". Interrupted, the same command continues.
 """
 
 from typing import Any
+
+from common import demo, demo_judging
 
 MIXERS = {
     "hyena_x": "hyena_x(kernel=4)",
@@ -31,6 +34,8 @@ MLPS = {
     "mlp_hyena_x": "mlp_hyena_x(kernel=4)",
     "mlp_hyena_x_split": "mlp_hyena_x_split(kernel=4)",
 }
+STAGES = demo(150, 150, {"log_every": 50, "save_every": 50})
+
 SHARES = {"50 %": "50%", "70 %": "75%", "100 %": "*"}
 """All but every fourth block are seven of ten here."""
 
@@ -46,31 +51,13 @@ def get_config(part: str = "operators") -> dict[str, Any]:
     if part not in PARTS:
         raise ValueError(f"part {part!r}: expected one of {', '.join(PARTS)}")
     return {
-            "workdir": f"runs/sweep/{part}",
-            "teacher": "demo",
-            "data": {"source": "fashion_mnist", "size": 32, "latents": "demo"},
-            "variants": PARTS[part](),
-            "seeds": (0, 1, 2),
-            "distill": distill(learning_rate=3e-3),
-            "finetune": {
-                "loop": {"steps": 150, "seed": 1, "log_every": 50, "save_every": 50},
-                "batch_size": 64,
-                "optimiser": {
-                    "learning_rate": 5e-4, "warmup_steps": 20, "schedule": "cosine", "decay_steps": 150, "grad_clip": 1.0,
-                },
-                "ema_decay": 0.98,
-            },
-            "sample": {"sampler": "ddim", "steps": 25, "cfg_scale": 1.5, "cfg_channels": None, "batch_size": 100},
-            "judged": 300,
-            "shown": 2,
-        }  # fmt: skip
-
-
-def distill(**settings: Any) -> dict[str, Any]:
-    """Stage 1 of the common length."""
-    return {
-        "settings": {"steps": 150, "schedule": "cosine", **settings}, "batch_size": 64, "log_every": 50, "save_every": 50,
-    }  # fmt: skip
+        **STAGES,
+        "kind": "sweep",
+        "workdir": f"runs/sweep/{part}",
+        "variants": PARTS[part](),
+        "seeds": (0, 1, 2),
+        "judging": demo_judging(judged=300, shown=2),
+    }
 
 
 def operators() -> dict[str, dict[str, Any]]:
@@ -80,29 +67,41 @@ def operators() -> dict[str, dict[str, Any]]:
         **{name: ("mlp", text) for name, text in MLPS.items()},
     }
     grafts = {
-        f"{name} {share}": {"replace": (f"blocks[{blocks}].{slot}={text}",)}
+        f"{name} {share}": {"edits": (f"blocks[{blocks}].{slot}={text}",)}
         for name, (slot, text) in sites.items()
         for share, blocks in SHARES.items()
         if name in PAPER or share != "70 %"
     }
-    pairs = {"restructure": ("parallel_pairs()",), "distill": distill(learning_rate=5e-4)}
+    slowly = {**STAGES["distill"], "settings": {**STAGES["distill"]["settings"], "learning_rate": 5e-4}}
+    pairs = {"edits": ("parallel_pairs()",), "distill": slowly}
     return {**grafts, "parallel pairs": pairs}
 
 
 def choice() -> dict[str, dict[str, Any]]:
     """Hyena-X in five of ten mixers."""
-    return {name: {"replace": (f"blocks[{blocks}].mixer=hyena_x(kernel=4)",)} for name, blocks in CHOICES.items()}
+    return {name: {"edits": (f"blocks[{blocks}].mixer=hyena_x(kernel=4)",)} for name, blocks in CHOICES.items()}
 
 
 def ladder() -> dict[str, dict[str, Any]]:
     """All attention, then all MLPs, against fresh operators of the same kind; a tenth of the data, then all of it."""
-    attention = {"replace": ("blocks[*].mixer=mha()",)}
+    attention = {"edits": ("blocks[*].mixer=mha()",)}
     return {
         "attention, 10 % then 10 %": {**attention, "distill_subset": "10%", "finetune_subset": "10%"},
         "attention, 10 % then 50 %": {**attention, "distill_subset": "10%", "finetune_subset": "50%"},
         "attention, 10 % then all": {**attention, "distill_subset": "10%"},
-        "MLPs, 10 % then all": {"replace": ("blocks[*].mlp=mlp(ratio=4)",), "distill_subset": "10%"},
+        "MLPs, 10 % then all": {"edits": ("blocks[*].mlp=mlp(ratio=4)",), "distill_subset": "10%"},
     }
 
 
-PARTS = {"operators": operators, "choice": choice, "ladder": ladder}
+def conditioning() -> dict[str, dict[str, Any]]:
+    """What modulates the blocks: fitted to the old modulation over all t and y, then fine-tuned; no images for stage 1."""
+    edits = {
+        "one table for all": "replace(blocks[*].adaln, adaln_shared)",
+        "rank 32": "replace(blocks[*].adaln, adaln_lowrank(rank=32))",
+        "rank 8": "replace(blocks[*].adaln, adaln_lowrank(rank=8))",
+        "RMS norm": "replace(blocks[*].norm, rms_norm)",
+    }
+    return {name: {"edits": (edit,)} for name, edit in edits.items()}
+
+
+PARTS = {"operators": operators, "choice": choice, "ladder": ladder, "conditioning": conditioning}

@@ -53,6 +53,7 @@ The teacher: 278.20, 2.27, 4.60, 0.83, 0.57. All mixers at 100 % fail in the pap
 another, and so does Hyena-X in all MLPs. Files released under the names of the 50 % models at 20 % have Hyena-X at 2.58.
 """
 
+from common import paper
 from ml_collections import ConfigDict
 
 OPERATORS = {
@@ -74,31 +75,6 @@ def get_config(argument: str = "hyena_x,50") -> ConfigDict:
     blocks, _, share = rest.partition(",")
     if operator not in OPERATORS or blocks not in BLOCKS:
         raise ValueError(f"got {argument!r}, expected OPERATOR,BLOCKS[,SHARE] with {list(OPERATORS)} and {list(BLOCKS)}")
-    return ConfigDict(
-        {
-            "workdir": f"runs/grafting/{argument.replace(',', '_')}",
-            "teacher": "DiT-XL-2-256x256.pt",
-            "data": {
-                "source": "imagenet256_latents", "latents": "given", "transform": "flip", "subset": share or "10%",
-                "test": "imagenet256_val_latents", "test_subset": "8k",
-            },
-            "distill_subset": "8k",
-            "mesh": {"fsdp": 8},
-            "graft": {"replace": (f"blocks[{BLOCKS[blocks]}].{OPERATORS[operator]}",)},
-            "distill": {
-                "settings": {
-                    "steps": 25_000, "learning_rate": 1e-4, "schedule": "paper", "grad_clip": 10.0, "dtype": "bfloat16",
-                },
-                "batch_size": 64, "eval_every": 2500, "save_every": 2500,
-            },
-            "finetune": {
-                "loop": {"steps": 50_000, "eval_every": 2500, "save_every": 2500},
-                "batch_size": 256,
-                "optimiser": {"learning_rate": 1e-4, "warmup_steps": 1000, "grad_clip": 10.0},
-                "ema_decay": 0.9999,
-                "class_dropout": 0.1,
-                "compute_dtype": "bfloat16",
-                "remat": "dots",
-            },
-        }
-    )  # fmt: skip
+    graft = {"edits": (f"blocks[{BLOCKS[blocks]}].{OPERATORS[operator]}",)}
+    workdir = f"runs/grafting/{argument.replace(',', '_')}"
+    return ConfigDict({**paper(share or "10%", steps=50_000), "workdir": workdir, "graft": graft})

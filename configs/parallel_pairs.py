@@ -24,39 +24,11 @@ Of others at depth 14 the paper quotes TinyDiT-D14 (340 M parameters): 3.92, and
 itself has 2.27.
 """
 
+from common import paper
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """The paper's recipe for parallel blocks."""
-    return ConfigDict(
-        {
-            "workdir": "runs/parallel_pairs",
-            "teacher": "DiT-XL-2-256x256.pt",
-            "data": {
-                "source": "imagenet256_latents", "latents": "given", "transform": "flip", "subset": "25%",
-                "test": "imagenet256_val_latents", "test_subset": "8k",
-            },
-            "distill_subset": "8k",
-            "mesh": {"fsdp": 8},
-            "graft": {"restructure": ("parallel_pairs()",)},
-            "distill": {
-                "settings": {
-                    "steps": 25_000, "learning_rate": 1e-4, "schedule": "paper", "grad_clip": 10.0, "dtype": "bfloat16",
-                    "step_loss": "l1",
-                },
-                "batch_size": 64, "eval_every": 2500, "save_every": 2500,
-            },
-            "finetune": {
-                "loop": {"steps": 200_000, "eval_every": 10_000, "save_every": 2500},
-                "batch_size": 256,
-                "optimiser": {
-                    "learning_rate": 1e-4, "warmup_steps": 1000, "halve_at": (75_000, 150_000), "grad_clip": 10.0,
-                },
-                "ema_decay": 0.9999,
-                "class_dropout": 0.1,
-                "compute_dtype": "bfloat16",
-                "remat": "dots",
-            },
-        }
-    )  # fmt: skip
+    config = paper("25%", steps=200_000, eval_every=10_000, halve_at=(75_000, 150_000), step_loss="l1")
+    return ConfigDict({**config, "workdir": "runs/parallel_pairs", "graft": {"edits": ("parallel_pairs()",)}})

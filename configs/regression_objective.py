@@ -24,6 +24,7 @@ reports of those; not run here. Its figure of the Huber loss for MLPs was not to
 The teacher: 2.27.
 """
 
+from common import paper
 from ml_collections import ConfigDict
 
 OPERATORS = {"mha": "mixer=mha", "mlp": "mlp=mlp(ratio=4.0)"}
@@ -35,31 +36,6 @@ def get_config(argument: str = "mha,l1") -> ConfigDict:
     operator, _, loss = argument.partition(",")
     if operator not in OPERATORS or loss not in LOSSES:
         raise ValueError(f"got {argument!r}, expected OPERATOR,LOSS with {list(OPERATORS)} and {list(LOSSES)}")
-    return ConfigDict(
-        {
-            "workdir": f"runs/regression_objective/{operator}_{loss}",
-            "teacher": "DiT-XL-2-256x256.pt",
-            "data": {
-                "source": "imagenet256_latents", "latents": "given", "transform": "flip", "subset": "8k",
-                "test": "imagenet256_val_latents", "test_subset": "8k",
-            },
-            "mesh": {"fsdp": 8},
-            "graft": {"replace": (f"blocks[0,7,16,26,27].{OPERATORS[operator]}",)},
-            "distill": {
-                "settings": {
-                    "steps": 25_000, "learning_rate": 1e-4, "schedule": "paper", "grad_clip": 10.0, "dtype": "bfloat16",
-                    "mixer_loss": loss, "mlp_loss": loss, "huber_delta": 1.0,
-                },
-                "batch_size": 64, "eval_every": 2500, "save_every": 2500,
-            },
-            "finetune": {
-                "loop": {"steps": 30_000, "eval_every": 2500, "save_every": 2500},
-                "batch_size": 256,
-                "optimiser": {"learning_rate": 1e-4, "warmup_steps": 1000, "grad_clip": 10.0},
-                "ema_decay": 0.9999,
-                "class_dropout": 0.1,
-                "compute_dtype": "bfloat16",
-                "remat": "dots",
-            },
-        }
-    )  # fmt: skip
+    config = paper("8k", steps=30_000, mixer_loss=loss, mlp_loss=loss, huber_delta=1.0)
+    graft = {"edits": (f"blocks[0,7,16,26,27].{OPERATORS[operator]}",)}
+    return ConfigDict({**config, "workdir": f"runs/regression_objective/{operator}_{loss}", "graft": graft})

@@ -28,6 +28,7 @@ Hardware: v4-32, which is 16 chips, weights split over 8 (`--config.mesh.fsdp=1`
 The teacher: 278.20, 2.27, 4.60, 0.83, 0.57.
 """
 
+from common import paper
 from ml_collections import ConfigDict
 
 OPERATORS = {"mha": "mixer=mha", "mlp": "mlp=mlp(ratio=4.0)"}
@@ -38,31 +39,6 @@ def get_config(argument: str = "mha,10%") -> ConfigDict:
     operator, _, share = argument.partition(",")
     if operator not in OPERATORS or not share:
         raise ValueError(f"got {argument!r}, expected OPERATOR,SHARE with {list(OPERATORS)} and 0.63%, 5%, 10%, ..")
-    return ConfigDict(
-        {
-            "workdir": f"runs/self_grafting/{operator}_{share}",
-            "teacher": "DiT-XL-2-256x256.pt",
-            "data": {
-                "source": "imagenet256_latents", "latents": "given", "transform": "flip", "subset": share,
-                "test": "imagenet256_val_latents", "test_subset": "8k",
-            },
-            "distill_subset": "8k",
-            "mesh": {"fsdp": 8},
-            "graft": {"replace": (f"blocks[*].{OPERATORS[operator]}",)},
-            "distill": {
-                "settings": {
-                    "steps": 25_000, "learning_rate": 1e-4, "schedule": "paper", "grad_clip": 10.0, "dtype": "bfloat16",
-                },
-                "batch_size": 64, "eval_every": 2500, "save_every": 2500,
-            },
-            "finetune": {
-                "loop": {"steps": 30_000, "eval_every": 2500, "save_every": 2500},
-                "batch_size": 256,
-                "optimiser": {"learning_rate": 1e-4, "warmup_steps": 1000, "grad_clip": 10.0},
-                "ema_decay": 0.9999,
-                "class_dropout": 0.1,
-                "compute_dtype": "bfloat16",
-                "remat": "dots",
-            },
-        }
-    )  # fmt: skip
+    graft = {"edits": (f"blocks[*].{OPERATORS[operator]}",)}
+    workdir = f"runs/self_grafting/{operator}_{share}"
+    return ConfigDict({**paper(share, steps=30_000), "workdir": workdir, "graft": graft})

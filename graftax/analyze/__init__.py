@@ -2,8 +2,8 @@
 
 from graftax.analyze.ablation import Ablated, objective_ablation, paper_blocks
 from graftax.analyze.activations import Activations, Moments, activation_statistics
-from graftax.analyze.harm import Harm, noised_batches
-from graftax.analyze.inputs import Input, trajectory
+from graftax.analyze.harm import Harm, flops_saved
+from graftax.analyze.inputs import Input, noised_batches, trajectory
 from graftax.analyze.locality import (
     Locality,
     attention_locality,
@@ -12,6 +12,7 @@ from graftax.analyze.locality import (
     top_local,
     uniform_mass,
 )
+from graftax.analyze.modulation import modulation_error
 from graftax.analyze.painters import Deviation, OutputError, ProgramSampler
 from graftax.analyze.similarity import contrast, segment, state_similarity
 from graftax.analyze.strategies import (
@@ -27,6 +28,6 @@ from graftax.analyze.strategies import (
 __all__ = [
     "Ablated", "Activations", "Deviation", "Harm", "Input", "Locality", "Moments", "OutputError", "ProgramSampler",
     "Strategy", "activation_statistics", "all_spans", "attention_locality", "centred_spans", "contrast", "default_k",
-    "loop_sweep", "low_local", "noised_batches", "objective_ablation", "paper_blocks", "segment", "single_skips",
-    "state_similarity", "strategies", "switches", "top_local", "trajectory", "uniform_mass",
+    "flops_saved", "loop_sweep", "low_local", "modulation_error", "noised_batches", "objective_ablation", "paper_blocks",
+    "segment", "single_skips", "state_similarity", "strategies", "switches", "top_local", "trajectory", "uniform_mass",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from graftax.blocks import slot_of, tapped_slots
 from graftax.diffusion import Process
 from graftax.distill import DistillConfig, create_state, distill
 from graftax.distill.groups import group_units
@@ -22,9 +23,9 @@ from graftax.distill.sites import scion_sites
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.spec import SLOTS, OpSpec
+from graftax.spec import ModelSpec, members
 from graftax.surgery import Site, compose, graft, replace
-from graftax.train.loop import Batch, Batches
+from graftax.train.loop import Batch
 from graftax.train.loop_config import LoopConfig
 
 PAPER_SHARES = (0 / 27, 7 / 27, 16 / 27, 26 / 27, 1.0)
@@ -35,8 +36,12 @@ PAPER_SHARES = (0 / 27, 7 / 27, 16 / 27, 26 / 27, 1.0)
 class Ablated:
     """One objective on one slot: the student as stage 1 left it, and its held-out numbers.
 
-    `losses`: mean over sites of every objective, by name, whatever was trained on; `errors`: relative error
-    ||prediction - target|| / ||target|| by site, and "mean".
+    Attributes:
+        slot: that was grafted.
+        objective: that was trained on.
+        student: the model with the taught scions.
+        losses: mean over sites of every objective, by name, whatever was trained on.
+        errors: relative error ||prediction - target|| / ||target|| by site, and "mean".
     """
 
     slot: str
@@ -52,54 +57,67 @@ def paper_blocks(depth: int) -> tuple[int, ...]:
 
 
 def objective_ablation(
-    teacher: Model, batches: Callable[[], Batches], heldout: Batch, config: DistillConfig | None = None, *,
+    teacher: Model, batches: Callable[[], Any], heldout: Batch, config: DistillConfig | None = None, *,
     slot: str = "mixer", blocks: Sequence[int] | None = None, objectives: Sequence[str] = LOSSES, seed: int = 0,
     log_every: int = 50, process: Process | None = None, show: bool = True,
 ) -> list[Ablated]:  # fmt: skip
     """Graft `blocks` of one slot onto themselves and teach them under each of `objectives`, all else equal.
 
     Every objective starts from the same random weights (`seed`) and sees the same batches, times and noise: `batches()`
-    gives a fresh iterator of image (b, h, w, c), label (b,). `config` is that of stage 1, by default the paper's; its loss
-    of the slot is overruled. heldout: image (n, h, w, c), label (n,). `blocks`: by default `paper_blocks`. Raises `BadInput`
-    on unknown slots, objectives and blocks.
+    gives afresh what `graftax.distill.distill` takes, batches of image (b, h, w, c), label (b,). `config` is that of stage
+    1, by default the paper's; its loss of the slot is overruled. heldout: image (n, h, w, c), label (n,). `slot`: by name,
+    any that stage 1 can teach. `blocks`: by default those of `paper_blocks` among the blocks with this slot. Raises
+    `BadInput` on unknown slots, objectives and blocks.
     """
-    config, process = config or DistillConfig(), process or Process()
-    if slot not in SLOTS or not objectives or not set(objectives) <= set(LOSSES):
-        raise BadInput(f"ablation: slot {slot!r}, objectives {tuple(objectives)}, expected one of {SLOTS}, some of {LOSSES}")
-    student = _self_graft(teacher, slot, paper_blocks(teacher.spec.depth) if blocks is None else blocks, seed)
-    measure = _measurement(teacher, student, heldout, slot, config, process)
+    config, process, spec = config or DistillConfig(), process or Process(), teacher.spec
+    slots = tapped_slots(spec)
+    if slot not in slots or not objectives or not set(objectives) <= set(LOSSES):
+        raise BadInput(f"ablation: slot {slot!r}, objectives {tuple(objectives)}, expected one of {slots}, some of {LOSSES}")
+    sites = _sites(spec, slot, blocks)
+    student = _self_graft(teacher, sites, seed)
+    under = {name: _with_loss(spec, sites[0], config, name) for name in LOSSES}
+    measure = _measurement(teacher, student, heldout, under, process)
     found = []
     for objective in objectives:
-        under = dataclasses.replace(config, **{f"{slot}_loss": objective})
         loop = LoopConfig(config.steps, seed=seed, log_every=log_every)
-        taught, _ = distill(teacher, student, batches(), under, loop, process=process, show=show)
+        taught, _ = distill(teacher, student, batches(), under[objective], loop, process=process, show=show)
         found.append(Ablated(slot, objective, taught, *measure(taught)))
     return found
 
 
-def _self_graft(teacher: Model, slot: str, blocks: Sequence[int], seed: int) -> Model:
-    """The teacher with fresh operators of the kinds that it has, at `blocks` of a slot."""
-    kinds: dict[OpSpec, list[Site]] = {}
-    for i in blocks:
-        if not 0 <= i < teacher.spec.depth:
-            raise BadInput(f"ablation: block {i}, expected 0..{teacher.spec.depth - 1}")
-        kinds.setdefault(getattr(teacher.spec.blocks[i], slot), []).append(Site(i, slot))
-    options: dict[OpSpec, dict[str, Any]] = {op: dict(op.options) for op in kinds}
-    edits = [replace(sites, op.kind, **options[op]) for op, sites in kinds.items()]
+def _sites(spec: ModelSpec, slot: str, blocks: Sequence[int] | None) -> list[Site]:
+    """The slot in `blocks`, by default where the paper's layers are among those that have it."""
+    holders = [i for i, block in enumerate(spec.blocks) if slot in block.slots]
+    chosen = [holders[place] for place in paper_blocks(len(holders))] if blocks is None else blocks
+    if unknown := [i for i in chosen if i not in holders]:
+        raise BadInput(f"ablation: block {unknown[0]}, expected some of {holders}, which have the slot {slot!r}")
+    return [Site(i, slot) for i in chosen]
+
+
+def _self_graft(teacher: Model, sites: Sequence[Site], seed: int) -> Model:
+    """The teacher with fresh operators of the kinds that it has at `sites`."""
+    kinds = members(site.held(teacher.spec) for site in sites)
+    edits = [replace([sites[k] for k in places], op, init="random") for op, places in kinds.items()]
     return graft(teacher, compose(*edits), jax.random.key(seed))
 
 
+def _with_loss(spec: ModelSpec, site: Site, config: DistillConfig, name: str) -> DistillConfig:
+    """`config` that teaches operators of the site's role with the loss called `name`."""
+    role = slot_of(spec.blocks[site.block].kind, site.slot).role
+    return dataclasses.replace(config, **{"mlp_loss" if role == "channel" else "mixer_loss": name})
+
+
 def _measurement(
-    teacher: Model, student: Model, heldout: Batch, slot: str, config: DistillConfig, process: Process
+    teacher: Model, student: Model, heldout: Batch, under: dict[str, DistillConfig], process: Process
 ) -> Callable[[Model], tuple[dict[str, float], dict[str, float]]]:
-    """A function from a taught student to its held-out losses by objective, and its relative errors by site."""
-    sites = scion_sites(student, None)
+    """A function from a taught student to its held-out losses by objective, and its relative errors by site.
+
+    `under`: stage 1's settings by objective.
+    """
+    sites, config = scion_sites(student, None), under[LOSSES[0]]
     prepared = Teacher(teacher.spec, group_units(student.spec, sites), process, config).prepare(teacher.params)
     evaluators = {
-        name: heldout_errors(
-            teacher.spec, student.spec, sites, process, heldout, dataclasses.replace(config, **{f"{slot}_loss": name})
-        )
-        for name in LOSSES
+        name: heldout_errors(teacher.spec, student.spec, sites, process, heldout, one) for name, one in under.items()
     }
 
     def measure(taught: Model) -> tuple[dict[str, float], dict[str, float]]:

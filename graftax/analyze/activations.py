@@ -15,23 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from graftax.analyze.inputs import Input, bin_of
+from graftax.analyze.inputs import Input, bin_of, noise_fraction
+from graftax.blocks import Taps, tapped_slots
 from graftax.errors import BadInput
-from graftax.models import Model
-from graftax.models.cost import runs
-from graftax.models.dit import forward_prepared, prepare_params
-from graftax.models.stack import Params
+from graftax.models import Cond, Model
+from graftax.models.forward import embed, prepare_params
+from graftax.models.stack import check_capture, run_stack, tap_runs
+from graftax.ops.base import Params
 from graftax.progress import Progress
 from graftax.spec import ModelSpec
-
-TAPS = ("mixer/out", "mlp/out")
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Count, mean and central moment sums of some numbers, arrays of one shape in float64, that can be merged.
 
-    `m2`, `m3`, `m4`: sums of (x - mean)^2, ^3, ^4; `peak`: largest |x|.
+    Attributes:
+        count: how many numbers.
+        mean: of them.
+        m2: sum of (x - mean)^2.
+        m3: sum of (x - mean)^3.
+        m4: sum of (x - mean)^4.
+        peak: largest |x|.
     """
 
     count: np.ndarray
@@ -96,9 +101,13 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """One tap of a model: `whole` (l,) per run of a block, `by_time` (bins, l) per bin of timesteps, bin 0 the cleanest.
+    """One tap of a model, or one stream of it.
 
-    `blocks` (l,) are the blocks in the order in which they run.
+    Attributes:
+        tap: its name, with the stream where there are several: "attn/out:img".
+        blocks: (l,) blocks that have it, in the order in which they run.
+        whole: (l,) per run of a block.
+        by_time: (bins, l) the same per bin of time, bin 0 the cleanest.
     """
 
     tap: str
@@ -108,37 +117,46 @@ class Activations:
 
 
 def activation_statistics(
-    model: Model, inputs: Iterable[Input], taps: Sequence[str] = TAPS, *, bins: int = 10, dtype: DTypeLike | None = None,
-    total: int = 0,
+    model: Model, inputs: Iterable[Input], taps: Sequence[str] | None = None, *, bins: int = 10,
+    dtype: DTypeLike | None = None, total: int = 0,
 ) -> dict[str, Activations]:  # fmt: skip
-    """Statistics of every layer's activations at `taps`, over samples, tokens, channels and timesteps.
+    """Statistics of every layer's activations at `taps`, over samples, tokens, channels and times.
 
-    Operators' outputs are taken before adaLN's gate, as in stage 1, which has to fit them. `inputs`: batches (x_t, t, y),
-    such as `graftax.analyze.trajectory` gives. Each sample is reduced on the device, about its own mean; moments are merged
-    in float64. `total`: number of batches, to show progress (0: none shown). Raises `BadInput` on unknown taps and where
-    there is no input.
+    `taps`: names of the model's taps, by default the outputs of all operators that have any (`tapped_slots`), which are
+    taken before the gate, as in stage 1, which has to fit them. A tap with several streams gives one entry for each,
+    "attn/out:img". `inputs`: batches (x_t, t, conditions), such as `graftax.analyze.trajectory` gives. Each sample is
+    reduced on the device, about its own mean; moments are merged in float64. `total`: number of batches, to show progress
+    (0: none shown). Raises `BadInput` on unknown taps and where there is no input.
     """
     if bins < 1:
         raise BadInput(f"bins: got {bins}, expected 1 or more")
-    order = runs(model.spec)
-    prepared = prepare_params(model.spec, model.params)
-    reduce = jax.jit(partial(_sample_moments, model.spec, tuple(taps), dtype))
-    found = {name: [Moments.empty((len(order),)) for _ in range(bins)] for name in taps}
-    seen = 0
+    spec = model.spec
+    taps = tuple(f"{slot}/out" for slot in tapped_slots(spec)) if taps is None else tuple(taps)
+    check_capture(spec, taps)
+    prepared = prepare_params(spec, model.params)
+    reduce = jax.jit(partial(_sample_moments, spec, taps, dtype))
+    found: dict[str, list[Moments]] = {}
     with Progress(total, "activations", unit="batch", show=total > 0) as progress:
-        for x, t, y in inputs:
-            for name, parts in jax.device_get(reduce(prepared, x, t, y)).items():
-                _sort_in(found[name], Moments(*parts.astype(np.float64)), bin_of(t, bins))
-            seen += 1
+        for x, t, cond in inputs:
+            for name, parts in jax.device_get(reduce(prepared, x, t, cond)).items():
+                samples = Moments(*parts.astype(np.float64))
+                so_far = found.setdefault(name, [Moments.empty(samples.count.shape[:1]) for _ in range(bins)])
+                _sort_in(so_far, samples, bin_of(noise_fraction(spec, t), bins))
             progress.advance()
-    if not seen:
+    if not found:
         raise BadInput("activations: no inputs, expected at least one batch")
-    return {name: _activations(name, order, parts) for name, parts in found.items()}
+    order = sorted(found, key=lambda name: (taps.index(_tap_of(name)), name))
+    return {name: _activations(spec, name, found[name]) for name in order}
 
 
-def _activations(name: str, order: tuple[int, ...], parts: list[Moments]) -> Activations:
+def _activations(spec: ModelSpec, name: str, parts: list[Moments]) -> Activations:
     by_time = Moments(*(np.stack(leaves) for leaves in zip(*(part._leaves for part in parts), strict=True)))
-    return Activations(name, order, by_time.sum(0), by_time)
+    return Activations(name, tap_runs(spec, _tap_of(name)), by_time.sum(0), by_time)
+
+
+def _tap_of(name: str) -> str:
+    """The tap of one of its streams."""
+    return name.partition(":")[0]
 
 
 def _sort_in(found: list[Moments], samples: Moments, which: np.ndarray) -> None:
@@ -148,10 +166,22 @@ def _sort_in(found: list[Moments], samples: Moments, which: np.ndarray) -> None:
         found[bin] = found[bin].merge(chosen.sum(1))
 
 
-def _sample_moments(spec: ModelSpec, taps: tuple[str, ...], dtype: DTypeLike | None, prepared: Params, *inputs: jax.Array):
+def _sample_moments(
+    spec: ModelSpec, taps: tuple[str, ...], dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond
+) -> dict[str, jax.Array]:
     """{tap: (6, l, b)}: the fields of `Moments` for every run of a block and sample."""
-    _, found = forward_prepared(spec, prepared, *inputs, capture=taps, dtype=dtype)
-    return {name: _device_moments(tap.reshape(*tap.shape[:2], -1)) for name, tap in found.items()}
+    state, context = embed(spec, prepared, x, t, cond, dtype)
+    _, found = run_stack(spec, prepared["blocks"], state, context, capture=taps, dtype=dtype)
+    return {name: _device_moments(tap.reshape(*tap.shape[:2], -1)) for name, tap in _by_stream(found, taps).items()}
+
+
+def _by_stream(found: Taps, taps: tuple[str, ...]) -> dict[str, jax.Array]:
+    """Each stream of a tap that has several by itself, "attn/out:img"; other taps as they are."""
+    flat: dict[str, jax.Array] = {}
+    for name in taps:
+        tap = found[name]
+        flat |= {f"{name}:{stream}": array for stream, array in tap.items()} if isinstance(tap, dict) else {name: tap}
+    return flat
 
 
 def _device_moments(values: jax.Array) -> jax.Array:

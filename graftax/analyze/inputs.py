@@ -1,87 +1,146 @@
-"""What a model is looked at on: batches (x_t, t, y), from its own sampling trajectories or from noised data."""
+"""What a model is looked at on: batches (x_t, t, conditions), from its own sampling trajectories or from noised data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+import functools
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from graftax.diffusion import Process, guided
-from graftax.errors import BadInput
-from graftax.models import Model
-from graftax.models.dit import forward_prepared, prepare_params
+from graftax.api import sampler_steps
+from graftax.diffusion import Process, Sampling, heldout_set, image_keys, initial_noise
+from graftax.errors import BadInput, naming
+from graftax.models import Cond, Model
+from graftax.models.backbone import find
+from graftax.models.forward import prepare_params
+from graftax.models.model import check_inputs, given_conditions
+from graftax.ops.base import Params
+from graftax.spec import ModelSpec
+from graftax.train.loop import Batch
 
-Input = tuple[jax.Array, jax.Array, jax.Array]
-"""x_t (b, h, w, c), t (b,) original timesteps in [0, 1000), y (b,) classes; `graftax.analyze.harm.noised_batches` makes
-them from data, `trajectory` without any."""
+Input = tuple[jax.Array, jax.Array, Cond]
+"""x_t (b, h, w, c), t (b,) as the network takes it, and its conditions, for a class model {"y": (b,)}. `noised_batches`
+makes them from data, `trajectory` without any."""
+
+STEPS = 1000
+"""Of the process that times of the kind "index" count."""
 
 
 def trajectory(
-    model: Model, labels: ArrayLike, *, steps: int = 50, cfg_scale: float = 1.5, cfg_channels: int | None = 3,
-    rng: jax.Array | None = None, batch_size: int = 50, dtype: DTypeLike | None = None,
+    model: Model, labels: ArrayLike | None = None, *, cond: Mapping[str, ArrayLike] | None = None, steps: int = 50,
+    cfg_scale: float = 1.5, cfg_channels: int | None = 3, rng: jax.Array | None = None, batch_size: int = 50,
+    dtype: DTypeLike | None = None,
 ) -> Iterator[Input]:  # fmt: skip
     """Everything that the model is called with while it draws samples of classes `labels` (n,) by deterministic DDIM.
 
     One batch per step and chunk of `batch_size` samples, noisiest step first; with guidance (cfg_scale not 1) each holds
-    both halves of the guided pass, (2 b,) of them, the null class last. Samples beyond a multiple of `batch_size` (or of n,
-    if smaller) are left out. The defaults are those of the grafting paper's locality analysis (arXiv 2506.05340: 50 DDIM
-    steps, guidance 1.5, 250 samples); settings as in `graftax.sample`, whose DDIM samples these are. Raises `BadInput` on
-    labels and settings that do not fit.
+    both halves of the guided pass, (2 b,) of them, the unconditional half last. Samples beyond a multiple of `batch_size`
+    (or of n, if smaller) are left out. The defaults are those of the grafting paper's locality analysis (arXiv 2506.05340:
+    50 DDIM steps, guidance 1.5, 250 samples). The samples are those of `graftax.sample(model, labels, sampler="ddim",
+    steps=.., ..)`, whose other arguments these are; like there, image i depends on `rng` and i alone. Raises `BadInput` on
+    labels, conditions and settings that do not fit.
     """
-    y = np.asarray(labels)
-    if y.ndim != 1 or not len(y) or not np.issubdtype(y.dtype, np.integer) or batch_size < 1:
-        raise BadInput(f"labels: {y.dtype}{y.shape} in batches of {batch_size}, expected (n,) integers, n >= 1")
-    if y.min() < 0 or y.max() > model.spec.num_classes:
-        raise BadInput(f"labels: {y.min()}..{y.max()}, expected within 0..{model.spec.num_classes}")
-    process = Process().respaced(steps)
-    step = jax.jit(partial(_ddim_step, model.spec, cfg_scale, cfg_channels, dtype))
-    return _walk(model, y.astype(np.int32), process, step, cfg_scale, jax.random.key(0) if rng is None else rng, batch_size)
+    sampling = Sampling(sampler="ddim", steps=steps, cfg_scale=cfg_scale, cfg_channels=cfg_channels)
+    if batch_size < 1:
+        raise BadInput(f"batch_size: got {batch_size}, expected 1 or more")
+    given = conditions_of(model.spec, labels, cond)
+    return _walk(model, given, sampling, jax.random.key(0) if rng is None else rng, batch_size, dtype)
 
 
-def _walk(model: Model, labels: np.ndarray, process: Process, step, cfg_scale: float, rng: jax.Array, batch_size: int):
-    spec, size = model.spec, min(batch_size, len(labels))
+def noised_batches(spec: ModelSpec, heldout: Batch, process: Process, seed: int = 0, batch_size: int = 64) -> list[Input]:
+    """A fixed held-out set (`graftax.diffusion.heldout_set`) as a model of `spec` takes it, in batches.
+
+    heldout: image (n, h, w, c) and what the model is conditioned on, label (n,). Raises `BadInput` where it does not fit
+    `spec`.
+    """
+    found: list[Input] = []
+    for data, number, noise in heldout_set(heldout, process, seed=seed, batch_size=batch_size).batches():
+        x_t = process.q_sample(jnp.asarray(data["image"]), jnp.asarray(number), jnp.asarray(noise))
+        t = jnp.asarray(process.timestep_map[number])
+        cond = {name: jnp.asarray(value) for name, value in find(spec).condition(data).items()}
+        with naming("held-out set"):
+            check_inputs(spec, x_t, t, cond)
+        found.append((x_t, t, cond))
+    return found
+
+
+def conditions_of(
+    spec: ModelSpec, labels: ArrayLike | None, cond: Mapping[str, ArrayLike] | None = None
+) -> dict[str, jax.Array]:
+    """Classes `labels` (n,) and other conditions (n, ..) of images that are to be drawn, as `graftax.sample` takes them.
+
+    Raises `BadInput` where they do not fit a model of `spec`.
+    """
+    given = given_conditions(labels, cond)
+    count = number_of(given)
+    check_inputs(spec, jnp.zeros((count, *spec.image_shape)), jnp.zeros(count), given)
+    return given
+
+
+def number_of(cond: Cond) -> int:
+    """How many images conditions are for."""
+    return len(next(iter(cond.values())))
+
+
+def _walk(
+    model: Model, cond: Cond, sampling: Sampling, root: jax.Array, batch_size: int, dtype: DTypeLike | None
+) -> Iterator[Input]:
+    spec, count = model.spec, number_of(cond)
+    size = min(batch_size, count)
     prepared = prepare_params(spec, model.params)
-    for start in range(0, len(labels) // size * size, size):
-        y = jnp.asarray(labels[start : start + size])
-        x = jax.random.normal(jax.random.fold_in(rng, start), (size, spec.input_size, spec.input_size, spec.in_channels))
-        for i in reversed(range(len(process))):
-            t = jnp.full(size, process.timestep_map[i])
-            if cfg_scale == 1:
-                yield x, t, y
-            else:
-                yield (
-                    jnp.concatenate([x, x]),
-                    jnp.concatenate([t, t]),
-                    jnp.concatenate([y, jnp.full_like(y, spec.num_classes)]),
-                )
-            x = step(prepared, x, t, y, process.tables.alpha_bar[i], process.tables.alpha_bar_prev[i])
+    for start in range(0, count // size * size, size):
+        part = {name: value[start : start + size] for name, value in cond.items()}
+        x = initial_noise(image_keys(root, start, size), sampling.steps, spec.image_shape)
+        for number, t in enumerate(sampling.process.timestep_map[::-1]):
+            yield _guided_input(spec, x, jnp.full(size, t), part, sampling.cfg_scale)
+            x = _step(spec, prepared, number, x, part, sampling=sampling, dtype=dtype)
 
 
-def _ddim_step(spec, cfg_scale, cfg_channels, dtype, prepared, x, t, y, alpha_bar, alpha_bar_prev) -> jax.Array:
-    """Song et al. 2020 (arXiv 2010.02502), Eq. 12 without noise: x_t -> x_{t-1}, (b, h, w, c)."""
-    model_fn = guided(
-        lambda x, t, y: forward_prepared(spec, prepared, x, t, y, dtype=dtype)[0], cfg_scale, spec.num_classes, cfg_channels
-    )
-    eps = model_fn(x, t, y)[..., : spec.in_channels]
-    x0 = (x - jnp.sqrt(1 - alpha_bar) * eps) / jnp.sqrt(alpha_bar)
-    return jnp.sqrt(alpha_bar_prev) * x0 + jnp.sqrt(1 - alpha_bar_prev) * eps
+def _guided_input(spec: ModelSpec, x: jax.Array, t: jax.Array, cond: Cond, cfg_scale: float) -> Input:
+    """What a guided pass looks at: (b, ..) -> (2 b, ..), the unconditional half last; without guidance as it is."""
+    if cfg_scale == 1:
+        return x, t, cond
+    first, second = (x, t, dict(cond)), (x, t, dict(find(spec).null(spec, cond)))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "sampling", "dtype"))
+def _step(
+    spec: ModelSpec, prepared: Params, number: jax.Array | int, x: jax.Array, cond: Cond, *, sampling: Sampling,
+    dtype: DTypeLike | None,
+) -> jax.Array:  # fmt: skip
+    return sampler_steps(spec, prepared, sampling, dtype=dtype)(number, x, cond, None)
+
+
+# --- Bins of time ------------------------------------------------------------------------------------------------------
+
+
+def noise_fraction(spec: ModelSpec, t: ArrayLike) -> np.ndarray:
+    """Where in the process times t (b,), as a model of `spec` takes them, lie: 0 data, 1 noise, float64 (b,)."""
+    t = np.asarray(t, np.float64)
+    return {"index": t / STEPS, "noise": t, "data": 1 - t}[spec.prediction.time]
+
+
+def bin_of(fraction: ArrayLike, bins: int) -> np.ndarray:
+    """Which of `bins` equal parts of [0, 1] each fraction of the process (b,) is in; edges belong to the noisier part."""
+    # Edges as 0.29 x 100 fall short by rounding; fractions from float32 times by more.
+    return np.clip(np.floor(np.asarray(fraction, np.float64) * bins + 1e-5), 0, bins - 1).astype(int)
 
 
 class TimeBins:
-    """Means over samples, sorted into equal bins of their timestep: values (b, *shape) in, float64 means out."""
+    """Means over samples, sorted into equal bins of the process: values (b, *shape) in, float64 means out."""
 
     def __init__(self, bins: int, shape: tuple[int, ...]) -> None:
         if bins < 1:
             raise BadInput(f"bins: got {bins}, expected 1 or more")
         self._sums, self._counts = np.zeros((bins, *shape)), np.zeros(bins)
 
-    def add(self, t: ArrayLike, values: ArrayLike) -> None:
-        """Samples at timesteps t (b,) in [0, 1000), their values (b, *shape)."""
-        which = bin_of(t, len(self._counts))
+    def add(self, fraction: ArrayLike, values: ArrayLike) -> None:
+        """Samples at fractions (b,) of the process (`noise_fraction`), their values (b, *shape)."""
+        which = bin_of(fraction, len(self._counts))
         np.add.at(self._sums, which, np.asarray(values, np.float64))
         np.add.at(self._counts, which, 1)
 
@@ -95,8 +154,3 @@ class TimeBins:
         """(bins, *shape): per bin, bin 0 the cleanest; NaN where no sample was."""
         counts = self._counts.reshape(-1, *[1] * (self._sums.ndim - 1))
         return np.divide(self._sums, counts, out=np.full_like(self._sums, np.nan), where=counts > 0)
-
-
-def bin_of(t: ArrayLike, bins: int) -> np.ndarray:
-    """Which of `bins` equal parts of [0, 1000) each timestep (b,) is in."""
-    return np.clip(np.asarray(t) * bins // 1000, 0, bins - 1).astype(int)

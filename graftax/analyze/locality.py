@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from graftax import ops
-from graftax.analyze.inputs import Input, TimeBins
+from graftax.analyze.inputs import Input, TimeBins, noise_fraction
+from graftax.blocks import Taps, block_kind, build
 from graftax.errors import BadInput
-from graftax.models import Model
+from graftax.models import Cond, Model
 from graftax.models.collect import one_block
-from graftax.models.cost import runs
-from graftax.models.dit import forward_prepared, prepare_params
+from graftax.models.forward import embed, prepare_params
 from graftax.models.lora import materialise
-from graftax.models.stack import Params
+from graftax.models.stack import run_stack, runs, tap_runs
 from graftax.ops.attention import MHA
+from graftax.ops.base import Params
 from graftax.progress import Progress
 from graftax.spec import ModelSpec
+from graftax.surgery.select import Site
 
 ELEMENTS = 2**24
 """Attention weights that are in memory at once, at least one head's n x n."""
@@ -33,8 +33,10 @@ ELEMENTS = 2**24
 class Locality:
     """Where the attention of some blocks goes, by distance |i - j| in raster order.
 
-    `profile` (l, n) float64: share of the mass at every distance, rows sum to 1; `by_time` (bins, l, n): the same per bin of
-    timesteps, bin 0 the cleanest, NaN where no input was. `blocks` (l,) names the rows.
+    Attributes:
+        blocks: (l,) names of the rows.
+        profile: (l, n) float64, share of the mass at every distance; rows sum to 1.
+        by_time: (bins, l, n) the same per bin of time, bin 0 the cleanest, NaN where no input was.
     """
 
     blocks: tuple[int, ...]
@@ -51,7 +53,7 @@ class Locality:
         return self.profile[:, : self._checked(k) + 1].sum(-1)
 
     def mass_by_time(self, k: int) -> np.ndarray:
-        """L_k (bins, l) of every bin of timesteps."""
+        """L_k (bins, l) of every bin of time."""
         return self.by_time[:, :, : self._checked(k) + 1].sum(-1)
 
     def sweep(self) -> np.ndarray:
@@ -67,37 +69,40 @@ class Locality:
 def attention_locality(
     model: Model, inputs: Iterable[Input], *, bins: int = 10, dtype: DTypeLike | None = None, total: int = 0
 ) -> Locality:
-    """Band-k mass of all attention in a model, averaged over heads, timesteps and samples.
+    """Band-k mass of all attention among a model's image tokens, averaged over heads, times and samples.
 
     L_k = 1 / n sum_ij A_ij [|i - j| <= k] (grafting paper, arXiv 2506.05340, analysis of locality; 250 samples there, 50
-    DDIM steps, guidance 1.5). `inputs`: batches (x_t, t, y), such as `graftax.analyze.trajectory` gives. One pass of the
-    model captures what enters the attention; queries and keys are computed again, and the n x n weights of a few heads at
-    a time are reduced to n numbers at once. Blocks whose mixer is not `mha` are left out; a block that runs several times
-    counts with the mean of its runs. `total`: number of batches, to show progress (0: none shown). Raises `BadInput` where
-    the model has no attention or there is no input.
+    DDIM steps, guidance 1.5). `inputs`: batches (x_t, t, conditions), such as `graftax.analyze.trajectory` gives. One pass
+    of the model captures what enters the attention; queries and keys are computed again, and the n x n weights of a few
+    heads at a time are reduced to n numbers at once. Blocks whose mixer is not `mha` are left out; a block that runs several
+    times counts with the mean of its runs. `total`: number of batches, to show progress (0: none shown). Raises `BadInput`
+    where the model has no attention or there is no input.
     """
-    spec, order = model.spec, runs(model.spec)
-    blocks = tuple(i for i in sorted(set(order)) if spec.blocks[i].mixer.kind == MHA.kind)
-    if not blocks:
-        raise BadInput(f"locality: no block has a mixer 'mha', it has {sorted({b.mixer.kind for b in spec.blocks})}")
-    rows = {i: np.flatnonzero(np.array(order) == i) for i in blocks}
+    spec = model.spec
+    sites = _attention(spec)
+    if not sites:
+        held = sorted({op.kind for block in spec.blocks for op in (block[slot] for slot in _mixers(block.kind))})
+        raise BadInput(f"locality: no block has a mixer 'mha', it has {held}")
     own = materialise(spec, model.params)
-    prepared, capture = prepare_params(spec, model.params), jax.jit(partial(_mixer_inputs, spec, dtype))
-    profile = jax.jit(partial(_distance_profile, spec, dtype))
-    found = TimeBins(bins, (len(blocks), spec.tokens))
+    prepared, capture = prepare_params(spec, model.params), jax.jit(partial(_mixer_inputs, spec, sites, dtype))
+    rows = {site: np.flatnonzero(np.array(tap_runs(spec, f"{site.slot}/in")) == site.block) for site in sites}
+    operators = {site: _operator(spec, site, dtype) for site in sites}
+    weights = {site: one_block(spec, own["blocks"], site.block)[site.slot] for site in sites}
+    found = TimeBins(bins, (len(sites), spec.tokens))
     seen = 0
     with Progress(total, "locality", unit="batch", show=total > 0) as progress:
-        for x, t, y in inputs:
-            taps = capture(prepared, x, t, y)  # (runs, b, n, d)
+        for x, t, cond in inputs:
+            taps = capture(prepared, x, t, cond)  # (runs, b, n, d) each
             parts = [
-                np.mean([profile(one_block(spec, own["blocks"], i)["mixer"], taps[r]) for r in rows[i]], 0) for i in blocks
+                np.mean([_profile(operators[site], weights[site], taps[f"{site.slot}/in"][r]) for r in rows[site]], 0)
+                for site in sites
             ]
-            found.add(t, np.stack(parts, 1))  # (b, l, n)
+            found.add(noise_fraction(spec, t), np.stack(parts, 1))  # (b, l, n)
             seen += 1
             progress.advance()
     if not seen:
         raise BadInput("locality: no inputs, expected at least one batch")
-    return Locality(blocks, found.mean, found.by_time)
+    return Locality(tuple(site.block for site in sites), found.mean, found.by_time)
 
 
 def top_local(found: Locality, k: int, share: float = 0.5) -> tuple[int, ...]:
@@ -131,24 +136,47 @@ def _ranked(found: Locality, keys: np.ndarray, share: float) -> tuple[int, ...]:
     return tuple(sorted(found.blocks[i] for i in np.argsort(keys, kind="stable")[:count]))
 
 
-def _mixer_inputs(spec: ModelSpec, dtype: DTypeLike | None, prepared: Params, *inputs: jax.Array) -> jax.Array:
-    return forward_prepared(spec, prepared, *inputs, capture=("mixer/in",), dtype=dtype)[1]["mixer/in"]
+def _mixers(kind: str) -> list[str]:
+    """Slots of a block kind for mixers of image tokens alone, whose order is that of the raster."""
+    return [slot.name for slot in block_kind(kind).slots if slot.role == "mixer" and slot.streams == ("img",)]
 
 
-def _distance_profile(spec: ModelSpec, dtype: DTypeLike | None, params: Params, u: jax.Array) -> jax.Array:
-    """One block's mean over heads and queries of the attention at every distance: u (b, n, d) -> (b, n) float32."""
-    b, n, d = u.shape
-    h = spec.num_heads
-    op = next(block.mixer for block in spec.blocks if block.mixer.kind == MHA.kind)
-    operator: Any = ops.build(op, spec, dtype).bind({"params": params})
-    q, k, _ = jnp.moveaxis(operator.qkv(u).reshape(b, n, 3, h, d // h), (2, 3), (0, 2))  # (b, h, n, head dim) each
+def _attention(spec: ModelSpec) -> tuple[Site, ...]:
+    """The attention of every block that runs and has any, its first where there are several."""
+    held = {i: [slot for slot in _mixers(spec.blocks[i].kind) if spec.blocks[i][slot].kind == MHA.kind] for i in runs(spec)}
+    return tuple(Site(i, slots[0]) for i, slots in sorted(held.items()) if slots)
+
+
+def _mixer_inputs(
+    spec: ModelSpec, sites: tuple[Site, ...], dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array,
+    cond: Cond,
+) -> Taps:  # fmt: skip
+    taps = tuple(dict.fromkeys(f"{site.slot}/in" for site in sites))
+    state, context = embed(spec, prepared, x, t, cond, dtype)
+    return run_stack(spec, prepared["blocks"], state, context, capture=taps, dtype=dtype)[1]
+
+
+def _operator(spec: ModelSpec, site: Site, dtype: DTypeLike | None) -> MHA:
+    operator = build(spec, spec.blocks[site.block].kind, site.slot, site.held(spec), dtype)
+    assert isinstance(operator, MHA), "by its kind"
+    return operator
+
+
+@partial(jax.jit, static_argnums=0)
+def _profile(operator: MHA, params: Params, u: jax.Array) -> jax.Array:
+    """Mean over heads and queries of the attention at every distance: u (b, n, d) -> (b, n) float32.
+
+    Compiled once for all blocks with equal operators.
+    """
+    q, k, _ = operator.bind({"params": params}).heads_of(u)  # (b, n, h, head dim) each
+    b, n, h, _ = q.shape
 
     def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
         q, k = pair
         logits = jnp.matmul(q * q.shape[-1] ** -0.5, k.T, preferred_element_type=jnp.float32)
         return by_distance(jax.nn.softmax(logits, axis=-1)) / n
 
-    heads = (q.reshape(b * h, n, -1), k.reshape(b * h, n, -1))
+    heads = tuple(part.swapaxes(1, 2).reshape(b * h, n, -1) for part in (q, k))
     profiles = jax.lax.map(one, heads, batch_size=max(1, min(b * h, ELEMENTS // n**2)))
     return profiles.reshape(b, h, n).mean(1)
 

@@ -1,12 +1,13 @@
 """Layers as painters: what a model still does when its blocks are skipped, repeated, reordered or run side by side.
 
 After "Transformer Layers as Painters" (arXiv 2407.09298): no weight changes, only the order. Orders run as data
-(`graftax.models.program_data`), so that one compilation serves all of them. Errors are those of the predicted noise.
+(`graftax.models.library`), so that one compilation serves all of them. Errors are those of the prediction, the noise for a
+DiT, without its variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +16,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from graftax.analyze.inputs import Input, TimeBins
+from graftax.analyze.inputs import Input, TimeBins, conditions_of, noise_fraction, number_of
+from graftax.analyze.outputs import Outputs
 from graftax.analyze.strategies import Program, Strategy
-from graftax.diffusion import Process, Sampler, guided
-from graftax.diffusion import sample as denoise
-from graftax.errors import BadInput
-from graftax.models import Model
-from graftax.models.program_data import CAPACITY, Instructions, encode, forward_any, prepare_any
-from graftax.models.stack import Params
+from graftax.diffusion import Sampling, denoise, guided, image_keys, initial_noise
+from graftax.errors import naming
+from graftax.models import Cond, Model
+from graftax.models.backbone import find
+from graftax.models.library import CAPACITY, Instructions, Library
+from graftax.ops.base import Params
 from graftax.progress import Progress
+
+PAINTED = Sampling(sampler="ddim", steps=50)
+"""How `ProgramSampler` paints unless told otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
 class Deviation:
-    """How far a program's predicted noise is from the intact model's, over all inputs together.
+    """How far a program's prediction is from the intact model's, over all inputs together.
 
-    `error`: ||noise - intact noise|| / ||intact noise||; `cosine`: of the two as one vector each; `by_time` (bins,): the
-    error per bin of timesteps, bin 0 the cleanest, NaN where no input was.
+    Attributes:
+        error: ||prediction - intact prediction|| / ||intact prediction||.
+        cosine: of the two as one vector each.
+        by_time: (bins,) the error per bin of time, bin 0 the cleanest, NaN where no input was.
     """
 
     error: float
@@ -42,41 +49,33 @@ class Deviation:
 class OutputError:
     """`error(program)` -> `Deviation`: any order of a model's blocks against the intact model, on fixed inputs.
 
-    `inputs`: batches (x_t, t, y) of equal size, as `graftax.analyze.trajectory` and `graftax.analyze.noised_batches` give
-    them; they stay on the device with the intact model's output, and with one more copy of the blocks' weights. The program
-    is data: `compilations` stays 1 whatever is run, up to `capacity` runs of blocks. Raises `BadInput` where there is no
-    input.
+    `inputs`: batches (x_t, t, conditions) of equal size, as `graftax.analyze.trajectory` and
+    `graftax.analyze.noised_batches` give them; they stay on the device with the intact model's output, and with one more
+    copy of the blocks' weights. The program is data: `compilations` stays 1 whatever is run, up to `capacity` runs of
+    blocks. Raises `BadInput` where there is no input.
+
+    Attributes:
+        spec: the model's.
     """
 
     def __init__(
-        self,
-        model: Model,
-        inputs: Iterable[Input],
-        *,
-        bins: int = 10,
-        dtype: DTypeLike | None = None,
+        self, model: Model, inputs: Iterable[Input], *, bins: int = 10, dtype: DTypeLike | None = None,
         capacity: int = CAPACITY,
-    ) -> None:
-        self.spec, self._bins, self._capacity = model.spec, bins, capacity
-        self._weights = prepare_any(model.spec, model.params)
-        self.compilations = 0
+    ) -> None:  # fmt: skip
+        self.spec, self._bins = model.spec, bins
+        with naming("painters"):
+            self._outputs = Outputs(Library((self.spec,)), (model.params,), inputs, capacity=capacity, dtype=dtype)
 
-        def noise(weights: Params, instructions: Instructions, *args: jax.Array) -> jax.Array:
-            self.compilations += 1  # runs when JAX traces, not when it runs
-            return forward_any(self.spec, weights, instructions, *args, dtype=dtype)[..., : self.spec.in_channels]
-
-        # The comparison is a program of its own: were it one with the pass, the intact model's targets would need another.
-        self._noise, self._compare = jax.jit(noise), jax.jit(_compare)
-        intact = self._encode(self.spec.program)
-        self._batches = [(batch, self._noise(self._weights, intact, *batch)) for batch in inputs]
-        if not self._batches:
-            raise BadInput("painters: no inputs, expected at least one batch")
+    @property
+    def compilations(self) -> int:
+        """How often the model was compiled."""
+        return self._outputs.compilations
 
     def __call__(self, program: Program) -> Deviation:
         """Raises `BadInput` on programs that the model cannot run or that exceed the capacity."""
-        instructions, found = self._encode(program), TimeBins(self._bins, (4,))
-        for batch, target in self._batches:
-            found.add(batch[1], self._compare(self._noise(self._weights, instructions, *batch), target))
+        found, channels = TimeBins(self._bins, (4,)), self.spec.option("channels")
+        for (_, t, _), out, intact in self._outputs.compared(program):
+            found.add(noise_fraction(self.spec, t), _compare(out[..., :channels], intact[..., :channels]))
         error, product, own, intact = found.mean
         by_time = found.by_time
         cosine = product / np.sqrt(own * intact) if own else 0.0
@@ -91,49 +90,50 @@ class OutputError:
                 progress.advance()
         return found
 
-    def _encode(self, program: Program) -> Instructions:
-        return encode(self.spec, program, self._capacity)
-
 
 class ProgramSampler:
     """`draw(program)` -> images (n, h, w, c) of one set of labels and one noise: what each order of the blocks paints.
 
-    labels (n,) int; settings as in `graftax.sample`. Compiled once for all programs: `compilations` counts. Raises
-    `BadInput` on settings that do not fit.
+    labels (n,) int, or `cond` for models that take other conditions than classes, and `sampling` as in `graftax.sample`, as
+    is the noise: image i depends on `rng` and i alone. Compiled once for all programs: `compilations` counts. Raises
+    `BadInput` on labels and conditions that do not fit.
+
+    Attributes:
+        spec: the model's.
+        compilations: of the sampler, so far.
     """
 
     def __init__(
-        self, model: Model, labels: ArrayLike, *, sampler: Sampler = "ddim", steps: int = 50, cfg_scale: float = 1.5,
-        cfg_channels: int | None = 3, eta: float = 0.0, rng: jax.Array | None = None, dtype: DTypeLike | None = None,
+        self, model: Model, labels: ArrayLike | None = None, sampling: Sampling = PAINTED, *,
+        cond: Mapping[str, ArrayLike] | None = None, rng: jax.Array | None = None, dtype: DTypeLike | None = None,
         capacity: int = CAPACITY,
     ) -> None:  # fmt: skip
         self.spec = spec = model.spec
-        self._capacity, self._labels = capacity, jnp.asarray(labels)
-        self._weights = prepare_any(spec, model.params)
-        self._key = jax.random.key(0) if rng is None else rng
+        self._capacity, self._cond = capacity, conditions_of(spec, labels, cond)
+        self._library = library = Library((spec,))
+        self._weights = library.prepare(model.params)
+        self._keys = image_keys(jax.random.key(0) if rng is None else rng, 0, number_of(self._cond))
         self.compilations = 0
-        process = Process().respaced(steps)
-        shape = (len(self._labels), spec.input_size, spec.input_size, spec.in_channels)
 
-        def draw(weights: Params, instructions: Instructions, labels: jax.Array, key: jax.Array) -> jax.Array:
-            self.compilations += 1
+        def draw(weights: Params, instructions: Instructions, cond: Cond, keys: jax.Array) -> jax.Array:
+            self.compilations += 1  # runs when JAX traces, not when it runs
 
-            def model_fn(*args: jax.Array) -> jax.Array:
-                return forward_any(spec, weights, instructions, *args, dtype=dtype)
+            def model_fn(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+                return library.forward(weights, instructions, x, t, cond, dtype)
 
-            x = jax.random.normal(jax.random.fold_in(key, steps), shape)  # that of `graftax.sample`
-            guide = guided(model_fn, cfg_scale, spec.num_classes, cfg_channels)
-            return denoise(guide, process, x, labels, key, sampler, eta)
+            guide = guided(model_fn, sampling.cfg_scale, lambda cond: find(spec).null(spec, cond), sampling.cfg_channels)
+            return denoise(guide, sampling, initial_noise(keys, sampling.steps, spec.image_shape), cond, keys)
 
         self._draw = jax.jit(draw)
 
     def __call__(self, program: Program) -> np.ndarray:
         """Raises `BadInput` on programs that the model cannot run or that exceed the capacity."""
-        instructions = encode(self.spec, program, self._capacity)
-        return np.asarray(self._draw(self._weights, instructions, self._labels, self._key))
+        instructions = self._library.encode(program, capacity=self._capacity)
+        return np.asarray(self._draw(self._weights, instructions, self._cond, self._keys))
 
 
-def _compare(noise: jax.Array, target: jax.Array) -> Any:
+@jax.jit
+def _compare(out: jax.Array, intact: jax.Array) -> jax.Array:
     """Per sample the sums of squared error, product, square and squared target: (b, h, w, c) twice -> (b, 4)."""
-    sums = (jnp.square(noise - target), noise * target, jnp.square(noise), jnp.square(target))
+    sums = (jnp.square(out - intact), out * intact, jnp.square(out), jnp.square(intact))
     return jnp.stack([part.sum((1, 2, 3)) for part in sums], axis=-1)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from graftax.analyze.harm import noised_batches, root_sum
+from graftax.analyze.inputs import noised_batches
+from graftax.analyze.outputs import Outputs
 from graftax.diffusion import Process
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.models.program_data import Instructions, encode, forward_any, prepare_any
-from graftax.models.stack import Params
+from graftax.models.library import Library
+from graftax.spec import Step
 from graftax.surgery.report import is_plain
 from graftax.train.loop import Batch
 
@@ -24,9 +23,12 @@ Harms = tuple[tuple[int, float], ...]
 class SkipHarm:
     """`harm(blocks)`: ||output without these blocks - output|| / ||output|| of one model, 0 for none.
 
-    Norms are over predicted noise and variance on a fixed held-out set (`noised_batches`, which says what `heldout`, `seed`
-    and `batch_size` are). Which blocks are left out is data (`graftax.models.program_data`): one program is compiled for
-    all choices. Raises `BadInput` on models with parallel, looped or scaled steps, and on held-out sets that do not fit.
+    Norms are over prediction and variance on a fixed held-out set (`noised_batches`, which says what `heldout`, `seed` and
+    `batch_size` are). Which blocks are left out is data (`graftax.models.library`): one program is compiled for all
+    choices. Raises `BadInput` on models with parallel, looped or scaled steps, and on held-out sets that do not fit.
+
+    Attributes:
+        spec: the model's.
     """
 
     def __init__(
@@ -36,30 +38,21 @@ class SkipHarm:
         self.spec = spec = model.spec
         if odd := [step for step in spec.program if not is_plain(step)]:
             raise BadInput(f"skip harm: {odd[0]}, expected a program of plain blocks")
-        self._weights = prepare_any(spec, model.params)
-
-        def predict(weights: Params, program: Instructions, *inputs: jax.Array) -> jax.Array:
-            return forward_any(spec, weights, program, *inputs, dtype=dtype)
-
-        def squares(weights: Params, program: Instructions, target: jax.Array, *inputs: jax.Array) -> jax.Array:
-            return jnp.square(predict(weights, program, *inputs) - target).sum()
-
-        self._squares, intact = jax.jit(squares), jax.jit(predict)
         batches = noised_batches(spec, heldout, process or Process(), seed, batch_size)
-        self._batches = [(intact(self._weights, self._without(set()), *inputs), *inputs) for inputs in batches]
-        self._norm = root_sum([jnp.square(target).sum() for target, *_ in self._batches])
+        self._outputs = Outputs(Library((spec,)), (model.params,), batches, capacity=len(spec.program), dtype=dtype)
+
+    @property
+    def compilations(self) -> int:
+        """How often the model was compiled: once."""
+        return self._outputs.compilations
 
     def __call__(self, blocks: Iterable[int]) -> float:
-        """The harm of leaving out `blocks`. Raises `BadInput` on one that does not exist, and where none remains."""
+        """The harm of leaving out `blocks`, be it all of them. Raises `BadInput` on one that does not exist."""
         gone = set(blocks)
         if outside := sorted(i for i in gone if not 0 <= i < self.spec.depth):
             raise BadInput(f"block {outside[0]}: expected 0..{self.spec.depth - 1}")
-        program = self._without(gone)
-        return root_sum([self._squares(self._weights, program, *batch) for batch in self._batches]) / self._norm
-
-    def _without(self, gone: set[int]) -> Instructions:
-        whole = self.spec.program
-        return encode(self.spec, [step for step in whole if step.blocks[0] not in gone], len(whole))
+        left = [step for step in self.spec.program if step.blocks[0] not in gone]
+        return self._outputs.error(left or [Step((0,), alpha=0.0)])  # no program is empty; this one changes nothing
 
 
 def rank_blocks(harm: SkipHarm) -> Harms:

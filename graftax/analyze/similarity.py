@@ -15,10 +15,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from graftax.analyze.inputs import Input
+from graftax.blocks import as_state
 from graftax.errors import BadInput
-from graftax.models import Model
-from graftax.models.dit import embed, prepare_params
-from graftax.models.stack import Params, run_stack
+from graftax.models import Cond, Model
+from graftax.models.forward import embed, prepare_params
+from graftax.models.stack import run_stack
+from graftax.ops.base import Params
 from graftax.progress import Progress
 from graftax.spec import ModelSpec
 
@@ -34,17 +36,17 @@ def state_similarity(
 
     State i is what step i reads, state T what the last one leaves, before the final norm. `form` "sample" takes all tokens
     and channels of a sample as one vector, as the paper does; "token" compares token by token, where a few tokens of large
-    norm cannot decide for all. Averaged over samples, hence over inputs and timesteps. `inputs`: batches (x_t, t, y), such
-    as `graftax.analyze.trajectory` gives; `total`: their number, to show progress (0: none shown). Raises `BadInput` on
-    other forms and where there is no input.
+    norm cannot decide for all. Tokens are those of all streams. Averaged over samples, hence over inputs and times.
+    `inputs`: batches (x_t, t, conditions), such as `graftax.analyze.trajectory` gives; `total`: their number, to show
+    progress (0: none shown). Raises `BadInput` on other forms and where there is no input.
     """
     if form not in FORMS:
         raise BadInput(f"similarity form: got {form!r}, expected one of {FORMS}")
     prepared, compare = prepare_params(model.spec, model.params), jax.jit(partial(_compare, model.spec, form, dtype))
     found, count = np.zeros(()), 0
     with Progress(total, "similarity", unit="batch", show=total > 0) as progress:
-        for x, t, y in inputs:
-            found = found + np.asarray(compare(prepared, x, t, y), np.float64)
+        for x, t, cond in inputs:
+            found = found + np.asarray(compare(prepared, x, t, cond), np.float64)
             count += len(t)
             progress.advance()
     if not count:
@@ -88,12 +90,14 @@ def contrast(similarity: np.ndarray, groups: Sequence[Group]) -> float:
 
 
 def _compare(
-    spec: ModelSpec, form: str, dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array, y: jax.Array
-):
+    spec: ModelSpec, form: str, dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond
+) -> jax.Array:
     """The sum over samples of all pairs' cosines: (T + 1, T + 1)."""
-    x, c = embed(spec, prepared, x, t, y, dtype)
-    x, taps = run_stack(spec, prepared["blocks"], x, c, capture=("block/in",), dtype=dtype)
-    states = jnp.concatenate([taps["block/in"][np.array(_starts(spec))], x[None]])  # (T + 1, b, n, d)
+    state, context = embed(spec, prepared, x, t, cond, dtype)
+    last, taps = run_stack(spec, prepared["blocks"], state, context, capture=("block/in",), dtype=dtype)
+    first, starts = as_state(taps["block/in"]), np.array(_starts(spec))
+    streams = [jnp.concatenate([first[name][starts], last[name][None]]) for name in last]
+    states = jnp.concatenate(streams, axis=2)  # (T + 1, b, all tokens, d)
     if form == "sample":
         states = states.reshape(*states.shape[:2], 1, -1)
     states = states / jnp.linalg.norm(states, axis=-1, keepdims=True)

@@ -20,7 +20,14 @@ KINDS = ("skip", "middle repeat", "reverse", "random", "parallel", "looped paral
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to run a span of the program, positions lo .. hi - 1; `text` is the rewrite that gives `program`."""
+    """One way to run a span of the program.
+
+    Attributes:
+        kind: one of `KINDS`, or "switch".
+        span: positions (lo, hi), half-open.
+        text: the rewrite that gives `program`, as `graftax.parse` reads it.
+        program: what runs.
+    """
 
     kind: str
     span: Span
@@ -103,4 +110,4 @@ def _middle_repeat(spec: ModelSpec, lo: int, hi: int) -> Rewrite:
 
 
 def _strategy(spec: ModelSpec, kind: str, span: Span, rewrite: Rewrite) -> Strategy:
-    return Strategy(kind, span, rewrite.text, rewrite.on(spec).program)
+    return Strategy(kind, span, str(rewrite), rewrite.on(spec).program)

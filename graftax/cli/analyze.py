@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 from graftax.cli import options
 
 if TYPE_CHECKING:
-    from graftax.cli.analysis.ablation import Ablation
-    from graftax.cli.analysis.settings import Settings
     from graftax.models import Model
     from graftax.spec import ModelSpec
+    from graftax.study.ablation import Ablation
+    from graftax.study.analysis import Settings
 
 PARTS = ("locality", "activations", "similarity", "painters")
 ABLATION = "ablation"
@@ -66,10 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure what was asked for, write the folder, print what was found."""
     from graftax.checkpoint.files import replacing
-    from graftax.cli.analysis import ablation as ablations
-    from graftax.cli.analysis import report
-    from graftax.cli.experiments import stages
-    from graftax.cli.pixels import decoding
+    from graftax.data.pixels import decoding
+    from graftax.pages import analysis_page as report
+    from graftax.study import ablation as ablations
+    from graftax.study import stages
 
     parts = _parts(args)
     settings, ablation = _settings(args), _ablation(args, ABLATION in parts)
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _measure(model: Model, parts: list[str], settings: Settings) -> tuple[dict[str, Any], Any]:
     """Results by part but the ablation's, and the painters' images."""
-    from graftax.cli.analysis import measures, painters
+    from graftax.study import measures, painters
 
     found: dict[str, Any] = {}
     painted = {}
@@ -130,12 +130,13 @@ def _folder(path: Path, overwrite: bool) -> Path:
 
 def _vet(spec: ModelSpec, parts: list[str], settings: Settings, ablation: Ablation | None) -> None:
     """Raise `BadInput` where a part cannot be done on this model, before any of it runs."""
-    from graftax.cli.pixels import images
+    from graftax.blocks import tapped_slots
+    from graftax.data.pixels import images
     from graftax.errors import BadInput
 
     if "locality" in parts and settings.k is not None and not 0 <= settings.k < spec.tokens:
         raise BadInput(f"--k: got {settings.k}, expected 0..{spec.tokens - 1} of {spec.tokens} tokens")
-    attention = sum(block.mixer.kind == "mha" for block in spec.blocks)
+    attention = sum(op.kind == "mha" for block in spec.blocks for _, op in block.ops)
     if "locality" in parts and not attention:
         raise BadInput("--what locality: the model has no mixer 'mha' left, expected at least one")
     if "locality" in parts and attention * settings.share < 0.5:
@@ -144,14 +145,16 @@ def _vet(spec: ModelSpec, parts: list[str], settings: Settings, ablation: Ablati
         raise BadInput(f"--what painters: the program has {len(spec.program)} steps, expected 3 or more")
     if ablation is None:
         return
+    if unknown := [slot for slot in ablation.slots if slot not in tapped_slots(spec)]:
+        raise BadInput(f"--slots: got {unknown[0]!r}, expected some of {', '.join(tapped_slots(spec))}")
     if outside := [i for i in ablation.blocks or () if not 0 <= i < spec.depth]:
         raise BadInput(f"--blocks: got {outside[0]}, expected 0..{spec.depth - 1}")
     images.check_fit(ablation.data, spec)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from graftax.cli.analysis.settings import Settings
     from graftax.errors import BadInput
+    from graftax.study.analysis import Settings
 
     if not 1 <= args.share <= 100:
         raise BadInput(f"--share: got {args.share}, expected 1..100 percent")
@@ -163,9 +166,8 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _ablation(args: argparse.Namespace, wanted: bool) -> Ablation | None:
     """What the ablation is to do; None where there is none."""
-    from graftax.cli.analysis.ablation import Ablation
-    from graftax.cli.pixels import images
     from graftax.errors import BadInput
+    from graftax.study.ablation import Ablation
 
     if wanted != (args.config is not None):
         raise BadInput(
@@ -173,21 +175,11 @@ def _ablation(args: argparse.Namespace, wanted: bool) -> Ablation | None:
         )
     if args.seeds < 1:
         raise BadInput(f"--seeds: got {args.seeds}, expected 1 or more")
-    slots, blocks = _slots(args.slots), _blocks(args.blocks)
+    slots, blocks = tuple(args.slots.split(",")), _blocks(args.blocks)
     if not wanted:
         return None
     recipe = options.recipe_of(args)
-    return Ablation(recipe, images.load(recipe.distill_data), slots, blocks, args.seeds)
-
-
-def _slots(text: str) -> tuple[str, ...]:
-    from graftax.errors import BadInput
-    from graftax.spec import SLOTS
-
-    slots = tuple(text.split(","))
-    if unknown := [slot for slot in slots if slot not in SLOTS]:
-        raise BadInput(f"--slots: got {unknown[0]!r}, expected some of {', '.join(SLOTS)}")
-    return slots
+    return Ablation(recipe, options.load_data(recipe.distill_data), slots, blocks, args.seeds)
 
 
 def _blocks(text: str | None) -> tuple[int, ...] | None:

@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run_aot(args: argparse.Namespace) -> None:
-    from graftax.cli.experiments import aot
     from graftax.evaluate.aot import format_report
+    from graftax.study import aot
 
     rows = aot.compile_steps(args.aot, args.config, args.overrides, args.step)
     print(json.dumps(rows, indent=1) if args.json else format_report(rows))
@@ -54,7 +54,7 @@ def _run_named(args: argparse.Namespace) -> None:
     import inspect
     import typing
 
-    from graftax.cli import config
+    from graftax import config
     from graftax.errors import BadInput
     from graftax.evaluate.bench import BENCHES, format_table
 

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read, check, print the table, write the page."""
-    from graftax.cli.pages import compare_page
     from graftax.evaluate.result import check_comparable, find_results
+    from graftax.pages import compare_page
 
     found = {run: find_results(Path(run)) for run in args.runs}
     named = [(_name(run, path, len(found)), result) for run in found for path, result in found[run].items()]
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _name(run: str, path: str, runs: int) -> str:
     """Short and unique: the evaluation's folder, and the run's where there are several; "evaluation" says nothing."""
-    from graftax.cli.experiments.run_folder import EVALUATION
+    from graftax.study.run_folder import EVALUATION
 
     inner = [part for part in Path(path).parent.parent.parts if part != EVALUATION]
     return "/".join([*([run.rstrip("/")] if runs > 1 or not inner else []), *inner])

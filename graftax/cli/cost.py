@@ -36,18 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Count, time if asked to, print, write."""
-    from graftax.cli import inspect
-    from graftax.cli.pages import cost_page
     from graftax.errors import BadInput
     from graftax.evaluate.roofline import roofline
     from graftax.models import Model
+    from graftax.pages import cost_page, describe
     from graftax.train.chips import find_chip
 
     chip = find_chip(args.chip)
     for name in ("batch", "rounds", "steps"):
         if getattr(args, name) < 1:
             raise BadInput(f"{name}: got {getattr(args, name)}, expected 1 or more")
-    model = inspect.open_model(args.model, options.overrides_of(args))
+    model = describe.open_described(args.model, options.overrides_of(args))
     if args.measure and not isinstance(model, Model):
         raise BadInput(f"--measure: {args.model} is a published name without weights here, expected a file or folder")
     rows = roofline(model.spec if isinstance(model, Model) else model, args.batch, args.dtype)

@@ -23,15 +23,14 @@ def run(args: argparse.Namespace) -> None:
     """Run the experiment, write the report, say what was found."""
     import time
 
-    from graftax.cli import config
-    from graftax.cli.experiments import demo_run
-    from graftax.cli.pages import demo_page
-    from graftax.cli.schema import DemoConfig
+    from graftax.pages import demo_page
+    from graftax.study import demo
+    from graftax.study.config import experiment_of
 
     start = time.perf_counter()
-    settings = config.build(DemoConfig, options.tree_of(args, default_config()))
+    settings = experiment_of(options.tree_of(args, default_config()), "demo")
     folder = Path(settings.workdir)
-    found = demo_run.run(settings, folder)
+    found = demo.run(settings, folder)
     page = demo_page.write(found, folder)
     print("\n" + "\n".join(demo_page.verdict(found)))
     print(f"Report: {page}  ({time.perf_counter() - start:.0f} s)")

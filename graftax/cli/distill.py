@@ -28,19 +28,19 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from graftax import api
-    from graftax.cli.experiments import stages
-    from graftax.cli.experiments.run_folder import record_settings
-    from graftax.cli.experiments.stages import last_eval
-    from graftax.cli.pixels import images
+    from graftax.data.pixels import images
+    from graftax.study import stages
+    from graftax.study.run_folder import record_settings
+    from graftax.study.stages import last_eval
 
     recipe = options.recipe_of(args)
     workdir = Path(recipe.workdir)
     recipe.mesh.check(jax.device_count(), recipe.distill.batch_size)
-    data = images.load(recipe.distill_data)
+    data = options.load_data(recipe.distill_data)
 
     def vet(spec: ModelSpec) -> None:
         images.check_fit(data, spec)
-        recipe.mesh.check_heads(spec.num_heads)
+        recipe.mesh.check_heads(spec.sizes.heads)
 
     teacher = stages.open_model(args.teacher or recipe.teacher, vet)
     student = stages.open_model(args.student or workdir / "grafted", vet)

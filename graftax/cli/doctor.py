@@ -7,6 +7,8 @@ import importlib.metadata
 import os
 import platform
 
+from graftax.cli.compiled import VARIABLE
+
 REQUIRED = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections", "clu",
     "safetensors", "ml-dtypes", "numpy", "matplotlib", "pillow", "tqdm",
@@ -48,7 +50,7 @@ def _devices() -> None:
     import jax
     import jax.numpy as jnp
 
-    from graftax.cli.pixels import nets
+    from graftax.nets import small
     from graftax.train.chips import chip_of
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -56,9 +58,10 @@ def _devices() -> None:
     for device in jax.devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")
         print(f"{'device ' + str(device.id):<22}{device.device_kind}" + (f", {limit / 2**30:.0f} GiB" if limit else ""))
+    print(f"{'compiled programs':<22}{os.environ.get(VARIABLE) or 'not kept'}")
     chip = chip_of(jax.devices()[0].device_kind)
     peak = f"{chip.flops / 1e12:g} TFLOP/s bfloat16, {chip.hbm_bandwidth / 1e9:g} GB/s" if chip else "unknown"
     print(f"{'peak of a chip':<22}{peak}")
     print(f"{'a sum on it':<22}{float(jnp.arange(4.0).sum()):g} (expected 6)")
     for name in ("dit", "autoencoder.safetensors", "classifier.safetensors"):
-        print(f"{'demo ' + name.split('.')[0]:<22}{'there' if nets.demo_path(name).exists() else 'MISSING'}")
+        print(f"{'demo ' + name.split('.')[0]:<22}{'there' if small.demo_path(name).exists() else 'MISSING'}")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Encode what is not there yet."""
-    from graftax.cli.pixels.encoding import encode
+    from graftax.data.pixels.encoding import encode
 
     encode(
         args.source, args.out, args.vae, args.size, subset=args.subset, subset_seed=args.subset_seed, dtype=args.dtype,

@@ -71,9 +71,9 @@ def _file(args: argparse.Namespace) -> None:
     """Read, measure, print."""
     import dataclasses
 
-    from graftax.cli.experiments import evaluate_run
     from graftax.errors import BadInput
     from graftax.evaluate import adm
+    from graftax.evaluate import run as evaluate_run
     from graftax.evaluate.image_file import open_images
 
     if args.out is not None:
@@ -102,14 +102,15 @@ def _model(args: argparse.Namespace) -> None:
     """Draw what is missing, judge, print."""
     import jax
 
-    from graftax.cli.experiments import evaluate_run, stages
     from graftax.errors import BadInput
+    from graftax.evaluate import run as evaluate_run
     from graftax.evaluate.protocol import Protocol
     from graftax.evaluate.tables import aligned
+    from graftax.study import stages
 
     protocol = Protocol(
-        sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels or None,
-        eta=args.eta, seed=args.seed, count=args.count, labels=args.classes, rounding=args.rounding,
+        sampling=options.sampling_of(args).sampling, seed=args.seed, count=args.count, labels=args.classes,
+        rounding=args.rounding,
     )  # fmt: skip
     if args.out is None and jax.process_count() > 1:
         raise BadInput("evaluate: several hosts share the samples, expected --out and a folder that all of them see")
@@ -126,8 +127,8 @@ def _model(args: argparse.Namespace) -> None:
 
 def _judges(args: argparse.Namespace) -> Any:
     """The `Judges` of the arguments."""
-    from graftax.cli.experiments.evaluate_run import Judges
     from graftax.evaluate.adm import METRICS
+    from graftax.evaluate.run import Judges
 
     metrics = tuple(args.metrics.split(",")) if args.metrics else METRICS
     return Judges(args.source, args.classifier, args.reference, args.inception, args.dino, metrics)

@@ -20,12 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure the rows that are missing, write and print the table."""
-    from graftax.cli import config
-    from graftax.cli.experiments import inits_run
-    from graftax.cli.schema import InitsConfig
+    from graftax.study import inits
+    from graftax.study.config import experiment_of
 
-    settings = config.build(InitsConfig, options.tree_of(args))
+    settings = experiment_of(options.tree_of(args), "inits")
     folder = Path(settings.workdir)
-    text = inits_run.table(inits_run.run(settings, folder))
+    text = inits.table(inits.run(settings, folder))
     (folder / "table.md").write_text(text)
     print("\n" + text + f"Written to {folder / 'table.md'}")

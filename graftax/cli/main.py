@@ -9,11 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from graftax.cli.compiled import keep_compiled
 from graftax.errors import BadInput, GraftaxError
 
 VERBS = (
-    "demo", "sweep", "convert", "encode", "inspect", "graft", "distill", "finetune", "train", "sample", "evaluate", "bench",
-    "compare", "report", "cost", "analyze", "doctor", "zoo", "inits", "search",
+    "demo", "inspect", "graft", "replay", "distill", "finetune", "sample", "evaluate", "compare", "report", "convert",
+    "encode", "train", "analyze", "search", "sweep", "inits", "cost", "bench", "zoo", "doctor",
 )  # fmt: skip
 INTERRUPTED = 130
 NOT_WRITABLE = (
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if overrides and not hasattr(args, "config"):
             args.parser.error(f"{args.verb} takes no config, so no {CONFIG_PREFIX}{overrides[0]}")
+        if args.verb != "bench":  # it times compilations
+            keep_compiled()
         if os.environ.get(DISTRIBUTED):
             _join_hosts()
         args.run(args)

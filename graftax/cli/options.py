@@ -35,7 +35,7 @@ def add_config(
 
 def tree_of(args: argparse.Namespace, default: Path | None = None) -> dict[str, Any]:
     """The fields that --config (or the file `default`), its overrides and --workdir give, not yet checked."""
-    from graftax.cli import config
+    from graftax import config
 
     extra = [f"workdir={args.workdir}"] if args.workdir else []
     return config.read(args.config or default, [*args.overrides, *extra])
@@ -43,11 +43,19 @@ def tree_of(args: argparse.Namespace, default: Path | None = None) -> dict[str, 
 
 def recipe_of(args: argparse.Namespace) -> Any:
     """The `Recipe` that the arguments describe; the demo's config is one too."""
-    from graftax.cli import config
-    from graftax.cli.schema import DemoConfig, Recipe
+    from graftax.study.config import RECIPES, experiment_of
 
-    tree = tree_of(args)
-    return config.build(DemoConfig if "graft_all" in tree else Recipe, tree)
+    return experiment_of(tree_of(args), *RECIPES)
+
+
+def load_data(config: Any) -> Any:
+    """The images of a `DataConfig`, said what became of a subset."""
+    from graftax.data.pixels import images
+
+    data = images.load(config)
+    if data.note:
+        print(data.note, flush=True)
+    return data
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +78,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def sampling_of(args: argparse.Namespace) -> Any:
     """The `SampleConfig` of the arguments."""
-    from graftax.cli.schema import SampleConfig
+    from graftax.evaluate.drawing import SampleConfig
 
     return SampleConfig(
         sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels or None,

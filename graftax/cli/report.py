@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read the folder, write the page."""
-    from graftax.cli.experiments.run_folder import read_run
-    from graftax.cli.pages import report_page
     from graftax.errors import BadInput
+    from graftax.pages import report_page
+    from graftax.study.run_folder import read_run
 
     if args.shown < 1:
         raise BadInput(f"shown: got {args.shown}, expected 1 or more")

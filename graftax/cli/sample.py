@@ -30,9 +30,10 @@ def run(args: argparse.Namespace) -> None:
     """Draw, decode, write."""
     import numpy as np
 
-    from graftax.cli.experiments import stages
-    from graftax.cli.pixels import decoding, drawing
+    from graftax.data.pixels import decoding
     from graftax.errors import BadInput
+    from graftax.evaluate import drawing
+    from graftax.study import stages
 
     out = options.refuse_existing(args.out, args.overwrite)
     options.suffix_of(out, (".png", ".npz"))
@@ -41,11 +42,11 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"per-class: got {args.per_class}, expected 1 or more")
     classes = _classes(args.labels)
     overrides = options.overrides_of(args)
-    model = stages.open_model(args.model, lambda spec: _check_classes(classes, spec.num_classes), **overrides)
+    model = stages.open_model(args.model, lambda spec: _check_classes(classes, spec.classes), **overrides)
     decode = decoding.decoder_for(model.spec, args.latents, args.model)
     if decode is None and out.suffix == ".png":
         raise BadInput(f"{out}: these latents have no decoder here, expected --latents or an .npz")
-    shown = classes if classes is not None else list(range(min(model.spec.num_classes, 16)))
+    shown = classes if classes is not None else list(range(min(model.spec.classes, 16)))
     labels = np.repeat(np.asarray(shown, np.int32), args.per_class)
     drawn = drawing.draw(model, labels, settings)
     drawing.write(out, drawn, decode, labels, columns=args.per_class)

@@ -23,15 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do the runs that are left, write the report, print the table."""
-    from graftax.cli import config
-    from graftax.cli.experiments import sweep_run
-    from graftax.cli.pages import sweep_page
-    from graftax.cli.schema import SweepConfig
     from graftax.errors import NonFinite
+    from graftax.pages import sweep_page
+    from graftax.study import sweep
+    from graftax.study.config import experiment_of
 
-    settings = config.build(SweepConfig, options.tree_of(args))
+    settings = experiment_of(options.tree_of(args), "sweep")
     folder = Path(settings.workdir)
-    found = sweep_run.run(settings, folder)
+    found = sweep.run(settings, folder)
     page = sweep_page.write(found, folder)
     print("\n" + sweep_page.text(*sweep_page.table(found)))
     print("\n" + "\n".join(sweep_page.verdict(found)))

@@ -18,13 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train what the config says, save the model and the training record."""
-    from graftax.cli import config
-    from graftax.cli.experiments import tasks
-    from graftax.cli.schema import TRAININGS
-    from graftax.errors import BadInput
+    from graftax.study import pretrain
 
-    tree = options.tree_of(args)
-    task = config.convert(str, tree.get("task"), "config.task")
-    if task not in TRAININGS:
-        raise BadInput(f"config.task: got {task!r}, expected one of {tuple(TRAININGS)}")
-    tasks.train(config.build(TRAININGS[task], tree))
+    pretrain.run(pretrain.pretraining_of(options.tree_of(args)))

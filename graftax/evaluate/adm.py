@@ -1,7 +1,7 @@
 """The ADM evaluation suite: FID, sFID, Inception score, precision and recall of a file of samples.
 
 The definitions are those of OpenAI's evaluator (openai/guided-diffusion, `evaluations/evaluator.py`): network and resize
-(`graftax.models.inception`), features and their moments, splits of the Inception score, neighbours. It differs where that
+(`graftax.nets.inception`), features and their moments, splits of the Inception score, neighbours. It differs where that
 is better arithmetic: moments in float64 from a stream, and two symmetric eigendecompositions in place of `sqrtm`.
 """
 
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from jax.tree_util import Partial
 
-from graftax.checkpoint.inception import load_inception
 from graftax.errors import BadInput
 from graftax.evaluate.extract import BATCH, extract
 from graftax.evaluate.image_file import ImageFile, open_images, read_moments
@@ -23,7 +22,8 @@ from graftax.evaluate.inception_score import InceptionScore
 from graftax.evaluate.metrics import Gaussian, Moments, frechet_distance
 from graftax.evaluate.precision_recall import NEIGHBOURS as K
 from graftax.evaluate.precision_recall import precision_recall
-from graftax.models.inception import HEAD, POOL_FEATURES, SPATIAL_FEATURES, features
+from graftax.nets.inception import HEAD, POOL_FEATURES, SPATIAL_FEATURES, features
+from graftax.nets.inception_files import load_inception
 
 METRICS = ("IS", "FID", "sFID", "precision", "recall")
 POOL_SPACE = "InceptionV3 2015-12-05, pool_3"
@@ -39,7 +39,13 @@ SPACES = {
 
 @dataclass(frozen=True)
 class Network:
-    """Inception's parameters, with the name of the file they came from and its SHA-256."""
+    """Inception as ADM's suite uses it.
+
+    Attributes:
+        params: its weights.
+        source: name of the file that they came from.
+        sha256: of that file.
+    """
 
     params: dict[str, Any]
     source: str
@@ -48,7 +54,13 @@ class Network:
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with: moments by metric ("FID", "sFID") where the file brings them, and its images."""
+    """What samples are compared with.
+
+    Attributes:
+        path: of its file.
+        moments: by metric ("FID", "sFID"), where the file brings them.
+        images: of the file, None where it has none.
+    """
 
     path: Path
     moments: dict[str, Gaussian]
@@ -57,9 +69,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class AdmScores:
-    """`scores` by metric (those of `METRICS` that were asked for), of `samples` images against the file `reference`.
+    """What the suite found.
 
-    `spaces`: what each was measured in, with the weights file `inception` whose SHA-256 is `sha256`.
+    Attributes:
+        scores: by metric, those of `METRICS` that were asked for.
+        spaces: what each was measured in.
+        samples: number of images.
+        reference: the file they were compared with.
+        inception: the file of weights.
+        sha256: of the file of weights.
     """
 
     scores: dict[str, float]
@@ -76,7 +94,7 @@ class AdmScores:
 
 
 def open_network(path: str | Path) -> Network:
-    """Inception's weights from a file (`graftax.checkpoint.inception.load_inception`)."""
+    """Inception's weights from a file (`graftax.nets.inception_files.load_inception`)."""
     params, source = load_inception(path)
     return Network(params, source.name, source.sha256)
 

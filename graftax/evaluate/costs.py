@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from graftax import ops
-from graftax.checkpoint.zoo import ZOO
+from graftax.backbones.dit.zoo import ZOO
 from graftax.models.cost import flops, slot_cost
 from graftax.spec import ModelSpec, OpSpec
-from graftax.surgery import select
+from graftax.surgery import replace, select
 
 SHARES = (50, 75, 100)
 TESTBED = tuple(dict.fromkeys(entry.operator for entry in ZOO.values() if entry.operator and entry.percent < 100))
@@ -23,11 +22,15 @@ MISPRINT = (
 
 @dataclass(frozen=True)
 class CostChange:
-    """A graft of `operator` into `percent` percent of the blocks, and what it changes, in percent.
+    """What a graft changes, in percent.
 
-    `op_flops`, `featurizer_flops` and `params` are relative to the same slot of all blocks before, as in the paper's
-    Table 4; `featurizer_flops` is None in channel mixers, which the paper does not split. `model_flops` is relative to one
-    forward pass of the whole model.
+    Attributes:
+        operator: what is grafted.
+        percent: of the blocks.
+        op_flops: relative to the same slot of all blocks before, as in the paper's Table 4.
+        featurizer_flops: likewise; None in channel mixers, which the paper does not split.
+        params: likewise.
+        model_flops: relative to one forward pass of the whole model.
     """
 
     operator: OpSpec
@@ -47,12 +50,9 @@ def cost_table(spec: ModelSpec) -> list[CostChange]:
 
 
 def _change(spec: ModelSpec, operator: OpSpec, percent: int) -> CostChange:
-    slot = ops.operator_class(operator.kind).slot
-    scion = ops.resolve(operator, slot, spec.hidden_size, spec.tokens, spec.num_heads)
-    blocks = list(spec.blocks)
-    for site in select(f"blocks[{percent}%].{slot}", spec):
-        blocks[site.block] = dataclasses.replace(blocks[site.block], **{slot: scion})
-    grafted = spec.replace(blocks=tuple(blocks))
+    sites = select(f"blocks[{percent}%].{ops.operator_class(operator.kind).role}", spec)
+    grafted, slot = replace(sites, operator).on(spec), sites[0].slot
+    scion = sites[0].held(grafted)
     before, after = slot_cost(spec, slot), slot_cost(grafted, slot)
     return CostChange(
         scion, percent, _percent(before.op_flops, after.op_flops),

@@ -24,7 +24,13 @@ _BROKEN = (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, NotImple
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Images of one file: `shape` (n, h, w, 3), uint8. `entry` names their member of the archive."""
+    """Images of one file, uint8.
+
+    Attributes:
+        path: of the file.
+        entry: their member of the archive.
+        shape: (n, h, w, 3).
+    """
 
     path: Path
     entry: str

@@ -22,8 +22,14 @@ UNNAMED = "unnamed features"
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Moments of a feature set: `mean` (d,), unbiased `covariance` (d, d), both float64, the `count` behind them (None
-    where a file does not tell) and the name of the feature `space`."""
+    """Moments of a feature set.
+
+    Attributes:
+        mean: (d,) float64.
+        covariance: (d, d) float64, unbiased.
+        count: features behind them, None where a file does not tell.
+        space: name of the feature space.
+    """
 
     mean: np.ndarray
     covariance: np.ndarray

@@ -6,13 +6,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
 
-from graftax.diffusion import Process, Sampler
+from graftax.diffusion import Sampling, image_keys
 from graftax.errors import BadInput
 
 LABELS = ("balanced", "random")
@@ -22,23 +22,21 @@ DIGITS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Everything beside the model that a score depends on.
+    """Everything beside the model that a score depends on. Raises BadInput on values out of range.
 
-    `sampler`, `steps`, `cfg_scale`, `cfg_channels` (None: all) and `eta` as in `graftax.sample`. `count` images; image i has
-    its own noise, drawn from `seed` and i alone, so batch sizes, devices and hosts change nothing. `labels`: "balanced"
-    takes the classes in turn, "random" draws each (as DiT's published scores). `decoder`: what turned latents into pixels,
-    by name and hash. `rounding` of pixels in [-1, 1] to bytes: "nearest" as DiT's code, "truncate" as ADM's. `dtype` of
-    the model's matrix products. `reference` and `features`: the real images by name and hash, and the space in which they
-    are compared; "" while nothing has been compared yet.
-
-    Raises BadInput on values out of range.
+    Attributes:
+        sampling: how each image is drawn.
+        seed: of the noise; image i has its own (`graftax.diffusion.sampling`).
+        count: images.
+        labels: "balanced" takes the classes in turn, "random" draws each (as DiT's published scores).
+        decoder: what turned latents into pixels, by name and hash.
+        rounding: of pixels in [-1, 1] to bytes: "nearest" as DiT's code, "truncate" as ADM's.
+        dtype: of the model's matrix products.
+        reference: the real images by name and hash; "" while nothing has been compared yet.
+        features: the space in which they are compared, likewise.
     """
 
-    sampler: Sampler = "ddpm"
-    steps: int = 250
-    cfg_scale: float = 1.5
-    cfg_channels: int | None = 3
-    eta: float = 0.0
+    sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     count: int = 50_000
     labels: str = "random"
@@ -49,12 +47,11 @@ class Protocol:
     features: str = ""
 
     def __post_init__(self) -> None:
-        for name, choices in {"sampler": ("ddpm", "ddim"), "labels": LABELS, "rounding": ROUNDINGS}.items():
+        for name, choices in {"labels": LABELS, "rounding": ROUNDINGS}.items():
             if getattr(self, name) not in choices:
                 raise BadInput(f"protocol {name}: got {getattr(self, name)!r}, expected one of {choices}")
         if self.count < 1 or self.seed < 0:
             raise BadInput(f"protocol: count {self.count}, seed {self.seed}; expected at least 1 and 0")
-        Process().respaced(self.steps)  # refuses impossible numbers of steps
 
     @property
     def hash(self) -> str:
@@ -62,14 +59,21 @@ class Protocol:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:DIGITS]
 
     def to_json(self) -> str:
-        """One line of JSON that `from_json` reads back to an equal protocol."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """One line of JSON, all fields side by side, that `from_json` reads back to an equal protocol."""
+        return json.dumps(self.fields(), sort_keys=True)
+
+    def fields(self) -> dict[str, Any]:
+        """All fields by name, those of the sampling among them."""
+        own = {name: value for name, value in vars(self).items() if name != "sampling"}
+        return {**dataclasses.asdict(self.sampling), **own}
 
     @classmethod
     def from_json(cls, text: str) -> Protocol:
         """Inverse of `to_json`. Raises `BadInput` on anything else."""
         try:
-            return cls(**json.loads(text))
+            fields = json.loads(text)
+            sampling = Sampling(**{name: fields.pop(name) for name in Sampling.__dataclass_fields__ if name in fields})
+            return cls(sampling=sampling, **fields)
         except (TypeError, ValueError) as error:
             raise BadInput(f"protocol: {error} in {text[:80]!r}, expected the fields of a Protocol") from None
 
@@ -86,8 +90,7 @@ class Protocol:
 
     def keys(self, first: int, last: int) -> jax.Array:
         """(last - first,) keys: the noise of images first..last - 1."""
-        root = jax.random.key(self.seed)
-        return jax.vmap(lambda i: jax.random.fold_in(root, i))(np.arange(first, last))
+        return image_keys(jax.random.key(self.seed), first, last - first)
 
     def to_uint8(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels in [-1, 1], any shape, as bytes; what lies beyond is cut off."""
@@ -95,24 +98,21 @@ class Protocol:
         return np.clip(scaled, 0, 255).astype(np.uint8)  # astype truncates
 
     def __str__(self) -> str:
-        channels = "all" if self.cfg_channels is None else f"the first {self.cfg_channels}"
-        guidance = f"guidance {self.cfg_scale:g} on {channels} channels" if self.cfg_scale != 1 else "no guidance"
-        noise = f", eta {self.eta:g}" if self.eta else ""
         return (
-            f"{self.count:,} images of {self.labels} classes, {self.sampler.upper()}, {self.steps} steps{noise}, "
-            f"{guidance}, seed {self.seed}, decoder {self.decoder}, bytes by {self.rounding}, {self.dtype}"
+            f"{self.count:,} images of {self.labels} classes, {self.sampling}, seed {self.seed}, decoder {self.decoder}, "
+            f"bytes by {self.rounding}, {self.dtype}"
         )
 
 
 def differences(protocols: Mapping[str, Protocol]) -> list[str]:
     """One line for each field in which the named protocols are not all the same: "steps: 50 (a, b), 250 (c)"."""
     lines = []
-    for field in dataclasses.fields(Protocol):
+    for field_name in Protocol().fields():
         users: dict[Any, list[str]] = {}
         for name, protocol in protocols.items():
-            users.setdefault(getattr(protocol, field.name), []).append(name)
+            users.setdefault(protocol.fields()[field_name], []).append(name)
         if len(users) > 1:
-            lines.append(f"{field.name}: " + ", ".join(f"{value} ({', '.join(names)})" for value, names in users.items()))
+            lines.append(f"{field_name}: " + ", ".join(f"{value} ({', '.join(names)})" for value, names in users.items()))
     return lines
 
 

@@ -46,7 +46,14 @@ footer { margin-top: 3rem; font-size: .85rem; color: var(--soft); }
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG with a title and a caption; `sharp`: pixels are drawn as squares, for small images."""
+    """A PNG with its texts.
+
+    Attributes:
+        path: of the PNG.
+        title: above the caption.
+        caption: beneath it.
+        sharp: pixels are drawn as squares, for small images.
+    """
 
     path: Path
     title: str

@@ -28,9 +28,15 @@ LOWER_IS_BETTER = ("FID", "sFID", "FD", "Fréchet")
 
 @dataclass(frozen=True)
 class Result:
-    """`scores` by metric, of the model `name` whose weights have the hash `model`; `environment`: versions, device, date.
+    """Scores of one model. What they were computed from is `protocol.features` and `protocol.reference`.
 
-    What the metrics were computed from is `protocol.features` and `protocol.reference`.
+    Attributes:
+        name: of the model.
+        model: hash of its weights.
+        spec: what it is.
+        protocol: how it was sampled and scored.
+        scores: by metric.
+        environment: versions, device, date.
     """
 
     name: str

@@ -16,22 +16,33 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from graftax import ops
-from graftax.models.cost import flops, runs
-from graftax.models.dit import forward, param_shapes
-from graftax.spec import SLOTS, ModelSpec, OpSpec
+from graftax.blocks import block_kind, build
+from graftax.models import forward, param_shapes
+from graftax.models.backbone import find
+from graftax.models.collect import places
+from graftax.models.cost import flops
+from graftax.models.stack import runs
+from graftax.ops.base import Operator, shapes_of
+from graftax.spec import ModelSpec
 from graftax.train.chips import Chip
 
 WHOLE = "whole model"
+MIDDLE = {"index": 500.0, "noise": 0.5, "data": 0.5}
+"""A time in the middle, by what time means to a model."""
 
 
 @dataclass(frozen=True)
 class Work:
     """One kind of operator on a batch, or the whole model. FLOPs and bytes are those of all its runs in one forward pass.
 
-    `params` its weights, `flops` by the closed forms of `graftax.models.cost`. `least_bytes`: weights, input and output,
-    each moved once, as if everything between stayed on the chip. `saved_bytes`: what automatic differentiation keeps of one
-    forward pass for the backward one, beside weights, before the compiler shares or recomputes any of it.
+    Attributes:
+        name: slot and operator.
+        count: blocks that hold it.
+        params: its weights.
+        flops: by the closed forms of `graftax.models.cost`.
+        least_bytes: weights, input and output, each moved once, as if everything between stayed on the chip.
+        saved_bytes: what automatic differentiation keeps of one forward pass for the backward one, beside weights, before
+            the compiler shares or recomputes any of it.
     """
 
     name: str
@@ -57,20 +68,62 @@ class Work:
 
 def roofline(spec: ModelSpec, batch: int, dtype: DTypeLike = jnp.bfloat16) -> list[Work]:
     """A row for every distinct operator of `spec` on `batch` images with arrays of `dtype`, then the whole model."""
-    rows = [_operator_work(spec, slot, op, batch, dtype) for slot in SLOTS for op in _distinct(spec, slot)]
-    size, width = spec.input_size**2 * batch, jnp.dtype(dtype).itemsize
+    rows = [_operator_work(at, batch, dtype) for at in distinct_operators(spec)]
+    h, w, _ = spec.image_shape
     weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(spec)))
-    moved = width * (weights + size * (spec.in_channels + spec.out_channels))
+    moved = jnp.dtype(dtype).itemsize * (weights + h * w * batch * (spec.option("channels") + spec.out_channels))
     whole = Work(WHOLE, 1, weights, batch * flops(spec), moved, _model_saved(spec, batch, dtype))
     return [*rows, whole]
 
 
-def operator_fn(spec: ModelSpec, op: OpSpec, dtype: DTypeLike | None) -> tuple[Callable[[Any, jax.Array], Any], Any]:
-    """An operator as a function of (weights, x (b, n, d)), and the shapes of its weights."""
-    module = ops.build(op, spec, dtype)
-    one = jax.ShapeDtypeStruct((1, spec.tokens, spec.hidden_size), jnp.float32)
-    shapes = jax.eval_shape(lambda key, x: module.init(key, x)["params"], jax.random.key(0), one)
-    return lambda params, x: module.apply({"params": params}, x), shapes
+@dataclass(frozen=True)
+class OperatorAt:
+    """One of the distinct operators of a model that mix tokens or channels.
+
+    Attributes:
+        spec: of the model.
+        block: the first that holds it.
+        slot: there.
+        holders: all blocks that hold it in this slot.
+    """
+
+    spec: ModelSpec
+    block: int
+    slot: str
+    holders: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Slot and operator, "mixer hyena_x(kernel=4)"."""
+        return f"{self.slot} {self.spec.blocks[self.block][self.slot]}"
+
+    def operator(self, dtype: DTypeLike | None) -> Operator:
+        """Its module."""
+        block = self.spec.blocks[self.block]
+        return build(self.spec, block.kind, self.slot, block[self.slot], dtype)
+
+    def run(self, dtype: DTypeLike | None) -> Callable[[Any, Any], Any]:
+        """As a function of its weights and of `inputs`."""
+        module = self.operator(dtype)
+        return lambda params, inputs: module.apply({"params": params}, *inputs[0], **inputs[1])
+
+    def inputs(self, batch: int, make: Callable[..., Any]) -> Any:
+        """What it is called with for `batch` images, arrays by `make(shape, dtype)`: positional, and by name."""
+        return jax.tree.map(lambda leaf: make((batch, *leaf.shape[1:]), leaf.dtype), self.operator(None).example())
+
+
+def distinct_operators(spec: ModelSpec) -> list[OperatorAt]:
+    """The operators that mix tokens or channels, equal ones once, slot by slot."""
+    found = [(slot, op, ids) for (kind, slot, op), ids in places(spec).items() if slot in block_kind(kind).tapped]
+    order = list(dict.fromkeys(slot for slot, _, _ in found))
+    found.sort(key=lambda one: order.index(one[0]))
+    return [OperatorAt(spec, ids[0], slot, tuple(ids)) for slot, _, ids in found]
+
+
+def inputs_of(spec: ModelSpec, batch: int) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """Noise, times in the middle and conditions for `batch` images: what a model can be timed on."""
+    noise = jax.random.normal(jax.random.key(1), (batch, *spec.image_shape))
+    return noise, jnp.full(batch, MIDDLE[spec.prediction.time]), dict(find(spec).example(spec, batch))
 
 
 def saved_bytes(fn: Callable[..., Any], *args: Any) -> int:
@@ -83,27 +136,23 @@ def saved_bytes(fn: Callable[..., Any], *args: Any) -> int:
     return sum(math.prod(aval.shape) * jnp.dtype(aval.dtype).itemsize for aval in kept.values())  # pyright: ignore
 
 
-def _distinct(spec: ModelSpec, slot: str) -> list[OpSpec]:
-    return list(dict.fromkeys(getattr(block, slot) for block in spec.blocks))
-
-
-def _operator_work(spec: ModelSpec, slot: str, op: OpSpec, batch: int, dtype: DTypeLike) -> Work:
+def _operator_work(at: OperatorAt, batch: int, dtype: DTypeLike) -> Work:
     """All runs of one kind of operator in one forward pass."""
-    times = sum(getattr(spec.blocks[i], slot) == op for i in runs(spec))
-    count = sum(getattr(block, slot) == op for block in spec.blocks)
-    cost = ops.build(op, spec).cost()
-    tokens = batch * spec.tokens * spec.hidden_size
-    moved = jnp.dtype(dtype).itemsize * (cost.params + 2 * tokens)
-    fn, shapes = operator_fn(spec, op, dtype)
-    x = jax.ShapeDtypeStruct((batch, spec.tokens, spec.hidden_size), jnp.dtype(dtype))
-    kept = saved_bytes(fn, shapes, x)
-    return Work(f"{slot} {op}", count, count * cost.params, times * batch * cost.flops, times * moved, times * kept)
+    times, cost = sum(i in at.holders for i in runs(at.spec)), at.operator(None).cost()
+    shapes = shapes_of(at.operator(None))
+    inputs = at.inputs(batch, lambda shape, _: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)))
+    numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(inputs[0]))
+    moved = jnp.dtype(dtype).itemsize * (cost.params + 2 * numbers)
+    kept = saved_bytes(at.run(dtype), shapes, inputs)
+    count = len(at.holders)
+    return Work(at.name, count, count * cost.params, times * batch * cost.flops, times * moved, times * kept)
 
 
 def _model_saved(spec: ModelSpec, batch: int, dtype: DTypeLike) -> int:
-    x = jax.ShapeDtypeStruct((batch, spec.input_size, spec.input_size, spec.in_channels), jnp.float32)
+    x, t, cond = jax.eval_shape(lambda: inputs_of(spec, batch))
 
     def run(params: Any, x: jax.Array) -> jax.Array:
-        return forward(spec, params, x, jnp.zeros(batch), jnp.zeros(batch, jnp.int32), dtype=dtype)[0]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (t, cond))
+        return forward(spec, params, x, *zeros, dtype=dtype)[0]
 
     return saved_bytes(run, param_shapes(spec), x)

@@ -4,7 +4,8 @@
     FOLDER/parts/0000100.npz  images 100.. of one part, written whole or not at all
     FOLDER/samples.npz        all of them, in the form that ADM's evaluator reads: `arr_0` (n, h, w, c) uint8, `arr_1` labels
 
-Image i depends on the protocol's seed and i alone. Hosts take the parts in turn; the folder must be one that all see.
+The noise of image i depends on the protocol's seed and i alone: other parts, devices and hosts change an image by rounding
+at most. Hosts take the parts in turn; the folder must be one that all see.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,18 +25,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from graftax import api
 from graftax.checkpoint.files import replacing
+from graftax.data.pixels.decoding import Decode
 from graftax.errors import BadInput
 from graftax.evaluate.protocol import Protocol, require_equal
 from graftax.models import Model
 from graftax.progress import Progress
 
 INDEX, PARTS, WHOLE = "protocol.json", "parts", "samples.npz"
-Decode = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """A finished or unfinished folder of samples: `part` images per file."""
+    """A finished or unfinished folder of samples.
+
+    Attributes:
+        folder: where they are.
+        protocol: how they were drawn.
+        part: images per file.
+    """
 
     folder: Path
     protocol: Protocol
@@ -85,7 +92,7 @@ def draw_set(
     found = _continue(folder, protocol.drawn(), identity, part)
     missing = found.missing()
     multihost_utils.sync_global_devices("graftax: parts shared out")  # before anybody adds to them
-    labels = protocol.label_array(model.spec.num_classes)
+    labels = protocol.label_array(model.spec.classes)
     spread = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
     params = jax.device_put(model.params, NamedSharding(spread.mesh, PartitionSpec()))
     mine = missing[jax.process_index() :: jax.process_count()]
@@ -105,8 +112,7 @@ def _draw_part(
     whole = np.resize(labels[first:last], found.part)  # every part has the same shape: one compilation
     y, keys = jax.device_put((whole, protocol.keys(first, first + found.part)), spread)
     drawn = api.sample(
-        model, y, sampler=protocol.sampler, steps=protocol.steps, cfg_scale=protocol.cfg_scale,
-        cfg_channels=protocol.cfg_channels, eta=protocol.eta, rng=keys, dtype=jnp.dtype(protocol.dtype),
+        model, y, sampling=protocol.sampling, rng=keys, dtype=jnp.dtype(protocol.dtype),
     )  # fmt: skip
     images = protocol.to_uint8(decode(np.asarray(drawn)))[: last - first]
     with replacing(found.file(first)) as temporary, temporary.open("wb") as file:

@@ -9,7 +9,6 @@ from graftax.analyze.ablation import objective_ablation, paper_blocks
 from graftax.diffusion import Process
 from graftax.distill import DistillConfig, huber, l1, l2
 from graftax.errors import BadInput
-from graftax.spec import block_key
 from graftax.testing import assert_same_leaves
 
 HELDOUT = batch(9, 6)
@@ -36,7 +35,7 @@ def test_losses_are_those_of_the_plugged_in_operators():
         assert_same_leaves(original.params, one.student.params, except_paths=("blocks/01/mlp", "blocks/03/mlp"))
         losses = {"l1": [], "l2": [], "huber": []}
         for i in (1, 3):
-            p = one.student.params["blocks"][block_key(i)]["mlp"]
+            p = one.student.params["blocks"][one.student.spec.block_key(i)]["mlp"]
             hidden = jax.nn.gelu(taps["mlp/in"][i] @ p["fc1"]["kernel"] + p["fc1"]["bias"], approximate=True)
             out, target = hidden @ p["fc2"]["kernel"] + p["fc2"]["bias"], taps["mlp/out"][i]
             for name, loss in (("l1", l1), ("l2", l2), ("huber", lambda a, b: huber(a, b, 0.5))):
@@ -55,7 +54,8 @@ def test_losses_are_those_of_the_plugged_in_operators():
 def test_refuses():
     original = teacher(depth=4)
     for options, reason in (
-        ({"slot": "norm"}, "slot 'norm'"), ({"objectives": ("l3",)}, r"objectives \('l3',\)"), ({"blocks": (4,)}, "block 4"),
+        ({"slot": "norm1"}, r"slot 'norm1', .* expected one of \('mixer', 'mlp'\)"),
+        ({"objectives": ("l3",)}, r"objectives \('l3',\)"), ({"blocks": (4,)}, "block 4"),
     ):  # fmt: skip
         with pytest.raises(BadInput, match=reason):
             objective_ablation(original, Stream, HELDOUT, CONFIG, **options)

@@ -8,6 +8,8 @@ from tiny_graft import teacher
 
 from graftax.analyze.activations import Moments, activation_statistics
 from graftax.errors import BadInput
+from graftax.models.forward import embed
+from graftax.models.stack import apply_stack
 from graftax.surgery import graft, looped_parallel
 
 
@@ -48,11 +50,12 @@ def test_statistics_are_those_of_the_taps():
     model = graft(teacher(depth=4), looped_parallel(1, 3, loops=2), jax.random.key(0))
     rng = np.random.default_rng(0)
     batches = [
-        (jnp.asarray(rng.standard_normal((3, 8, 8, 4), np.float32)), jnp.array(t), jnp.array([1, 2, 10]))
+        (jnp.asarray(rng.standard_normal((3, 8, 8, 4), np.float32)), jnp.array(t), {"y": jnp.array([1, 2, 10])})
         for t in ((5, 100, 700), (800, 200, 990))
     ]
     found = activation_statistics(model, batches, bins=4)
-    taps = [model.apply(*batch, capture=("mixer/out", "mlp/out"))[1] for batch in batches]
+    assert tuple(found) == ("mixer/out", "mlp/out")
+    taps = [model.apply(x, t, **cond, capture=("mixer/out", "mlp/out"))[1] for x, t, cond in batches]
     for name, stats in found.items():
         assert stats.blocks == (0, 1, 2, 1, 2, 3)
         values = np.concatenate([np.asarray(tap[name]) for tap in taps], 1)  # (l, samples, n, d)
@@ -62,7 +65,25 @@ def test_statistics_are_those_of_the_taps():
         assert np.isnan(stats.by_time.std[1]).all()
 
 
+def test_streams_by_themselves(two_streams, streams_batch):
+    """Taps of several streams, and times that are shares of data."""
+    found = activation_statistics(two_streams, [streams_batch], bins=2)
+    assert tuple(found) == ("attn/out:img", "attn/out:txt", "img/mlp/out", "txt/mlp/out")
+    x, t, cond = streams_batch
+    spec = two_streams.spec
+    state, context = embed(spec, two_streams.params, x, t, cond)
+    _, taps = apply_stack(spec, two_streams.params["blocks"], state, context, capture=("attn/out", "txt/mlp/out"))
+    values = {f"attn/out:{name}": np.asarray(tap) for name, tap in taps["attn/out"].items()}
+    values["txt/mlp/out"] = np.asarray(taps["txt/mlp/out"])
+    for name, one in values.items():
+        assert found[name].blocks == (0, 1)
+        check(found[name].whole, one.reshape(2, -1), rtol=1e-4)
+        check(Moments(*(leaf[0] for leaf in found[name].by_time._leaves)), one[:, [0, 2]].reshape(2, -1), rtol=1e-4)
+
+
 def test_refuses():
+    with pytest.raises(BadInput, match="unknown taps"):
+        activation_statistics(teacher(depth=4), [], ("norm1/out",))
     with pytest.raises(BadInput, match="activations: no inputs"):
         activation_statistics(teacher(depth=4), [])
     with pytest.raises(BadInput, match="bins: got 0"):

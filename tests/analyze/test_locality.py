@@ -1,5 +1,7 @@
 """Band-k mass: its direct definition, uniform attention, the rankings."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,31 +11,33 @@ from graftax.analyze import locality as module
 from graftax.analyze.locality import attention_locality, by_distance, default_k, low_local, top_local, uniform_mass
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.spec import block_key
 from graftax.surgery import compose, graft, replace, reverse, tie
 from graftax.testing import random_params, tiny_spec
 
 KEY = jax.random.key(0)
 
 
+@functools.cache
 def model(*edits, **sizes):
+    if edits:
+        return graft(model(**sizes), compose(*edits), KEY)
     spec = tiny_spec(**{"hidden_size": 16, "num_heads": 2, **sizes})
-    whole = Model(spec, random_params(spec, KEY))
-    return graft(whole, compose(*edits), KEY) if edits else whole
+    return Model(spec, random_params(spec, KEY))
 
 
 def batch(seed=0, t=(3, 990), size=8):
     rng = np.random.default_rng(seed)
-    return jnp.asarray(rng.standard_normal((2, size, size, 4), np.float32)), jnp.array(t), jnp.array([1, 10])
+    return jnp.asarray(rng.standard_normal((2, size, size, 4), np.float32)), jnp.array(t), {"y": jnp.array([1, 10])}
 
 
 def direct(of, inputs, k):
     """{block: L_k} by writing out every head's attention of every sample and the band."""
-    taps = of.apply(*inputs, capture=("mixer/in",))[1]["mixer/in"]
+    x, t, cond = inputs
+    taps = of.apply(x, t, **cond, capture=("mixer/in",))[1]["mixer/in"]
     found = {}
     for row, step in enumerate(of.spec.program):
         (block,) = step.blocks
-        p, u = of.params["blocks"][block_key(block)]["mixer"], np.asarray(taps[row], np.float64)
+        p, u = of.params["blocks"][of.spec.block_key(block)]["mixer"], np.asarray(taps[row], np.float64)
         if "qkv" not in p:
             continue
         b, n, d = u.shape
@@ -72,8 +76,10 @@ def test_blocks_that_run_twice_count_once():
 
 def test_uniform_attention():
     """Zero queries look everywhere alike: 0.2378 of the mass within 32 of 256 tokens."""
-    flat = model(input_size=32, depth=1)
-    flat.params["blocks"]["00"]["mixer"]["qkv"] = jax.tree.map(jnp.zeros_like, flat.params["blocks"]["00"]["mixer"]["qkv"])
+    whole = model(input_size=32, depth=1)
+    params = jax.tree.map(lambda leaf: leaf, whole.params)
+    params["blocks"]["00"]["mixer"]["qkv"] = jax.tree.map(jnp.zeros_like, params["blocks"]["00"]["mixer"]["qkv"])
+    flat = whole.replace(params=params)
     found = attention_locality(flat, [batch(size=32)])
     assert found.mass(32)[0] == pytest.approx(0.2378, abs=5e-5)
     assert uniform_mass(256, 32) == pytest.approx(found.mass(32)[0], rel=1e-5)
@@ -99,6 +105,11 @@ def test_rankings_feed_a_graft():
         top_local(found, 0, 0.1)
     with pytest.raises(BadInput, match=r"k: got 2, expected 0\.\.1"):
         found.mass(2)
+
+
+def test_attention_to_text_has_no_raster(two_streams, streams_batch):
+    with pytest.raises(BadInput, match=r"no block has a mixer 'mha', it has \[\]"):
+        attention_locality(two_streams, [streams_batch])
 
 
 def test_refuses():

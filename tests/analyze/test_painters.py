@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from graftax import api
+from graftax import Sampling, api
 from graftax.analyze.painters import OutputError, ProgramSampler
 from graftax.analyze.strategies import (
     KINDS,
@@ -18,9 +18,10 @@ from graftax.analyze.strategies import (
     strategies,
     switches,
 )
+from graftax.blocks import Context
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.models.program_data import encode, prepare_any, run_any
+from graftax.models.library import Library
 from graftax.spec import Step
 from graftax.surgery import graft, replace, skip
 from graftax.testing import random_params, tiny_spec
@@ -28,6 +29,7 @@ from graftax.testing import random_params, tiny_spec
 KEY = jax.random.key(0)
 
 
+@functools.cache
 def model():
     """A grafted model of three kinds of blocks."""
     spec = tiny_spec(depth=6, hidden_size=16, num_heads=2)
@@ -38,7 +40,12 @@ def model():
 def inputs():
     rng = np.random.default_rng(0)
     times = ([5, 300], [310, 990])
-    return [(jnp.asarray(rng.standard_normal((2, 8, 8, 4), np.float32)), jnp.array(t), jnp.array([1, 10])) for t in times]
+    cond = {"y": jnp.array([1, 10])}
+    return [(jnp.asarray(rng.standard_normal((2, 8, 8, 4), np.float32)), jnp.array(t), cond) for t in times]
+
+
+def noise_of(model):
+    return np.concatenate([model(x, t, **cond)[..., :4] for x, t, cond in inputs()])
 
 
 def test_every_strategy_in_one_compilation():
@@ -53,10 +60,10 @@ def test_every_strategy_in_one_compilation():
     found = error.measure(chosen, show=False)
     assert error.compilations == 1
     assert len({deviation.error for deviation in found}) > len(chosen) // 2
-    intact = np.concatenate([whole(*batch)[..., :4] for batch in inputs()])
+    intact = noise_of(whole)
     for strategy, deviation in list(zip(chosen, found, strict=True))[::13]:
         rewritten = whole.replace(spec=spec.replace(program=strategy.program))
-        noise = np.concatenate([rewritten(*batch)[..., :4] for batch in inputs()])
+        noise = noise_of(rewritten)
         assert deviation.error == pytest.approx(np.linalg.norm(noise - intact) / np.linalg.norm(intact), rel=1e-4), strategy
         cosine = (noise * intact).sum() / np.linalg.norm(noise) / np.linalg.norm(intact)
         assert deviation.cosine == pytest.approx(cosine, abs=1e-4)
@@ -67,9 +74,10 @@ def test_every_strategy_in_one_compilation():
 
 def test_images_are_those_of_the_rewritten_model():
     whole, labels = model(), [1, 2, 3]
-    draw = ProgramSampler(whole, labels, steps=3, sampler="ddpm", rng=KEY)
+    sampling = Sampling(sampler="ddpm", steps=3)
+    draw = ProgramSampler(whole, labels, sampling, rng=KEY)
     rewrite = skip(1, 3)
-    expected = api.sample(graft(whole, rewrite, KEY), labels, steps=3, sampler="ddpm", rng=KEY)
+    expected = api.sample(graft(whole, rewrite), labels, sampling=sampling, rng=KEY)
     intact, skipped = draw(whole.spec.program), draw(rewrite.on(whole.spec).program)
     assert draw.compilations == 1
     assert np.linalg.norm(skipped - expected) < 1e-4 * np.linalg.norm(expected)
@@ -86,24 +94,25 @@ def span(m):
     The blocks' updates are random, about `gate` times the size of x.
     """
     spec = tiny_spec(depth=m, hidden_size=96)
-    params = random_params(spec, KEY)
+    params, library = random_params(spec, KEY), Library((spec,))
     rng = np.random.default_rng(0)
     x, c = rng.standard_normal((4, 16, 96), np.float32), rng.standard_normal((4, 96), np.float32)
 
     @jax.jit
     def run(gate, table):
-        gates = jnp.repeat(jnp.array([1, 1, gate, 1, 1, gate]), spec.hidden_size)
+        gates = jnp.repeat(jnp.array([1, 1, gate, 1, 1, gate]), spec.width)
         blocks = {
             key: {**block, "adaln": jax.tree.map(lambda leaf: leaf * gates, block["adaln"])}
             for key, block in params["blocks"].items()
         }
-        return run_any(spec, prepare_any(spec, {**params, "blocks": blocks}), table, x, c)
+        prepared = library.prepare({**params, "blocks": blocks})
+        return library.run(prepared, table, {"img": x}, Context(c))["img"]
 
     def error(order, gate, **options):
         if isinstance(order, str):
             (order,) = (strategy.program for strategy in strategies(spec, [(0, m)], (order,), **options))
-        h = run(gate, encode(spec))
-        return float(jnp.linalg.norm(run(gate, encode(spec, order)) - h) / jnp.linalg.norm(h - x))
+        h = run(gate, library.encode())
+        return float(jnp.linalg.norm(run(gate, library.encode(order)) - h) / jnp.linalg.norm(h - x))
 
     return spec, error
 
@@ -163,6 +172,8 @@ def test_refuses():
         strategies(whole.spec, [(4, 9)], ("middle repeat",))
     with pytest.raises(BadInput, match="painters: no inputs"):
         OutputError(whole, [])
+    with pytest.raises(BadInput, match=r"y: \[11\]"):
+        ProgramSampler(whole, [11])
     merged = whole.spec.replace(program=(Step((0, 1)), *whole.spec.program[2:]))
     with pytest.raises(BadInput, match="parallel, looped or scaled already"):
         strategies(merged, [(0, 2)], ("parallel",))

@@ -9,7 +9,7 @@ import pytest
 from graftax.analyze.similarity import contrast, segment, state_similarity
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.models.dit import embed
+from graftax.models.forward import embed
 from graftax.models.stack import apply_stack
 from graftax.spec import Step
 from graftax.testing import random_params, tiny_spec
@@ -19,28 +19,36 @@ PROGRAM = (Step((0,)), Step((2, 1), "sum", loops=2, alpha=0.5), Step((3,)))
 
 def batch(seed):
     rng = np.random.default_rng(seed)
-    return rng.standard_normal((2, 8, 8, 4), np.float32), np.array([3, 600]), np.array([1, 10])
+    return rng.standard_normal((2, 8, 8, 4), np.float32), np.array([3, 600]), {"y": np.array([1, 10])}
 
 
 def direct(model, inputs):
     """All states (T + 1, b, n, d), by running ever more steps of the program."""
     spec = model.spec
-    x, c = embed(spec, model.params, *inputs)
+    state, context = embed(spec, model.params, *inputs)
     programs = [spec.program[:k] for k in range(1, len(spec.program) + 1)]
-    states = [apply_stack(spec.replace(program=p), model.params["blocks"], x, c, plan="unroll")[0] for p in programs]
-    return np.stack([x, *states]).astype(np.float64)
+    run = jax.jit(apply_stack, static_argnums=0, static_argnames="plan")
+    states = [run(spec.replace(program=p), model.params["blocks"], state, context, plan="unroll")[0] for p in programs]
+    return np.stack([np.concatenate(list(one.values()), 1) for one in [state, *states]]).astype(np.float64)
 
 
 def test_is_the_cosine_of_all_states():
     spec = tiny_spec(hidden_size=16, num_heads=2).replace(program=PROGRAM)
-    model = Model(spec, random_params(spec, jax.random.key(0)))
-    states = np.concatenate([direct(model, batch(0)), direct(model, batch(1))], 1)  # (4, 4, n, d)
+    check(Model(spec, random_params(spec, jax.random.key(0))), [batch(0), batch(1)])
+
+
+def test_all_streams_count(two_streams, streams_batch):
+    check(two_streams, [streams_batch])
+
+
+def check(model, inputs):
+    states = np.concatenate([direct(model, one) for one in inputs], 1)  # (T + 1, samples, all tokens, d)
     expected = {"token": states / np.linalg.norm(states, axis=-1, keepdims=True)}
     flat = states.reshape(*states.shape[:2], -1)
     expected["sample"] = flat / np.linalg.norm(flat, axis=-1, keepdims=True)
     for form, unit in expected.items():
-        found = state_similarity(model, [batch(0), batch(1)], form=form)
-        cosines = (unit[:, None] * unit[None]).sum(-1).reshape(4, 4, -1).mean(-1)
+        found = state_similarity(model, inputs, form=form)
+        cosines = (unit[:, None] * unit[None]).sum(-1).reshape(len(states), len(states), -1).mean(-1)
         np.testing.assert_allclose(found, cosines, rtol=1e-5, atol=1e-5)
 
 

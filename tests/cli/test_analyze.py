@@ -6,12 +6,12 @@ import jax
 import pytest
 
 from graftax import api
-from graftax.cli.analysis import ablation
-from graftax.cli.analysis.settings import Settings
-from graftax.cli.schema import SampleConfig
+from graftax.evaluate.drawing import SampleConfig
 from graftax.models import Model
+from graftax.study import ablation
+from graftax.study.analysis import Settings
 from graftax.surgery import parallel_pairs, replace
-from graftax.testing import random_params
+from graftax.testing import random_params, tiny_spec
 
 QUICK = ("--samples=4", "--steps=4", "--painted=2", "--orders=2", "--shown=2", "--batch-size=4")
 PNG = b"\x89PNG"
@@ -32,14 +32,14 @@ def test_locality(run, teacher, tmp_path):
     assert found["locality"]["k"] == 2
     assert sorted(ranks["top-local"]["blocks"] + ranks["low-local"]["blocks"]) == [0, 1, 2, 3]
     assert ranks["top-local"]["selector"] in printed
-    edit = f"--replace={ranks['top-local']['selector']}=hyena_x"
+    edit = f"--edit={ranks['top-local']['selector']}=hyena_x"
     assert run("graft", teacher, edit, "--out", tmp_path / "student")[0] == 0
     assert {path.name for path in (tmp_path / "found").iterdir()} >= {"locality.png", "report.html"}
 
 
 def test_few_samples_spread_over_many_classes(spec):
     settings = Settings(sampling=SampleConfig(), samples=4)
-    assert settings.labels(spec.replace(num_classes=1000), 4).tolist() == [0, 250, 500, 750]
+    assert settings.labels(tiny_spec(num_classes=1000), 4).tolist() == [0, 250, 500, 750]
     assert settings.labels(spec, 5).tolist() == [0, 1, 2, 0, 1]
 
 

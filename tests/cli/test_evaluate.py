@@ -10,7 +10,7 @@ from graftax.checkpoint.tensors import write_safetensors
 from graftax.evaluate import adm
 from graftax.evaluate.inception_score import InceptionScore
 from graftax.evaluate.precision_recall import precision_recall
-from graftax.models import inception
+from graftax.nets import inception
 
 RNG = np.random.default_rng(0)
 

@@ -19,22 +19,29 @@ import torch
 from transformers import Dinov2Config, Dinov2Model
 
 from graftax.checkpoint import save_model
-from graftax.checkpoint.dinov2 import load_dinov2
-from graftax.checkpoint.files import sha256
+from graftax.checkpoint.files import demo_path, sha256
 from graftax.cli import main
-from graftax.cli.pixels import nets
+from graftax.data.source import load_source
 from graftax.evaluate import adm
 from graftax.evaluate.result import find_results
-from graftax.models import dinov2
+from graftax.nets import dinov2
+from graftax.nets.dinov2_files import load_dinov2
 from graftax.testing import random_params, tiny_spec
 
-FLAGS = ("--count", "72", "--steps", "2", "--batch-size", "24", "--cfg-channels", "0")
 COLOUR = ("--count", "20", "--steps", "2", "--batch-size", "10")
 
 
 @pytest.fixture(scope="module")
 def demo():
-    return str(nets.demo_path("dit"))
+    return str(demo_path("dit"))
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """How the demo is judged: against a few garments, for the features of all 14,500 take seconds."""
+    path, garments = tmp_path_factory.mktemp("garments") / "garments.npz", load_source("fashion_mnist", "train")
+    np.savez(path, images=garments.images[:300], labels=garments.labels[:300])
+    return ("--count", "72", "--steps", "2", "--batch-size", "24", "--cfg-channels", "0", "--source", path)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +72,12 @@ def reference(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pristine(demo, tmp_path_factory):
+def pristine(demo, tmp_path_factory, flags):
     """A folder with an evaluation in eval/ and its numbers in scores.json, and what was printed."""
     folder, out = tmp_path_factory.mktemp("pristine"), io.StringIO()
+    files = ("--out", folder / "eval", "--json", folder / "scores.json")
     with contextlib.redirect_stdout(out):
-        assert main.main(["evaluate", demo, *FLAGS, "--out", f"{folder}/eval", "--json", f"{folder}/scores.json"]) == 0
+        assert main.main(["evaluate", demo, *map(str, (*flags, *files))]) == 0
     return folder, out.getvalue()
 
 
@@ -91,14 +99,14 @@ def test_scores_come_with_space_reference_and_protocol(evaluated):
     assert result.environment["jax"]
 
 
-def test_a_repaired_folder_gives_the_same_numbers(evaluated, run, demo):
+def test_a_repaired_folder_gives_the_same_numbers(evaluated, run, demo, flags):
     folder, _ = evaluated
     (before,) = find_results(folder).values()
     parts = sorted((folder / "parts").glob("*.npz"))
     kept = {part: dict(np.load(part)) for part in parts}
     parts[1].unlink()
     (folder / "parts" / ".0000048.npz.12345678.tmp").write_bytes(b"cut off")
-    code, _, err = run("evaluate", demo, *FLAGS, "--out", folder)
+    code, _, err = run("evaluate", demo, *flags, "--out", folder)
     assert code == 0, err
     (after,) = find_results(folder).values()
     assert after.scores == before.scores
@@ -106,18 +114,18 @@ def test_a_repaired_folder_gives_the_same_numbers(evaluated, run, demo):
         np.testing.assert_array_equal(np.load(part)["images"], arrays["images"])
 
 
-def test_another_protocol_or_model_is_refused_and_nothing_is_lost(evaluated, refused, demo, teacher):
+def test_another_protocol_or_model_is_refused_and_nothing_is_lost(evaluated, refused, demo, teacher, flags):
     folder, _ = evaluated
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert "steps: 2" in refused("evaluate", demo, *FLAGS, "--steps", "3", "--out", folder)
-    assert "24 images per part, expected 36" in refused("evaluate", demo, *FLAGS, "--batch-size", "36", "--out", folder)
+    assert "steps: 2" in refused("evaluate", demo, *flags, "--steps", "3", "--out", folder)
+    assert "24 images per part, expected 36" in refused("evaluate", demo, *flags, "--batch-size", "36", "--out", folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_two_models_compare(evaluated, run, tmp_path, demo):
+def test_two_models_compare(evaluated, run, tmp_path, demo, flags):
     folder, _ = evaluated
-    assert run("graft", demo, "--replace", "blocks[0].mixer=hyena_x(kernel=4)", "--out", tmp_path / "student")[0] == 0
-    assert run("evaluate", tmp_path / "student", *FLAGS, "--out", tmp_path / "student-eval")[0] == 0
+    assert run("graft", demo, "--edit", "blocks[0].mixer=hyena_x(kernel=4)", "--out", tmp_path / "student")[0] == 0
+    assert run("evaluate", tmp_path / "student", *flags, "--out", tmp_path / "student-eval")[0] == 0
     code, out, err = run("compare", folder, tmp_path / "student-eval", "--out", tmp_path / "page")
     assert code == 0, err
     assert "student-eval" in out
@@ -130,13 +138,13 @@ def test_json_holds_what_was_printed(pristine):
     assert f"{result['scores']['class accuracy']:.6g}" in out
 
 
-def test_bad_input_is_found_before_anything_is_drawn(refused, demo, tmp_path):
+def test_bad_input_is_found_before_anything_is_drawn(refused, demo, tmp_path, flags):
     out = ("--out", tmp_path / "eval")
-    assert "together" in refused("evaluate", demo, *FLAGS, "--reference", "r.npz", *out)
-    assert "expected either" in refused("evaluate", *FLAGS)
-    assert "nowhere" in refused("evaluate", demo, *FLAGS, "--source", "nowhere", *out)
-    assert "more than that" in refused("evaluate", demo, *FLAGS, "--count", "64", *out)
-    assert "count 0" in refused("evaluate", demo, *FLAGS, "--count", "0", *out)
+    assert "together" in refused("evaluate", demo, *flags, "--reference", "r.npz", *out)
+    assert "expected either" in refused("evaluate", *flags)
+    assert "nowhere" in refused("evaluate", demo, *flags, "--source", "nowhere", *out)
+    assert "more than that" in refused("evaluate", demo, *flags, "--count", "64", *out)
+    assert "count 0" in refused("evaluate", demo, *flags, "--count", "0", *out)
     assert not (tmp_path / "eval").exists()
 
 

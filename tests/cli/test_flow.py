@@ -44,7 +44,7 @@ def test_graft_distill_finetune_sample(run, recipe, grafted, tmp_path, teacher):
     assert np.all(_at(one, ("final", "linear", "kernel")) == _at(old, ("final", "linear", "kernel"))), "and nothing else"
     assert np.any(_at(two, ("final", "linear", "kernel")) != _at(old, ("final", "linear", "kernel"))), "stage 2 trains all"
     assert np.all(two["pos_embed"] == old["pos_embed"]), "but the position table"
-    assert api.load(grafted / "finetuned").meta.edits[1:] == ("distill(6 steps)", "finetune(6 steps)")
+    assert api.load(grafted / "finetuned").meta.edits[1:] == ("distill(steps=6)", "finetune(steps=6)")
 
     argv = ("sample", grafted / "finetuned", "--steps=3", "--labels=0,2", "--per-class=3")
     assert run(*argv, f"--out={tmp_path}/x.png")[0] == 0
@@ -76,49 +76,51 @@ def test_train_from_scratch_leaves_model_and_record(run, refused, tmp_path, data
     path.write_text(f'''
 def get_config():
     return {{
-        "task": "dit", "workdir": "{tmp_path}/scratch", "loop": {{"steps": 4, "log_every": 2, "eval_every": 2}},
-        "batch_size": 8, "data": {{"source": "{data}", "size": 8, "held_out": 0.25}},
+        "task": "dit", "workdir": "{tmp_path}/scratch",
+        "training": {{"loop": {{"steps": 4, "log_every": 2, "eval_every": 2}}, "batch_size": 8}},
+        "data": {{"source": "{data}", "size": 8, "held_out": 0.25}},
         "model": {{"input_size": 8, "in_channels": 1, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 3}},
     }}
 ''')
-    assert run("train", "--config", path, "--config.ema_decay=0.5")[0] == 0
+    assert run("train", "--config", path, "--config.training.ema_decay=0.5")[0] == 0
     model = api.load(tmp_path / "scratch" / "model")
     assert model.spec.depth == 2
     record = json.loads((tmp_path / "scratch" / "record.json").read_text())
     assert record["steps"] == 4
     assert record["images_seen"] == 32
-    assert record["config"]["ema_decay"] == 0.5
+    assert record["config"]["training"]["ema_decay"] == 0.5
     assert [line["step"] for line in record["curve"]["held_out"]] == [2, 4]
     assert record["held_out"]["loss"] == record["curve"]["held_out"][-1]["loss"]
-    assert run("train", "--config", path, "--config.ema_decay=0.5")[0] == 0  # done already: the same again
+    assert run("train", "--config", path, "--config.training.ema_decay=0.5")[0] == 0  # done already: the same again
     assert_trees_close(weights(tmp_path / "scratch" / "model"), model.params, rtol=0, atol=0)
     assert "ema_decay" in refused("train", "--config", path)
 
 
 @pytest.mark.parametrize(("task", "score"), [("autoencoder", "psnr"), pytest.param("classifier", "accuracy", marks=SLOW)])
 def test_small_networks_train_save_and_load(run, refused, tmp_path, task, score):
-    from graftax.cli.pixels import nets
+    from graftax.nets import small
 
     sizes = {"autoencoder": "'width': 8", "classifier": "'widths': (8, 8, 8), 'features': 8"}[task]
+    frozen = ("latent_stats",) if task == "autoencoder" else ()
     path = tmp_path / "c.py"
     path.write_text(f'''
 def get_config():
     return {{
-        "task": "{task}", "workdir": "{tmp_path}/net", "loop": {{"steps": 2}}, "batch_size": 8,
-        "data": {{"limit": 64}}, "model": {{{sizes}}}, {"'frozen': ('latent_stats',)," if task == "autoencoder" else ""}
+        "task": "{task}", "workdir": "{tmp_path}/net", "data": {{"limit": 64}}, "model": {{{sizes}}},
+        "training": {{"loop": {{"steps": 2}}, "batch_size": 8, "frozen": {frozen}}},
     }}
 ''')
     assert run("train", "--config", path)[0] == 0
     record = json.loads((tmp_path / "net" / "record.json").read_text())
     assert np.isfinite(record["held_out"][score])
-    _, params = nets.load(task, str(tmp_path / "net" / "model"))
+    _, params = small.load(task, str(tmp_path / "net" / "model"))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) > 0
     other = {"autoencoder": "classifier", "classifier": "autoencoder"}[task]
     path.write_text(path.read_text().replace('"limit": 64', '"limit": 64, "latents": "demo"'))
     assert "latents" in refused("train", "--config", path)
     (tmp_path / "net" / "model" / f"{task}.safetensors").rename(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=f"expected a graftax-{other}"):
-        nets.load(other, str(tmp_path / "other.safetensors"))
+        small.load(other, str(tmp_path / "other.safetensors"))
 
 
 def test_non_finite_training_ends_with_3_and_keeps_the_last_good_state(run, recipe, grafted):

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from graftax.checkpoint.zoo import ZOO
-from graftax.cli.inspect import describe
-from graftax.models import variant
+from graftax.backbones.dit import variant
+from graftax.backbones.dit.zoo import ZOO
 from graftax.models.cost import count_params, flops
+from graftax.pages.describe import describe
 from graftax.spec import Adapter, Step
 from graftax.testing import tiny_spec
 
@@ -51,7 +51,7 @@ def test_lines_count_runs_of_the_program():
 
 
 def test_adapters_and_numerics_are_told():
-    spec = tiny_spec().replace(adapters=(Adapter("blocks/00/mixer/qkv/kernel", 2, 4.0),), compat="diffusers")
+    spec = tiny_spec().replace(adapters=(Adapter("blocks/00/mixer/qkv/kernel", 2, 4.0),)).with_frame(compat="diffusers")
     text = describe(spec, {})
     assert "\nadapters    1, rank 2" in text
     assert "\nnumerics    those of diffusers\n" in text
@@ -72,7 +72,7 @@ def test_the_difference_of_two_names(run):
 
 def test_the_difference_names_sizes(run, teacher):
     out = run("inspect", teacher, "DiT-S/8")[1]
-    for line in ("input size          8 -> 32", "patch               2 -> 8", "width               32 -> 384",
+    for line in ("input               8x8x1 -> 32x32x4", "patch               2 -> 8", "width               32 -> 384",
                  "heads               4 -> 6", "blocks              4 -> 12", "classes             3 -> 1000"):  # fmt: skip
         assert f"\n{line}\n" in out
 
@@ -95,7 +95,7 @@ def test_a_mesh(run):
     assert "together    10.80 GB, 1.35 GB on each device (12.5%)" in out
     assert "whole" not in out
     out = run("inspect", "DiT-XL/2", "--mesh", "fsdp=256")[1]  # 1152 = 256 * 4.5
-    assert "  no axis divides: trainable/blocks/mixer/0_mha/proj/kernel, 0.15 GB" in out
+    assert "  no axis divides: trainable/blocks/dit/mixer/0_mha/proj/kernel, 0.15 GB" in out
 
 
 def test_the_list_of_models(run):

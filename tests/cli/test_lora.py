@@ -11,7 +11,8 @@ from graftax.testing import assert_trees_close
 def test_adapters_are_added_trained_alone_and_merged(run, refused, tmp_path, recipe, teacher):
     """A recipe that grafts, distils, and fine-tunes only the adapters."""
     folder = tmp_path / "run"
-    lora = "--config.graft.lora=('blocks[*].mixer=4', 'final=2,8')"
+    edits = "blocks[50%].mixer=hyena_x(kernel=4)", "lora(blocks[*].mixer, rank=4)", "lora(final, rank=2, alpha=8)"
+    lora = f"--config.graft.edits={edits}"
     for verb in ("graft", "distill"):
         assert run(verb, "--config", recipe, lora)[0] == 0
     assert run("finetune", "--config", recipe, lora, "--config.finetune.frozen=('(?!lora/).*',)")[0] == 0
@@ -35,15 +36,20 @@ def test_adapters_are_added_trained_alone_and_merged(run, refused, tmp_path, rec
 
 def test_adapters_on_a_model_without_a_recipe(run, tmp_path, teacher):
     out = tmp_path / "adapted"
-    code, text, _ = run("graft", teacher, "--lora", "blocks/.*/adaln=4", "--lora=final/linear=2", "--out", out)
+    edits = ("--edit", "lora('blocks/.*/adaln', rank=4)", "--edit=lora(final/linear, rank=2)")
+    code, text, _ = run("graft", teacher, *edits, "--out", out)
     assert code == 0
     assert "adapters            0 -> 5" in text
-    assert open_checkpoint(out)[2]["edits"][-1].startswith("compose(lora(blocks/.*/adaln, rank=4, alpha=16), lora(")
+    assert open_checkpoint(out)[2]["edits"][-1].startswith("compose(lora('blocks/.*/adaln', rank=4, alpha=16.0), lora(")
 
 
-@pytest.mark.parametrize("text", ["blocks[*].mixer", "blocks[*].mixer=x", "blocks[*].mixer=4,y", "=4", "nothing=4"])
+@pytest.mark.parametrize(
+    "text",
+    ["lora()", "lora(blocks[*].mixer, rank=x)", "lora(blocks[*].mixer, 4)", "lora(, rank=4)", "lora(nothing)",
+     "lora(final, alpha=0)"],
+)  # fmt: skip
 def test_malformed_adapters_are_refused(refused, tmp_path, teacher, text):
-    assert "lora" in refused("graft", teacher, "--lora", text, "--out", tmp_path / "x")
+    assert "lora" in refused("graft", teacher, "--edit", text, "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

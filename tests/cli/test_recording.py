@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graftax.cli import config
-from graftax.cli.experiments import stages
+from graftax import config
 from graftax.cli.main import main
-from graftax.cli.pixels import images
-from graftax.cli.schema import DemoConfig
+from graftax.data.pixels import images
+from graftax.distill.stage1 import table_of
 from graftax.errors import BadInput
 from graftax.models import Model
+from graftax.study import stages
+from graftax.study.config import DemoConfig
 from graftax.surgery import Edit, graft, parallel_pairs, replace
 from graftax.testing import random_params, tiny_spec
-from graftax.train.overview import parameter_table
 
 DEMO = Path(__file__).parents[2] / "configs/demo_graft.py"
 
@@ -65,7 +65,7 @@ def test_a_fine_tuning_shows_what_it_draws(tmp_path: Path) -> None:
     assert np.asarray(Image.open(work / "images/eval_samples_00000002.png")).shape == (8, 4 * 8 + 3 * 2)
     assert history[-1]["split"] == "eval"
     assert "samples" not in history[-1]
-    frozen = spec.tokens * spec.hidden_size
+    frozen = spec.tokens * spec.width
     assert (work / "parameters.txt").read_text().endswith(f"kept, {frozen:,} frozen\n")
 
 
@@ -77,6 +77,6 @@ def test_stage_1_calls_frozen_what_it_leaves_alone(edit: Edit, totals: str) -> N
     """One mixer of 4 x 48^2 weights and biases; two whole blocks and the projection (2 x 48) x 48 + 48 that joins them."""
     spec = tiny_spec()
     student = graft(Model(spec, random_params(spec, jax.random.key(0))), edit, rng=jax.random.key(0))
-    table = parameter_table(student.params, stages._scions(student), (stages._untouched(student),))
+    table = table_of(student)
     assert f": {totals}, " in table
     assert table.endswith(" frozen")

@@ -10,6 +10,7 @@ import pytest
 
 from graftax import api
 from graftax.cli.main import main
+from graftax.diffusion import Sampling
 from graftax.evaluate.protocol import Protocol
 from graftax.evaluate.result import Result, environment
 from graftax.evaluate.sample_set import draw_set
@@ -18,7 +19,7 @@ from graftax.surgery import replace
 from graftax.testing import random_params, tiny_spec
 
 SCORES = {"teacher": 0.2, "grafted": 0.5}
-PROTOCOL = Protocol(sampler="ddim", steps=2, count=12, labels="balanced")
+PROTOCOL = Protocol(sampling=Sampling(sampler="ddim", steps=2), count=12, labels="balanced")
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_other_protocols_are_refused_unless_asked_for(run, tmp_path, capsys):
         run / "evaluation" / "again",
         Model(spec, random_params(spec, jax.random.key(0))),
         0.3,
-        dataclasses.replace(PROTOCOL, steps=3),
+        dataclasses.replace(PROTOCOL, sampling=Sampling(sampler="ddim", steps=3)),
     )
     assert main(["compare", str(run), "--out", str(tmp_path / "page")]) == 2
     assert "steps: 2 (teacher, grafted), 3 (again)" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_inspect_two_models_prints_their_difference(run, recipe, tmp_path, teach
 
 
 def test_graft_by_arguments_equals_graft_by_config(run, recipe, tmp_path, teacher):
-    argv = ("graft", teacher, "--replace=blocks[50%].mixer=hyena_x(kernel=4)", "--out", tmp_path / "by_arguments")
+    argv = ("graft", teacher, "--edit=blocks[50%].mixer=hyena_x(kernel=4)", "--out", tmp_path / "by_arguments")
     code, out, _ = run(*argv)
     assert code == 0
     assert "mha -> hyena_x(kernel=4)" in out
@@ -95,24 +95,24 @@ def test_the_demo_config_serves_the_single_verbs_too(run, tmp_path):
 
 def test_graft_seeds_and_resizes(run, tmp_path, teacher):
     for seed in (0, 1):
-        argv = ("--resize=blocks[0].mlp=3", "--replace=blocks[1].mixer=swa(window=2)", f"--seed={seed}")
+        argv = ("--edit=blocks[0].mlp=3", "--edit=blocks[1].mixer=swa(window=2)", f"--seed={seed}")
         assert run("graft", teacher, *argv, "--out", tmp_path / f"seed{seed}")[0] == 0
     a, b = (api.load(tmp_path / f"seed{seed}") for seed in (0, 1))
     assert a.spec == b.spec
-    assert a.spec.blocks[0].mlp.option("ratio") == 3.0
-    assert a.spec.blocks[1].mixer.option("window") == 2
+    assert a.spec.blocks[0]["mlp"].option("ratio") == 3.0
+    assert a.spec.blocks[1]["mixer"].option("window") == 2
     changed = [np.any(x != y) for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True)]
     assert 0 < sum(changed) <= 8  # weights and biases of four linears
 
 
 def test_refused_graft_keeps_what_was_there(run, refused, tmp_path, teacher):
     out = tmp_path / "out"
-    assert run("graft", teacher, "--replace=blocks[1].mixer=swa", "--out", out)[0] == 0
+    assert run("graft", teacher, "--edit=blocks[1].mixer=swa", "--out", out)[0] == 0
     before = contents(out)
-    refused("graft", teacher, "--replace=blocks[2].mixer=swa", "--out", out)
-    refused("graft", teacher, "--replace=blocks[7].mixer=swa", "--out", out, "--overwrite")
+    refused("graft", teacher, "--edit=blocks[2].mixer=swa", "--out", out)
+    refused("graft", teacher, "--edit=blocks[7].mixer=swa", "--out", out, "--overwrite")
     assert contents(out) == before
-    assert run("graft", teacher, "--replace=blocks[2].mixer=swa", "--out", out, "--overwrite")[0] == 0
+    assert run("graft", teacher, "--edit=blocks[2].mixer=swa", "--out", out, "--overwrite")[0] == 0
     assert contents(out) != before
 
 

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from graftax.checkpoint.zoo import ZOO
-from graftax.cli import config
-from graftax.cli.experiments import stages
-from graftax.cli.experiments.aot import graft_of, teacher_spec
-from graftax.cli.schema import Recipe
+from graftax import config
+from graftax.backbones.dit.zoo import ZOO
 from graftax.distill.cost import stage1_flops
 from graftax.errors import BadInput
 from graftax.evaluate.aot import UTILISATION, parse_topology
-from graftax.models import param_shapes
 from graftax.models.cost import count_params, train_flops
+from graftax.study.aot import graft_of, teacher_spec
+from graftax.study.config import Recipe
 from graftax.surgery.select import select
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -38,14 +36,6 @@ def table(family):
     head = next(i for i, line in enumerate(lines) if re.match(r" {4,}(argument|pairs) .*FID", line))
     cells = [re.split(r"\s{2,}", line.strip()) for line in lines[head:] if line.startswith("    ")]
     return [dict(zip(cells[0], row, strict=True)) for row in cells[1:]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_teacher():
-    """All rows edit the same DiT-XL/2, whose shapes take half a second to find."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "param_shapes", functools.cache(param_shapes))
-        yield
 
 
 @functools.cache

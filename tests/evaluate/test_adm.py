@@ -10,7 +10,7 @@ from graftax.evaluate.adm import METRICS, Network, adm_scores, open_reference
 from graftax.evaluate.image_file import open_images
 from graftax.evaluate.inception_score import InceptionScore
 from graftax.evaluate.precision_recall import precision_recall
-from graftax.models.inception import InceptionFeatures
+from graftax.nets.inception import InceptionFeatures
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {"fc": RNG.normal(0, 0.02, (8, 5)).astype(np.float32), "trunk": np.eye(27, 15)}

@@ -2,9 +2,9 @@
 
 import pytest
 
+from graftax.backbones.dit import variant
 from graftax.errors import BadInput
 from graftax.evaluate.costs import MISPRINT, SHARES, TESTBED, cost_table
-from graftax.models import variant
 from graftax.models.cost import flops
 from graftax.spec import op
 from graftax.testing import tiny_spec

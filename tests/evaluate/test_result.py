@@ -5,13 +5,14 @@ import json
 
 import pytest
 
+from graftax.diffusion import Sampling
 from graftax.errors import BadInput
 from graftax.evaluate.protocol import Protocol
 from graftax.evaluate.result import Result, by_space, check_comparable, environment, find_results, read_result
 from graftax.models.cost import count_params, flops
 from graftax.testing import tiny_spec
 
-PROTOCOL = Protocol(steps=10, count=100, features="demo classifier 12ab", reference="fashion_mnist")
+PROTOCOL = Protocol(sampling=Sampling(steps=10), count=100, features="demo classifier 12ab", reference="fashion_mnist")
 
 
 def result(**changes) -> Result:
@@ -40,7 +41,7 @@ def test_feature_spaces_have_files_of_their_own(tmp_path):
 
 
 def test_different_protocols_do_not_compare():
-    other = result(protocol=dataclasses.replace(PROTOCOL, steps=20))
+    other = result(protocol=dataclasses.replace(PROTOCOL, sampling=Sampling(steps=20)))
     with pytest.raises(BadInput, match=r"steps: 10 \(a\), 20 \(b\)"):
         check_comparable([("a", result()), ("b", other)])
 

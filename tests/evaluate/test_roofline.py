@@ -4,18 +4,19 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from graftax import ops
+from graftax.backbones.dit import variant
 from graftax.evaluate.bench.timing import Timing
 from graftax.evaluate.latency import latencies, seconds_per_image
-from graftax.evaluate.roofline import WHOLE, operator_fn, roofline, saved_bytes
-from graftax.models import Model, forward, param_shapes, variant
+from graftax.evaluate.roofline import WHOLE, distinct_operators, inputs_of, roofline, saved_bytes
+from graftax.models import Model, forward, param_shapes
 from graftax.models.cost import count_params, flops
 from graftax.ops import OPERATORS
+from graftax.ops.base import shapes_of
 from graftax.ops.window_2d import SWA2D, TILE
-from graftax.spec import OpSpec, Step, op
+from graftax.spec import Step
+from graftax.surgery import replace
 from graftax.testing import random_params, tiny_spec
 from graftax.train.chips import CHIPS, Chip
 
@@ -27,27 +28,26 @@ def counted_otherwise(kind):
     at 8 log2 s for each point that goes in (s, s, s / 2 + 1), where the textbook has 2.5 s log2 s."""
     if kind == "swa_2d":
         window = SWA2D.options()["window"]
-        return 4 * XL.hidden_size * XL.tokens * ((TILE + 2 * window) ** 2 - (2 * window + 1) ** 2)
+        return 4 * XL.width * XL.tokens * ((TILE + 2 * window) ** 2 - (2 * window + 1) ** 2)
     if kind == "hyena_long":
         size = 2 * XL.tokens
-        return XL.hidden_size * math.log2(size) * (8 * (2 * size + size // 2 + 1) - 3 * 2.5 * size)
+        return XL.width * math.log2(size) * (8 * (2 * size + size // 2 + 1) - 3 * 2.5 * size)
     return 0
 
 
-@pytest.mark.parametrize("kind", OPERATORS)
+@pytest.mark.parametrize("kind", [kind for kind, cls in OPERATORS.items() if cls.role in ("mixer", "channel")])
 def test_flops_of_every_operator_agree_with_xla(kind):
-    slot = ops.operator_class(kind).slot
-    operator = ops.resolve(OpSpec(kind, ()), slot, XL.hidden_size, XL.tokens, XL.num_heads)
-    fn, shapes = operator_fn(XL, operator, None)
-    x = jax.ShapeDtypeStruct((1, XL.tokens, XL.hidden_size), jnp.float32)
-    counted = jax.jit(fn).lower(shapes, x).cost_analysis()["flops"] - counted_otherwise(kind)
-    assert counted / ops.build(operator, XL).cost().flops == pytest.approx(1, abs=0.02)
+    slot = {"mixer": "mixer", "channel": "mlp"}[OPERATORS[kind].role]
+    (at,) = (at for at in distinct_operators(replace(f"blocks[*].{slot}", kind).on(XL)) if at.slot == slot)
+    inputs = at.inputs(1, jax.ShapeDtypeStruct)
+    counted = jax.jit(at.run(None)).lower(shapes_of(at.operator(None)), inputs).cost_analysis()["flops"]
+    assert (counted - counted_otherwise(kind)) / at.operator(None).cost().flops == pytest.approx(1, abs=0.02)
 
 
 def test_flops_of_dit_xl_2_agree_with_xla():
-    x, y = jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32), jax.ShapeDtypeStruct((1,), np.int32)
-    run = jax.jit(lambda params, x, t, y: forward(XL, params, x, t, y, plan="unroll")[0])
-    counted = run.lower(param_shapes(XL), x, jax.ShapeDtypeStruct((1,), jnp.float32), y).cost_analysis()["flops"]
+    x, t, cond = jax.eval_shape(lambda: inputs_of(XL, 1))
+    run = jax.jit(lambda params, x, t, cond: forward(XL, params, x, t, cond, plan="unroll")[0])
+    counted = run.lower(param_shapes(XL), x, t, cond).cost_analysis()["flops"]
     assert counted / flops(XL) == pytest.approx(1, abs=0.02)
 
 
@@ -57,7 +57,7 @@ def test_rows_add_up_and_follow_the_program():
     assert (mixer.name, mlp.name, whole.name) == ("mixer mha", "mlp mlp(ratio=4.0)", WHOLE)
     assert whole.params == count_params(spec)
     assert whole.flops == 2 * flops(spec)
-    tokens = 2 * spec.tokens * spec.hidden_size
+    tokens = 2 * spec.tokens * spec.width
     assert mixer.least_bytes == 4 * (mixer.params + spec.depth * 2 * tokens)
     looped = roofline(spec.replace(program=(Step((0,), loops=3), Step((1,)))), 2, jnp.float32)[0]
     assert (looped.flops, looped.count) == (mixer.flops, 4)  # four runs, four blocks
@@ -86,10 +86,8 @@ def test_kept_activations_are_those_of_the_definition():
 
 
 def test_latencies_time_every_kind_of_operator_and_block():
-    spec = tiny_spec(hidden_size=32)
-    blocks = tuple(spec.blocks[:1]) + tuple(b for b in tiny_spec(hidden_size=32, mixer=op("hyena_x", kernel=4)).blocks[1:])
-    spec = spec.replace(blocks=blocks)
+    spec = replace("blocks[1:].mixer", "hyena_x", kernel=4).on(tiny_spec(depth=3))
     times = latencies(Model(spec, random_params(spec, jax.random.key(0))), batch=2, rounds=3)
-    assert list(times) == ["mixer mha", "mixer hyena_x(kernel=4)", "mlp mlp(ratio=4.0)", "block 0", "block 1:4", WHOLE]
+    assert list(times) == ["mixer mha", "mixer hyena_x(kernel=4)", "mlp mlp(ratio=4.0)", "block 0", "block 1,2", WHOLE]
     assert all(len(timing.seconds) == 3 and timing.best > 0 for timing in times.values())
     assert seconds_per_image(Timing((1.0, 2.0, 3.0)), batch=4, steps=50, guided=True) == 50.0

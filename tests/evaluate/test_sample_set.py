@@ -1,6 +1,7 @@
-"""Folders of samples: the same images whatever interrupts, batches or spreads them, and nothing mixed up."""
+"""Folders of samples: the same images whatever interrupts, to a byte whatever batches or spreads them; nothing mixed up."""
 
-import json
+import dataclasses
+import functools
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from graftax.diffusion import Sampling
 from graftax.errors import BadInput
 from graftax.evaluate.protocol import Protocol
 from graftax.evaluate.sample_set import draw_set, open_set, write_npz
@@ -41,7 +43,8 @@ def decode(latents):
     return np.tanh(latents[..., :3])
 
 
-model = Model(tiny_spec(), random_params(tiny_spec(), jax.random.key(0)))
+spec = tiny_spec(depth=1)
+model = Model(spec, random_params(spec, jax.random.key(0)))
 try:
     draw_set(model, Protocol.from_json(protocol), decode, Path(folder), identity="m", part=8, show=False)
 except BadInput as error:
@@ -50,11 +53,12 @@ print(jax.local_device_count(), len(calls))
 """
 """FOLDER PROTOCOL [HOST PORT]: draws the set of these tests, and prints the devices and the parts that were drawn here."""
 
-PROTOCOL = Protocol(steps=4, count=22, labels="balanced", cfg_scale=2.0, seed=5)
+PROTOCOL = Protocol(sampling=Sampling(steps=4, cfg_scale=2.0), count=22, labels="balanced", seed=5)
 
 
+@functools.cache
 def model() -> Model:
-    spec = tiny_spec()
+    spec = tiny_spec(depth=1)
     return Model(spec, random_params(spec, jax.random.key(0)))
 
 
@@ -163,10 +167,10 @@ def test_other_models_protocols_and_parts_are_refused(whole):
     with pytest.raises(BadInput, match="model m, expected n"):
         draw(identity="n")
     with pytest.raises(BadInput, match="steps: 4"):
-        draw(Protocol(**{**json.loads(PROTOCOL.to_json()), "steps": 5}))
+        draw(dataclasses.replace(PROTOCOL, sampling=Sampling(steps=5, cfg_scale=2.0)))
     with pytest.raises(BadInput, match="8 images per part"):
         draw(part=11)
-    draw(Protocol(**{**json.loads(PROTOCOL.to_json()), "reference": "other"}))  # only its scores would differ
+    draw(dataclasses.replace(PROTOCOL, reference="other"))  # only its scores would differ
     assert {file: file.read_bytes() for file in whole.folder.rglob("*.npz")} == before
 
 

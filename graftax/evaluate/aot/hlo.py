@@ -21,7 +21,12 @@ _CHANNEL = re.compile(r"channel_id=(\d+)")
 
 @dataclass(frozen=True)
 class Collective:
-    """All collectives of one kind in one run of a program: how many, and bytes of the arrays they make on one device."""
+    """All collectives of one kind in one run of a program.
+
+    Attributes:
+        count: how many.
+        bytes: of the arrays that they make on one device.
+    """
 
     count: int
     bytes: int

@@ -29,7 +29,12 @@ _NAME = re.compile(r"(?P<chip>v\w+):(?P<shape>\d+(?:x\d+)+)")
 
 @dataclass(frozen=True)
 class Topology:
-    """A slice of `shape` chips, one jax device each. Prints as its name, "v5e:2x4"."""
+    """A slice of chips, one jax device each. Prints as its name, "v5e:2x4".
+
+    Attributes:
+        chip: its kind.
+        shape: chips along each dimension.
+    """
 
     chip: Chip
     shape: tuple[int, ...]

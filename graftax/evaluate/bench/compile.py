@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 
 import jax
@@ -11,14 +10,16 @@ import numpy as np
 import optax
 
 from graftax import ops
+from graftax.backbones.dit import dit_spec
 from graftax.diffusion import Process
 from graftax.evaluate.bench.rows import Row, Rows
 from graftax.evaluate.bench.timing import load, temp_mb
+from graftax.models import forward, param_shapes
 from graftax.models.collect import collect
-from graftax.models.dit import dit_spec, forward, param_shapes
+from graftax.ops.base import Params
 from graftax.spec import ModelSpec, op
 from graftax.train import OptimiserConfig, diffusion_loss, make_step
-from graftax.train.state import Params, create_state
+from graftax.train.state import create_state
 
 HEADS = 6
 
@@ -44,9 +45,9 @@ def bench_compile(
 def random_graft(depth: int, width: int, seed: int) -> ModelSpec:
     """A DiT of 64 tokens whose attention is Hyena-X in half of the blocks, drawn from `seed`."""
     spec = dit_spec(input_size=16, patch_size=2, hidden_size=width, depth=depth, num_heads=HEADS)
-    hyena = ops.resolve(op("hyena_x"), "mixer", width, spec.tokens, HEADS)
+    hyena = ops.resolve(op("hyena_x"), "mixer", spec.sizes)
     chosen = np.random.default_rng(seed).permutation(depth)[: depth // 2]
-    blocks = [dataclasses.replace(block, mixer=hyena) if i in chosen else block for i, block in enumerate(spec.blocks)]
+    blocks = [block.with_op("mixer", hyena) if i in chosen else block for i, block in enumerate(spec.blocks)]
     return spec.replace(blocks=tuple(blocks))
 
 
@@ -67,7 +68,7 @@ def _plain_step(spec: ModelSpec, plan: str, collected: bool) -> jax.stages.Lower
     process, optimiser = Process(), optax.adamw(1e-4)
 
     def loss(params: Params, x0: jax.Array, t: jax.Array, y: jax.Array, noise: jax.Array) -> jax.Array:
-        out, _ = forward(spec, params, process.q_sample(x0, t, noise), t, y, plan=plan)
+        out, _ = forward(spec, params, process.q_sample(x0, t, noise), t, {"y": y}, plan=plan)
         return jnp.mean(process.training_losses(out, x0, t, noise)["loss"])
 
     def step(params: Params, state: optax.OptState, *batch: jax.Array) -> tuple[Params, optax.OptState, jax.Array]:
@@ -95,8 +96,7 @@ def _param_shapes(spec: ModelSpec, collected: bool) -> Params:
 
 def _batch(spec: ModelSpec, size: int = 4) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """Shapes of images (b, h, w, c) and labels (b,)."""
-    image = jax.ShapeDtypeStruct((size, spec.input_size, spec.input_size, spec.in_channels), jnp.float32)
-    return image, jax.ShapeDtypeStruct((size,), jnp.int32)
+    return jax.ShapeDtypeStruct((size, *spec.image_shape), jnp.float32), jax.ShapeDtypeStruct((size,), jnp.int32)
 
 
 def _hlo_lines(compiled: jax.stages.Compiled) -> int:

@@ -45,7 +45,7 @@ def bench_data(
     needs = UTILISATION * find_chip(chip).flops / train_flops(spec)
     threads = threads or read_threads()
     with tempfile.TemporaryDirectory() as folder:
-        shape = (spec.input_size, spec.input_size, spec.in_channels)
+        shape = spec.image_shape
         readers: dict[str, Reader] = {
             f"latents {'x'.join(map(str, shape))}, ArrayRecord": _latents(Path(folder) / "latents", records, shape),
             f"JPEG {PHOTO[1]}x{PHOTO[0]}, cropped to 256": _pictures(Path(folder) / "pictures", pictures),

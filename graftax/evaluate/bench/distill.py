@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from graftax.backbones.dit import dit_spec
 from graftax.diffusion import Process
 from graftax.distill import DistillConfig, create_state, make_distill_step
 from graftax.distill.groups import group_sites
 from graftax.distill.teacher import Teacher
 from graftax.evaluate.bench.rows import Rows
 from graftax.evaluate.bench.timing import interleaved, load
-from graftax.models import Model, dit_spec
+from graftax.models import Model, random_params
 from graftax.surgery import Site, graft, replace, select
-from graftax.testing import random_params
 from graftax.train.loop import Metrics
 
 
@@ -31,8 +31,8 @@ class _Training:
         self.step = make_distill_step(spec, student.spec, sites, Process(), config, method=method)
         rng = np.random.default_rng(0)
         self.batch = {
-            "image": rng.standard_normal((batch, spec.input_size, spec.input_size, spec.in_channels), np.float32),
-            "label": rng.integers(0, spec.num_classes, batch).astype(np.int32),
+            "image": rng.standard_normal((batch, *spec.image_shape), np.float32),
+            "label": rng.integers(0, spec.classes, batch).astype(np.int32),
         }
         self.updates, self.loss = 0, 0.0
 

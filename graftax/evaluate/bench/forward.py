@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from graftax.backbones.dit import variant as published_spec
 from graftax.errors import BadInput
 from graftax.evaluate.bench.rows import Rows
 from graftax.evaluate.bench.timing import interleaved, load
-from graftax.models.dit import forward_prepared, prepare_params, variant
-from graftax.models.stack import Params
+from graftax.models import random_params
+from graftax.models.forward import forward_prepared, prepare_params
+from graftax.ops.base import Params
 from graftax.spec import ModelSpec
-from graftax.testing import random_params
 
 OURS = "graftax"
 
@@ -43,7 +44,7 @@ def bench_forward(
 
 def published(name: str, resolution: int = 256, depth: int | None = None) -> ModelSpec:
     """A published DiT, or its first `depth` blocks between the same ends. Raises `BadInput` on what there is not."""
-    spec = variant(name, resolution)
+    spec = published_spec(name, resolution)
     if depth is None:
         return spec
     if not 1 <= depth <= spec.depth:
@@ -57,7 +58,7 @@ def _rows(spec: ModelSpec, params: Params, batch: int, rounds: int, plan: str) -
     from graftax.evaluate.bench.torch_dit import TorchDiT
 
     x, t, y = _inputs(spec, batch)
-    run = jax.jit(functools.partial(forward_prepared, spec, plan=plan))
+    run = jax.jit(functools.partial(forward_prepared, spec))
     prepared = prepare_params(spec, params, plan)
     rival = TorchDiT(spec, params)
     given = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()), torch.from_numpy(t), torch.from_numpy(y)
@@ -67,7 +68,7 @@ def _rows(spec: ModelSpec, params: Params, batch: int, rounds: int, plan: str) -
             return rival.use_onednn(onednn)(*given).numpy()
 
     candidates = {
-        OURS: lambda: run(prepared, jnp.asarray(x), jnp.asarray(t), jnp.asarray(y))[0],
+        OURS: lambda: run(prepared, jnp.asarray(x), jnp.asarray(t), {"y": jnp.asarray(y)})[0],
         "torch eager": lambda: rival_run(False),
         "torch oneDNN": lambda: rival_run(True),
     }
@@ -86,6 +87,5 @@ def _rows(spec: ModelSpec, params: Params, batch: int, rounds: int, plan: str) -
 
 def _inputs(spec: ModelSpec, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    shape = (batch, spec.input_size, spec.input_size, spec.in_channels)
     t = rng.integers(0, 1000, batch).astype(np.float32)
-    return rng.standard_normal(shape, np.float32), t, rng.integers(0, spec.num_classes, batch)
+    return rng.standard_normal((batch, *spec.image_shape), np.float32), t, rng.integers(0, spec.classes, batch)

@@ -15,6 +15,7 @@ from graftax.evaluate.bench.timing import interleaved, load, temp_mb
 from graftax.ops import Operator
 from graftax.ops.attention import MHA, attend
 from graftax.ops.hyena import HyenaX
+from graftax.spec import Sizes
 
 
 def bench_hyena(
@@ -48,7 +49,8 @@ def _row(n: int, width: int, heads: int, whole: bool, rounds: int) -> Row:
     rng = np.random.default_rng(0)
     x, g = (jnp.asarray(rng.standard_normal((1, n, width), np.float32)) for _ in range(2))
     dense = MHA if whole else AttentionByHead
-    sides: dict[str, Operator] = {"hyena": HyenaX(width, n, heads), "attention": dense(width, n, heads)}
+    sizes = Sizes(width, heads, width // heads, (1, n))  # neither looks at the grid, only at the number of tokens
+    sides: dict[str, Operator] = {"hyena": HyenaX(sizes), "attention": dense(sizes)}
     runs: dict[str, Callable[[], Any]] = {}
     memory: dict[str, float | None] = {}
     for name, operator in sides.items():

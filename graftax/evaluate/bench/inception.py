@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from graftax.evaluate.bench.rows import Rows
 from graftax.evaluate.bench.timing import interleaved, load
-from graftax.models.inception import features, init
+from graftax.nets.inception import features, init
 
 
 def bench_inception(batches: tuple[int, ...] = (1, 16, 64), size: int = 256, rounds: int = 5) -> Rows:

@@ -12,9 +12,9 @@ from graftax.diffusion import Sampler
 from graftax.evaluate.bench.forward import published
 from graftax.evaluate.bench.rows import Rows
 from graftax.evaluate.bench.timing import interleaved, load
-from graftax.models.dit import forward_prepared, prepare_params
-from graftax.models.model import Model
-from graftax.testing import random_params
+from graftax.models import Model, random_params
+from graftax.models.backbone import find
+from graftax.models.forward import forward_prepared, prepare_params
 
 
 def bench_sampling(
@@ -30,12 +30,11 @@ def bench_sampling(
     model = Model(spec, random_params(spec, jax.random.key(0)))
     labels = jnp.zeros(batch, jnp.int32)
     images = batch if cfg_scale == 1 else 2 * batch
-    x = jnp.zeros((images, spec.input_size, spec.input_size, spec.in_channels))
-    t, y = jnp.zeros(images), jnp.zeros(images, jnp.int32)
-    forward = jax.jit(functools.partial(forward_prepared, spec, plan=plan))
+    x, t, cond = jnp.zeros((images, *spec.image_shape)), jnp.zeros(images), find(spec).example(spec, images)
+    forward = jax.jit(functools.partial(forward_prepared, spec))
     prepared = prepare_params(spec, model.params, plan)
     draw = functools.partial(sample, model, labels, sampler=sampler, steps=steps, cfg_scale=cfg_scale, plan=plan)
-    candidates = {"sample": draw, "forwards": lambda: [forward(prepared, x, t, y)[0] for _ in range(steps)]}
+    candidates = {"sample": draw, "forwards": lambda: [forward(prepared, x, t, cond)[0] for _ in range(steps)]}
     before, times = load(), interleaved(candidates, rounds)
     return [
         {

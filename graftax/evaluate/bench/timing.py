@@ -16,7 +16,11 @@ from graftax.errors import BadInput
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall times of one candidate in seconds, one per round."""
+    """Wall times of one candidate.
+
+    Attributes:
+        seconds: one per round.
+    """
 
     seconds: tuple[float, ...]
 

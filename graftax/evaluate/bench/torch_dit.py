@@ -7,19 +7,19 @@ This is the only file of the package that needs torch; import it late.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graftax.backbones.dit.frame import FREQUENCIES
 from graftax.errors import BadInput
-from graftax.models.embed import FREQUENCIES
-from graftax.spec import ModelSpec, block_key, sequential
+from graftax.ops.base import Params
+from graftax.spec import ModelSpec, sequential
 
-Params = dict[str, Any]
+KINDS = ["adaln", "layer_norm", "mha", "mlp"]
+"""What blocks of a DiT as published hold."""
 
 
 class Linear(nn.Module):
@@ -68,18 +68,18 @@ class TorchDiT(nn.Module):
     """
 
     def __init__(self, spec: ModelSpec, params: Params) -> None:
-        kinds = {op.kind for block in spec.blocks for op in (block.mixer, block.mlp)}
-        if kinds != {"mha", "mlp"} or spec.program != sequential(spec.depth):
-            raise BadInput(f"PyTorch rival: operators {sorted(kinds)}, expected mha and mlp alone, in order")
+        kinds = sorted({op.kind for block in spec.blocks for _, op in block.ops})
+        if kinds != KINDS or spec.program != sequential(spec.depth):
+            raise BadInput(f"PyTorch rival: operators {kinds}, expected {KINDS} alone, blocks in order")
         super().__init__()
         self.spec = spec
-        flat = {"kernel": params["x_embedder"]["kernel"].reshape(-1, spec.hidden_size), "bias": params["x_embedder"]["bias"]}
+        flat = {"kernel": params["x_embedder"]["kernel"].reshape(-1, spec.width), "bias": params["x_embedder"]["bias"]}
         self.patch = Linear(flat)
         self.positions = nn.Parameter(_tensor(params["pos_embed"]), requires_grad=False)
         self.labels = nn.Parameter(_tensor(params["y_embedder"]["embedding"]), requires_grad=False)
         self.time1, self.time2 = (Linear(params["t_embedder"][name]) for name in ("fc1", "fc2"))
-        blocks = (params["blocks"][block_key(i)] for i in range(spec.depth))
-        self.blocks = nn.ModuleList(Block(p, spec.num_heads) for p in blocks)
+        blocks = (params["blocks"][spec.block_key(i)] for i in range(spec.depth))
+        self.blocks = nn.ModuleList(Block(p, spec.sizes.heads) for p in blocks)
         self.adaln, self.linear = (Linear(params["final"][name]) for name in ("adaln", "linear"))
 
     def use_onednn(self, on: bool) -> TorchDiT:
@@ -90,16 +90,16 @@ class TorchDiT(nn.Module):
         return self
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        grid, p = self.spec.input_size // self.spec.patch_size, self.spec.patch_size
+        (rows, columns), p = self.spec.sizes.grid, self.spec.option("patch")
         b = x.shape[0]
-        x = x.reshape(b, -1, grid, p, grid, p).permute(0, 2, 4, 3, 5, 1).reshape(b, grid * grid, -1)  # (b, n, p p c)
+        x = x.reshape(b, -1, rows, p, columns, p).permute(0, 2, 4, 3, 5, 1).reshape(b, rows * columns, -1)  # (b, n, p p c)
         x = self.patch(x) + self.positions
         c = self.time2(F.silu(self.time1(_features(t)))) + self.labels[y]
         for block in self.blocks:
             x = block(x, c)
         shift, scale = self.adaln(F.silu(c))[:, None].chunk(2, dim=-1)
-        x = self.linear(_modulated(x, shift, scale)).reshape(b, grid, grid, p, p, -1)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, grid * p, grid * p)
+        x = self.linear(_modulated(x, shift, scale)).reshape(b, rows, columns, p, p, -1)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, rows * p, columns * p)
 
 
 def _tensor(a: jax.Array | np.ndarray) -> Tensor:

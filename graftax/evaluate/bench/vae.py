@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from graftax.checkpoint.vae import params_from_tensors
 from graftax.errors import BadInput
 from graftax.evaluate.bench.rows import Rows
 from graftax.evaluate.bench.timing import interleaved, load
-from graftax.models import vae
-from graftax.models.vae import FAMILIES, VAESpec
+from graftax.nets import vae
+from graftax.nets.vae import FAMILIES, VAESpec
+from graftax.nets.vae_files import params_from_tensors
 
 OURS = "graftax"
 RIVALS = {"diffusers": "contiguous_format", "diffusers, channels last": "channels_last"}
@@ -30,7 +30,7 @@ def bench_vae(family: str = "sd", resolution: int = 256, batch: int = 1, rounds:
     diffusers runs as it comes, and with its tensors channels-last, which its convolutions prefer on some processors.
     Columns: operation, candidate, min_ms, median_ms, spread (median over minimum, less 1), speedup (its time over ours,
     median over rounds), max_difference of its output from ours, load. Raises `BadInput` where diffusers is missing,
-    `family` is not one of `graftax.models.vae.FAMILIES`, or the resolution is no multiple of its factor.
+    `family` is not one of `graftax.nets.vae.FAMILIES`, or the resolution is no multiple of its factor.
     """
     if importlib.util.find_spec("diffusers") is None:
         raise BadInput("bench vae: diffusers is not installed, expected the extra graftax[bench]")

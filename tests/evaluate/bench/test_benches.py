@@ -1,7 +1,5 @@
 """Every measurement at toy size: it runs, its columns are as documented, and what does not depend on time is right."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -20,10 +18,11 @@ from graftax.evaluate.bench.attention import masked_dense
 from graftax.evaluate.bench.compile import random_graft
 from graftax.evaluate.bench.conv import crossover
 from graftax.models import Model
-from graftax.ops import resolve
 from graftax.ops.window import banded_attention
 from graftax.spec import op
 from graftax.testing import random_params, tiny_spec
+
+pytestmark = pytest.mark.full_compiler
 
 
 def check_table(rows, count):
@@ -34,10 +33,10 @@ def check_table(rows, count):
 
 def test_forward_against_torch():
     pytest.importorskip("torch")
-    rows = bench_forward(variant="DiT-S/8", depth=1, batches=(1, 2), rounds=1)
-    check_table(rows, 6)
-    assert [row["candidate"] for row in rows[:3]] == ["graftax", "torch eager", "torch oneDNN"]
-    assert [row["batch"] for row in rows] == [1, 1, 1, 2, 2, 2]
+    rows = bench_forward(variant="DiT-S/8", depth=1, batches=(2,), rounds=1)
+    check_table(rows, 3)
+    assert [row["candidate"] for row in rows] == ["graftax", "torch eager", "torch oneDNN"]
+    assert [row["batch"] for row in rows] == [2, 2, 2]
     for row in rows:
         assert row["max_difference"] < 1e-4
         assert (row["speedup"] == 1) if row["candidate"] == "graftax" else (row["speedup"] > 0)
@@ -76,10 +75,9 @@ def test_forward_refuses(settings, message):
 
 def test_random_graft():
     spec = random_graft(28, 24, 0)
-    assert sum(block.mixer.kind == "hyena_x" for block in spec.blocks) == 14
+    assert sum(block["mixer"].kind == "hyena_x" for block in spec.blocks) == 14
     assert spec != random_graft(28, 24, 1)
-    hyena = resolve(op("hyena_x"), "mixer", 24, spec.tokens, 6)
-    assert all(dataclasses.replace(b, mixer=hyena) == dataclasses.replace(spec.blocks[0], mixer=hyena) for b in spec.blocks)
+    assert len({block.with_op("mixer", op("mha")) for block in spec.blocks}) == 1
 
 
 @pytest.mark.slow

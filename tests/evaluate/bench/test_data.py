@@ -2,6 +2,8 @@ import pytest
 
 from graftax.evaluate.bench import bench_data, format_table
 
+pytestmark = pytest.mark.full_compiler
+
 
 def test_both_sources_are_measured():
     rows = bench_data(variant="DiT-S/8", batch=8, batches=2, records=40, pictures=2, threads=2, rounds=1)

@@ -4,6 +4,8 @@ import pytest
 
 from graftax.evaluate.bench.distill import bench_distill
 
+pytestmark = pytest.mark.full_compiler
+
 
 @pytest.mark.slow
 def test_joint_and_single_site_training_end_at_the_same_loss():

@@ -2,6 +2,8 @@ import pytest
 
 from graftax.evaluate.bench import BENCHES
 
+pytestmark = pytest.mark.full_compiler
+
 
 @pytest.mark.slow
 def test_rows_agree_with_themselves() -> None:

@@ -1,8 +1,12 @@
 """The scan measurement at toy size: columns as documented, forms that agree, and what is known without a clock."""
 
+import pytest
+
 from graftax.evaluate.bench import format_table
 from graftax.evaluate.bench.mamba2 import bench_mamba2
 from graftax.ops.ssd import default_chunk
+
+pytestmark = pytest.mark.full_compiler
 
 
 def test_forms_agree_and_chunks_need_less_memory():

@@ -1,4 +1,8 @@
+import pytest
+
 from graftax.evaluate.bench.save import bench_save
+
+pytestmark = pytest.mark.full_compiler
 
 
 def test_rows():

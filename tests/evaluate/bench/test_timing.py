@@ -8,6 +8,8 @@ from graftax.errors import BadInput
 from graftax.evaluate.bench.rows import format_table
 from graftax.evaluate.bench.timing import Timing, interleaved
 
+pytestmark = pytest.mark.full_compiler
+
 
 def test_candidates_take_turns():
     calls = []

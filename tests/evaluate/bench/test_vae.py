@@ -5,7 +5,9 @@ import pytest
 from graftax.errors import BadInput
 from graftax.evaluate.bench import bench_vae
 from graftax.evaluate.bench.vae import compare
-from graftax.models.vae import VAESpec
+from graftax.nets.vae import VAESpec
+
+pytestmark = pytest.mark.full_compiler
 
 TOY = VAESpec(block_out_channels=(8,), layers_per_block=1, norm_num_groups=2, scaling_factor=0.5, shift_factor=0.1)
 

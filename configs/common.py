@@ -1,0 +1,91 @@
+"""What the experiments of this folder repeat: data, stages and sampling, of the shipped DiT and of the grafting paper.
+
+Plain dicts and functions that make them; the configs beside import this file by its name. What a field means and what its
+default is stands in the dataclasses: `graftax.study.config`, `graftax.data.config`, `graftax.distill.config`,
+`graftax.train.config`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FASHION_MNIST = {"source": "fashion_mnist", "size": 32, "latents": "demo"}
+"""The images that the shipped DiT was trained on, as latents of its autoencoder."""
+
+
+RECORDS = {"log_every": 20, "eval_every": 100}
+"""What stages on the shipped DiT write, and when."""
+
+
+def demo(
+    stage_1: int = 300, stage_2: int = 300, records: dict[str, int] = RECORDS, **settings: Any
+) -> dict[str, Any]:
+    """Teacher, data and both stages on the shipped DiT, so many steps of each; `settings` are those of stage 1."""
+    return {
+        "teacher": "demo",
+        "data": FASHION_MNIST,
+        "distill": {
+            "settings": {"steps": stage_1, "learning_rate": 3e-3, "schedule": "cosine", **settings},
+            "batch_size": 64, **records,
+        },
+        "finetune": {
+            "loop": {"steps": stage_2, "seed": 1, **records},
+            "batch_size": 64,
+            "optimiser": cosine(5e-4, 20, stage_2),
+            "ema_decay": 0.98,
+        },
+    }  # fmt: skip
+
+
+def demo_judging(judged: int = 500, shown: int = 6) -> dict[str, Any]:
+    """How models of the demo are sampled, and by how many samples they are judged."""
+    sample = {"sampler": "ddim", "steps": 25, "cfg_scale": 1.5, "cfg_channels": None, "batch_size": 100}
+    return {"sample": sample, "judged": judged, "shown": shown}
+
+
+def pretraining(steps: int) -> dict[str, int]:
+    """The loop of a training from scratch."""
+    return {"steps": steps, "seed": 0, "log_every": 100, "eval_every": 1000, "save_every": 1000}
+
+
+def cosine(learning_rate: float, warmup_steps: int, steps: int, **more: Any) -> dict[str, Any]:
+    """An optimiser whose rate goes up and then down to 0 at the end, gradients clipped at 1."""
+    return {
+        "learning_rate": learning_rate, "warmup_steps": warmup_steps, "schedule": "cosine", "decay_steps": steps,
+        "grad_clip": 1.0, **more,
+    }  # fmt: skip
+
+
+def paper(
+    subset: str, steps: int, *, eval_every: int = 2500, halve_at: tuple[int, ...] = (), **stage_1: Any
+) -> dict[str, Any]:  # fmt: skip
+    """Teacher, data, devices and both stages of arXiv 2506.05340 on DiT-XL/2 at 256 pixels.
+
+    Stage 1 is 200 epochs over 8,000 images in batches of 64, with `stage_1` among its settings; stage 2 is `steps` of 256
+    images over the `subset` of ImageNet, evaluated every `eval_every`, its rate halved at `halve_at`.
+    """
+    return {
+        "teacher": "DiT-XL-2-256x256.pt",
+        "data": {
+            "source": "imagenet256_latents", "latents": "given", "transform": "flip", "subset": subset,
+            "test": "imagenet256_val_latents", "test_subset": "8k",
+        },
+        "distill_subset": "8k",
+        "mesh": {"fsdp": 8},
+        "distill": {
+            "settings": {
+                "steps": 25_000, "learning_rate": 1e-4, "schedule": "paper", "grad_clip": 10.0, "dtype": "bfloat16",
+                **stage_1,
+            },
+            "batch_size": 64, "eval_every": 2500, "save_every": 2500,
+        },
+        "finetune": {
+            "loop": {"steps": steps, "eval_every": eval_every, "save_every": 2500},
+            "batch_size": 256,
+            "optimiser": {"learning_rate": 1e-4, "warmup_steps": 1000, "halve_at": halve_at, "grad_clip": 10.0},
+            "ema_decay": 0.9999,
+            "class_dropout": 0.1,
+            "compute_dtype": "bfloat16",
+            "remat": "dots",
+        },
+    }  # fmt: skip

@@ -1,1 +1,0 @@
-"""What `graftax analyze` measures, and the page that shows it."""

@@ -1,0 +1,137 @@
+"""Many samples of a model, and what the judge says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from graftax import api
+from graftax.checkpoint.files import replacing
+from graftax.data.pixels.decoding import Decode
+from graftax.diffusion import Sampler, Sampling, image_keys
+from graftax.errors import BadInput
+from graftax.evaluate import pictures
+from graftax.evaluate.metrics import Gaussian, class_accuracy, frechet_distance, moments
+from graftax.models import Model
+from graftax.nets import small
+from graftax.nets.classifier import ClassifierSpec, classify
+from graftax.ops.base import Params
+from graftax.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(Sampling):
+    """How many samples are drawn: `Sampling` with other defaults, a seed and a batch size.
+
+    Image i has the same noise for every model and in any batch (`graftax.diffusion.sampling`), so that another batch size
+    changes it by rounding alone.
+
+    Attributes:
+        sampler: as in `Sampling`, which describes the fields not listed here.
+        steps: of the process.
+        seed: of the noise.
+        batch_size: images per compiled call.
+    """
+
+    sampler: Sampler = "ddim"
+    steps: int = 50
+    seed: int = 0
+    batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise BadInput(f"batch_size: got {self.batch_size}, expected 1 or more")
+
+    @property
+    def sampling(self) -> Sampling:
+        """The fields that say how one image is drawn."""
+        return Sampling(**{name: getattr(self, name) for name in Sampling.__dataclass_fields__})
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, seed {self.seed}"
+
+
+def balanced_labels(count: int, classes: int) -> np.ndarray:
+    """(count,) int32: 0, 1, .., classes - 1, 0, 1, .."""
+    return np.arange(count, dtype=np.int32) % classes
+
+
+def draw(model: Model, labels: np.ndarray, config: SampleConfig, *, label: str = "sample", show: bool = True) -> np.ndarray:
+    """Samples (n, h, w, c) float32 of classes `labels` (n,), as the model makes them (latents of a latent model)."""
+    return draw_with(model, {"y": np.asarray(labels)}, config, label=label, show=show)
+
+
+def draw_with(
+    model: Model, cond: Mapping[str, Any], config: SampleConfig, *, label: str = "sample", show: bool = True
+) -> np.ndarray:
+    """Samples (n, h, w, c) float32 under conditions (n, ...) each, in batches of one shape, so that one compilation does."""
+    count = len(next(iter(cond.values())))
+    size, root, parts = min(config.batch_size, count), jax.random.key(config.seed), []
+    with Progress(count, label, unit="image", show=show) as progress:
+        for i in range(0, count, size):
+            part = {name: jnp.asarray(np.take(values, range(i, i + size), 0, mode="wrap")) for name, values in cond.items()}
+            drawn = api.sample(model, cond=part, sampling=config.sampling, rng=image_keys(root, i, size))
+            parts.append(np.asarray(drawn))
+            progress.advance(min(size, count - i))
+    return np.concatenate(parts)[:count]
+
+
+def write(path: Path, drawn: np.ndarray, decode: Decode | None, labels: np.ndarray, columns: int) -> None:
+    """A .png grid, or an .npz of `images` uint8 (`latents` float32 without a decoder) and `labels`; whole or not at all."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        if decode is None:
+            np.savez(file, latents=drawn, labels=labels)
+        elif path.suffix == ".npz":
+            np.savez(file, images=pictures.to_uint8(decode(drawn)), labels=labels)
+        else:
+            pictures.save_png(file, pictures.grid(pictures.to_uint8(decode(drawn)), columns))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the judge found.
+
+    Attributes:
+        accuracy: share of images that it calls by their class.
+        frechet: Fréchet distance of their features to those of real images.
+        count: number of images.
+    """
+
+    accuracy: float
+    frechet: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A classifier, and the real images that samples are compared with.
+
+    Attributes:
+        spec: of the classifier.
+        params: its weights.
+        reference: Gaussian of the real images' features.
+    """
+
+    spec: ClassifierSpec
+    params: Params
+    reference: Gaussian
+
+    def score(self, pixels: np.ndarray, labels: np.ndarray) -> Score:
+        """Judge images (n, h, w, c) in [-1, 1] against the labels (n,) they were drawn for."""
+        logits, features = classify(self.spec, self.params, pixels)
+        distance = frechet_distance(moments(features, self.reference.space), self.reference)
+        return Score(class_accuracy(logits, labels), distance, len(pixels))
+
+
+def demo_judge(reference: np.ndarray, classifier: str = "demo") -> Judge:
+    """The judge with a shipped or trained classifier, its reference the real images (n, h, w, c) in [-1, 1]."""
+    spec, params = small.load_classifier(classifier)
+    _, features = classify(spec, params, reference)
+    return Judge(spec, params, moments(features, f"features of the classifier {classifier!r}"))

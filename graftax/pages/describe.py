@@ -1,0 +1,164 @@
+"""What a model is, what it costs and how two models differ, as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from graftax import api
+from graftax.backbones.dit.variants import variant
+from graftax.backbones.dit.zoo import Published, Scores, spec_of
+from graftax.blocks import block_kind
+from graftax.evaluate.costs import MISPRINT, cost_table
+from graftax.models import Model, param_shapes
+from graftax.models.backbone import find
+from graftax.models.cost import block_cost, count_params, count_trainable, flops
+from graftax.spec import BlockSpec, ModelSpec, Option, members
+from graftax.surgery import diff, select
+from graftax.surgery.report import program_text
+from graftax.surgery.select import compact
+from graftax.train import MeshConfig
+from graftax.train.overview import parameter_table
+from graftax.train.sharding_report import sharding_report, state_shapes
+
+PLAIN = ("adaln", "layer_norm")
+"""Operators around the mixers that are not worth a word."""
+
+Described = Model | ModelSpec
+"""A model, or of a published name the spec alone."""
+
+
+def open_described(name: str, overrides: Mapping[str, Option]) -> Described:
+    """The model in a file or folder, on no device; the spec alone for a published name."""
+    spec = None if Path(name).exists() else spec_of(name)
+    return api.read(name, None, **overrides) if spec is None else find(spec).override(spec, overrides)
+
+
+def spec_and_meta(model: Described) -> tuple[ModelSpec, dict[str, Any]]:
+    """What a model is, and where it comes from, {} where nothing is known of that."""
+    return (model.spec, model.meta.to_dict()) if isinstance(model, Model) else (model, {})
+
+
+def describe(spec: ModelSpec, meta: Mapping[str, Any]) -> str:
+    """The model in a few lines of text, without a line end."""
+    (h, w, c), sizes = spec.image_shape, spec.sizes
+    known = [f"{h}x{w}x{c}, patch {spec.option('patch')}, {spec.tokens} tokens"]
+    known += [f"{sizes.text} of text"] * bool(sizes.text) + [f"{spec.classes} classes"] * bool(spec.classes)
+    known += ["learned variance"] * spec.prediction.variance
+    lines = [
+        f"{'backbone':<12}{spec.backbone}, {spec.depth} blocks, width {spec.width}, {sizes.heads} heads",
+        f"{'input':<12}{', '.join(known)}",
+        *_blocks(spec),
+        f"{'program':<12}{program_text(spec.program)}",
+        f"{'parameters':<12}{count_params(spec):,} ({count_trainable(spec):,} trainable)",
+        f"{'FLOPs':<12}{flops(spec):,} per image and forward pass",
+    ]
+    if spec.option("compat", "dit") != "dit":
+        lines.insert(1, f"{'numerics':<12}those of {spec.option('compat')}")
+    if spec.adapters:
+        ranks = ", ".join(map(str, sorted({adapter.rank for adapter in spec.adapters})))
+        lines.append(f"{'adapters':<12}{len(spec.adapters)}, rank {ranks}")
+    for name in ("source", "sha256", "edits", "sites"):
+        if value := meta.get(name):
+            lines.append(f"{name:<12}{', '.join(value) if isinstance(value, list) else value}")
+    return "\n".join(lines)
+
+
+def parameters(model: Described) -> str:
+    """Every parameter in a table, blocks that are alike in one line, without a line end."""
+    if not isinstance(model, Model):
+        return parameter_table(param_shapes(model))
+    sites = select(model.meta.sites, model.spec) if model.meta.sites else ()
+    return parameter_table(model.params, [site.path(model.spec) for site in sites])
+
+
+def _blocks(spec: ModelSpec) -> list[str]:
+    """A table with a line for all blocks that are alike, and one for all that is not in blocks."""
+    rows = [(compact(run), block_cost(spec, run), _operators(block)) for block, run in members(spec.blocks).items()]
+    params, operations = (sum(column) for column in zip(*(cost for _, cost, _ in rows), strict=True))
+    rows.append(("the rest", (count_params(spec) - params, flops(spec) - operations), "everything outside the blocks"))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'blocks':<{width}}  {'parameters':>13}  {'FLOPs':>17}  operators"]
+    return lines + [f"{name:<{width}}  {cost[0]:13,}  {cost[1]:17,}  {text}" for name, cost, text in rows]
+
+
+def _operators(block: BlockSpec) -> str:
+    """A block's mixers, then what is unusual around them."""
+    tapped = block_kind(block.kind).tapped
+    around = dict.fromkeys(str(op) for slot, op in block.ops if slot not in tapped and op.kind not in PLAIN)
+    return ", ".join([" + ".join(str(block[slot]) for slot in tapped), *around])
+
+
+def difference(before: Described, after: Described) -> str:
+    """How two models differ, without a line end: sizes first, then the report on operators, leaves and cost."""
+    old, new = (_sizes(spec_and_meta(model)[0]) for model in (before, after))
+    lines = [f"{name:<20}{old.get(name)} -> {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
+    return "\n".join([*lines, str(diff(before, after))])
+
+
+def _sizes(spec: ModelSpec) -> dict[str, Any]:
+    """What is compared of two models, by what it is called."""
+    sizes = {"backbone": spec.backbone, "input": "x".join(map(str, spec.image_shape)), "width": spec.width}
+    return {**sizes, "heads": spec.sizes.heads, "blocks": spec.depth, **dict(spec.frame), **vars(spec.prediction)}
+
+
+def on_mesh(spec: ModelSpec, text: str) -> str:
+    """What stage 2 keeps of the model on a mesh, in all and on each device, and large leaves that are not split, without a
+    line end."""
+    config = MeshConfig.parse(text)
+    config.check_heads(spec.sizes.heads)
+    state, mesh = state_shapes(spec), config.abstract()
+    parts = {"parameters": state.trainable, "averages": state.ema, "optimiser": state.opt_state, "together": state}
+    lines = [f"{name:<12}{str(sharding_report(tree, mesh)).splitlines()[0]}" for name, tree in parts.items()]
+    return "\n".join([f"stage 2 on the mesh {config}", *lines, *str(sharding_report(state, mesh)).splitlines()[1:]])
+
+
+def costs(spec: ModelSpec) -> str:
+    """The paper's cost table for this model, without a line end."""
+    rows = cost_table(spec)
+    width = max(len(str(row.operator)) for row in rows)
+    lines = [f"{'change in percent':<{width}}  blocks  operator  featurizers  parameters  model FLOPs"]
+    for row in rows:
+        featurizers = "-" if row.featurizer_flops is None else f"{row.featurizer_flops:+.2f}"
+        numbers = f"{row.op_flops:+8.2f}  {featurizers:>11}  {row.params:+10.2f}  {row.model_flops:+11.2f}"
+        lines.append(f"{row.operator!s:<{width}}  {row.percent:4} %  {numbers}")
+    return "\n".join([*lines, *([MISPRINT] if spec == variant("DiT-XL/2") else [])])
+
+
+def zoo_listing(models: Iterable[Published]) -> str:
+    """Published models, one line each, without a line end."""
+    models = list(models)
+    width = max(len(model.name) for model in models)
+    lines = [f"{'name':<{width}}   FID   parameters   GFLOPs  edit"]
+    for model in models:
+        numbers = f"{model.scores.fid:5.2f}  {model.params:11,}  {model.flops / 1e9:7.2f}"
+        lines.append(f"{model.name:<{width}} {numbers}  {model.edit}".rstrip())
+    return "\n".join(lines)
+
+
+def zoo_entry(model: Published) -> str:
+    """One published model in a few lines, without a line end."""
+    file = model.url.rsplit("/", 1)[1]
+    fields = {
+        "name": model.name,
+        "edit": f"{model.edit} on DiT-XL-2-256x256" if model.edit else "none",
+        "blocks": f"{compact(model.blocks)} ({len(model.blocks)})" if model.blocks else "none",
+        "parameters": f"{model.params:,}",
+        "FLOPs": f"{model.flops:,} per image and forward pass",
+        "published": _scores(model.scores),
+        "note": model.note,
+        "page": model.page,
+        "weights": model.url,
+        "licence": model.licence,
+        "load": f'graftax.load("{file}"), graftax inspect {file}, graftax convert {file} FOLDER',
+    }
+    return "\n".join(f"{name:<12}{value}" for name, value in fields.items() if value)
+
+
+def _scores(scores: Scores) -> str:
+    parts = {
+        "FID": scores.fid, "Inception score": scores.inception_score, "sFID": scores.sfid, "precision": scores.precision,
+        "recall": scores.recall,
+    }  # fmt: skip
+    return ", ".join(f"{name} {value:.2f}" for name, value in parts.items() if value is not None)

@@ -1,0 +1,59 @@
+"""What an analysis is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from graftax.errors import BadInput
+from graftax.evaluate.drawing import SampleConfig
+from graftax.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an analysis is asked to do. Raises `BadInput` on numbers below 1.
+
+    Attributes:
+        sampling: how trajectories and images are drawn; watched trajectories are those of deterministic DDIM.
+        samples: how many trajectories are watched.
+        painted: on how many the painters' strategies are measured.
+        shown: images per strategy.
+        orders: random orders.
+        k: width of the band, None for an eighth of the tokens.
+        share: of the blocks in a ranking.
+    """
+
+    sampling: SampleConfig
+    samples: int = 50
+    painted: int = 8
+    shown: int = 10
+    orders: int = 10
+    k: int | None = None
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "painted", "shown", "orders"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name}: got {getattr(self, name)}, expected 1 or more")
+
+    def labels(self, spec: ModelSpec, count: int) -> np.ndarray:
+        """(count,) classes: all in turn, or, where there are fewer samples than classes, evenly spread ones."""
+        every = np.arange(count)
+        classes = spec.classes
+        return (every * classes // count if count < classes else every % classes).astype(np.int32)
+
+    def trajectory(self) -> dict[str, Any]:
+        """Arguments of `graftax.analyze.trajectory`."""
+        s = self.sampling
+        return {
+            "steps": s.steps, "cfg_scale": s.cfg_scale, "cfg_channels": s.cfg_channels, "batch_size": s.batch_size,
+            "rng": jax.random.key(s.seed),
+        }  # fmt: skip
+
+    def batches(self) -> int:
+        """How many batches the trajectories of all samples come in."""
+        return self.samples // min(self.sampling.batch_size, self.samples) * self.sampling.steps

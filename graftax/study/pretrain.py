@@ -1,0 +1,224 @@
+"""Training from scratch as config files say it: a DiT, or one of the small networks of the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from graftax import config as configs
+from graftax.backbones.dit.config import DiTConfig
+from graftax.checkpoint import save_model
+from graftax.checkpoint.paths import work_path, write_text
+from graftax.data.config import DataConfig
+from graftax.data.pixels import images as image_data
+from graftax.data.pixels.images import Images
+from graftax.errors import BadInput
+from graftax.evaluate.preview import preview
+from graftax.nets import autoencoder, classifier, small
+from graftax.nets.autoencoder import AutoencoderSpec
+from graftax.nets.classifier import ClassifierSpec
+from graftax.ops.base import Params
+from graftax.study.stages import heldout_of
+from graftax.train import DiffusionConfig, MeshConfig, TrainConfig, fit, train, train_job
+from graftax.train.finetune import FRESH
+from graftax.train.overview import parameter_table, write_parameters
+from graftax.train.record import read_metrics
+from graftax.train.sharding import to_host
+from graftax.train.step import LossFn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """What every training from scratch has.
+
+    Attributes:
+        task: which of `TASKS` this is.
+        workdir: folder of its results.
+        data: what it learns from.
+        mesh: devices.
+    """
+
+    task: str
+    workdir: str
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTPretraining(Pretraining):
+    """A class-conditional DiT.
+
+    Attributes:
+        model: its sizes.
+        training: how it is trained.
+    """
+
+    model: DiTConfig
+    training: DiffusionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderPretraining(Pretraining):
+    """The small autoencoder that gives latents.
+
+    Attributes:
+        model: its sizes.
+        training: how it is trained.
+    """
+
+    training: TrainConfig
+    model: AutoencoderSpec = field(default_factory=AutoencoderSpec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierPretraining(Pretraining):
+    """The small classifier that scores samples.
+
+    Attributes:
+        model: its sizes.
+        training: how it is trained.
+    """
+
+    training: TrainConfig
+    model: ClassifierSpec = field(default_factory=ClassifierSpec)
+
+
+TASKS: dict[str, type[Pretraining]] = {
+    "dit": DiTPretraining, "autoencoder": AutoencoderPretraining, "classifier": ClassifierPretraining,
+}  # fmt: skip
+
+
+def pretraining_of(tree: dict[str, Any]) -> Any:
+    """The training that a config file's fields describe. Raises `BadInput`, naming the key."""
+    task = configs.convert(str, tree.get("task"), "config.task")
+    if task not in TASKS:
+        raise BadInput(f"config.task: got {task!r}, expected one of {tuple(TASKS)}")
+    return configs.build(TASKS[task], tree)
+
+
+def run(config: Any) -> None:
+    """Train as `config` says; leaves model, record.json, metrics.jsonl and checkpoints in its workdir."""
+    folder = Path(config.workdir)
+    config.training.check_mesh(config.mesh, jax.device_count())
+    data = image_data.load(config.data)
+    if isinstance(config, DiTPretraining):
+        _dit(config, data, folder)
+    else:
+        _small(config, data, folder)
+    record = make_record(config, folder)
+    if jax.process_index() == 0:
+        write_text(work_path(folder) / "record.json", json.dumps(record, indent=1) + "\n")
+    print(f"{config.task}: {folder / 'model'}; held out: {record['held_out']}")
+
+
+def make_record(config: Any, folder: Path) -> dict[str, Any]:
+    """The training record, JSON types: config, amount of work, machine, curve, last held-out numbers."""
+    lines = read_metrics(folder)
+    batch = config.training.batch_size
+    trained = [line for line in lines if line["split"] == "train"]
+    held_out = [{k: v for k, v in line.items() if k != "split"} for line in lines if line["split"] == "eval"]
+    steps = [line["step"] for line in trained]
+    # From the rates, not from this process's clock: a run may have been continued several times.
+    seconds = sum((b - a) * batch / line["images_per_s"] for a, b, line in zip([0, *steps], steps, trained, strict=False))
+    return {
+        "config": configs.as_tree(config),
+        "steps": config.training.loop.steps,
+        "images_seen": config.training.loop.steps * batch,
+        "training_seconds": round(seconds),
+        "machine": {"cpus": os.cpu_count(), "platform": platform.machine(), "device": jax.devices()[0].device_kind},
+        "held_out": held_out[-1] if held_out else {},
+        "curve": {"train": [[line["step"], round(line["loss"], 5)] for line in trained], "held_out": held_out},
+    }
+
+
+def _dit(config: DiTPretraining, data: Images, folder: Path) -> None:
+    spec = config.model.spec()
+    config.mesh.check_heads(spec.sizes.heads)
+    image_data.check_fit(data, spec)
+    stage = config.training
+    model, _ = train(
+        spec, data.batches(stage.batch_size, stage.loop.seed), stage, folder, heldout_of(data), mesh=config.mesh.build(),
+        rules=config.mesh.rules, watch=preview(stage.preview, spec, data),
+    )  # fmt: skip
+    source = f"graftax train, {stage.loop.steps} steps on {config.data.source}"
+    save_model(folder / "model", spec, model.params, {**model.meta.to_dict(), "source": source})
+
+
+@dataclass(frozen=True)
+class Net:
+    """What is particular to one kind of small network.
+
+    Attributes:
+        kind: its name.
+        spec_json: what it is.
+        init: key -> weights.
+        loss: as `graftax.train.step` takes it.
+        evaluate: weights -> held-out numbers.
+        finish: trained weights -> those to keep.
+    """
+
+    kind: str
+    spec_json: str
+    init: Callable[[jax.Array], Params]
+    loss: LossFn
+    evaluate: Callable[[Params], Mapping[str, Any]]
+    finish: Callable[[Params], Params] = lambda params: params
+
+
+def _small(config: Any, data: Images, folder: Path) -> None:
+    net = _autoencoder(config, data) if isinstance(config, AutoencoderPretraining) else _classifier(config, data)
+    stage, key = config.training, jax.random.fold_in(jax.random.key(config.training.loop.seed), FRESH)
+    job = train_job(
+        lambda: net.init(key), net.loss, stage.optimiser, ema_decay=stage.ema_decay, frozen=stage.frozen,
+        mesh=config.mesh.build(), metadata={"task": config.task, "spec": json.loads(net.spec_json)},
+        evaluate=net.evaluate if data.held_out else None, label=f"train {config.task}", rules=config.mesh.rules,
+        accumulate=stage.accumulate,
+    )  # fmt: skip
+    write_parameters(folder, parameter_table(jax.eval_shape(net.init, key), None, stage.frozen))
+    state = fit(job, data.batches(stage.batch_size, stage.loop.seed), stage.loop, folder)
+    params, record = net.finish(to_host(state.ema_params)), make_record(config, folder)
+    meta = {"data": config.data.source, "steps": record["steps"], "held_out": record["held_out"]}
+    small.save(net.kind, folder / "model", net.spec_json, params, meta)
+
+
+def _autoencoder(config: AutoencoderPretraining, data: Images) -> Net:
+    spec = config.model
+    _check_pixels(config, data, spec.image_shape)
+
+    def evaluate(params: Params) -> dict[str, float]:
+        # The decoder is judged on the latents it will see: encoded and standardised as after training.
+        params = autoencoder.with_latent_stats(spec, params, data.test)
+        latents = small.in_chunks(autoencoder.encode, spec, params, data.test, spec.latent_shape)
+        decoded = small.in_chunks(autoencoder.decode, spec, params, latents, spec.image_shape)
+        return {"psnr": float(autoencoder.psnr(jnp.square(decoded - data.test).mean()))}
+
+    return Net(
+        "autoencoder", spec.to_json(), lambda key: autoencoder.init(spec, key), autoencoder.autoencoder_loss(spec), evaluate,
+        lambda params: autoencoder.with_latent_stats(spec, params, data.train),
+    )  # fmt: skip
+
+
+def _classifier(config: ClassifierPretraining, data: Images) -> Net:
+    spec = config.model
+    _check_pixels(config, data, spec.image_shape)
+    if data.num_classes > spec.num_classes:
+        raise BadInput(f"data: {data.num_classes} classes, but the classifier has {spec.num_classes}")
+    return Net(
+        "classifier", spec.to_json(), lambda key: classifier.init(spec, key), classifier.classifier_loss(spec),
+        lambda params: {"accuracy": classifier.accuracy(spec, params, data.test, data.test_labels)},
+    )  # fmt: skip
+
+
+def _check_pixels(config: Pretraining, data: Images, shape: tuple[int, ...]) -> None:
+    if config.data.latents != "none":
+        raise BadInput(f"config.data.latents: got {config.data.latents!r}, expected 'none': this network sees pixels")
+    if data.shape != shape:
+        raise BadInput(f"data: images are {data.shape}, the network takes {shape}")

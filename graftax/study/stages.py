@@ -1,0 +1,94 @@
+"""The steps of a grafting experiment as configs say them, each from models to a model: open, graft, distil, fine-tune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from graftax import api
+from graftax.data.pixels import images as image_data
+from graftax.data.pixels.images import Images
+from graftax.distill import PAPER_BATCH, distill, neuron_importance
+from graftax.distill.merged import merged_steps
+from graftax.distill.sites import learnt_sites
+from graftax.distill.stage import DistillStage
+from graftax.errors import BadInput
+from graftax.evaluate.preview import preview
+from graftax.models import Model
+from graftax.spec import ModelSpec
+from graftax.surgery import Edit, Report, apply_edit
+from graftax.surgery.config import GraftConfig
+from graftax.surgery.replace import weighed, with_importance
+from graftax.train import DiffusionConfig, MeshConfig, finetune
+
+History = list[dict[str, Any]]
+ReadData = Callable[[], Images]
+
+
+def open_model(name: str | Path, vet: Callable[[ModelSpec], object] = bool, **overrides: Any) -> Model:
+    """`graftax.load`; before anything touches a device, `vet` may refuse the spec."""
+    model = api.read(name, **overrides)
+    vet(model.spec)
+    return api.place(model)
+
+
+# --- Graft ---------------------------------------------------------------------------------------------------------------
+
+
+def check_edit(edit: Edit, spec: ModelSpec, data: ReadData | None = None) -> None:
+    """Raise `BadInput` where an edit does not fit `spec`, or needs data and gets none. No weights and no device are used."""
+    edit.on(spec)
+    if weighed(edit, spec) and data is None:
+        raise BadInput("graft: init 'transplant' of narrower MLPs looks at their neurons on data, expected --config")
+
+
+def run_graft(teacher: Model, config: GraftConfig, data: ReadData | None = None) -> tuple[Model, Report]:
+    """The student with its scions, and what the edit did. `data` is called where neurons must be weighed on images."""
+    rng, edit = jax.random.key(config.seed), config.edit
+    if data and (sites := weighed(edit, teacher.spec)):
+        batches = data().batches(PAPER_BATCH, config.seed)
+        edit = with_importance(edit, neuron_importance(teacher, batches, config.calibration, sites, rng=rng))
+    return apply_edit(teacher, edit, rng)
+
+
+# --- Train ---------------------------------------------------------------------------------------------------------------
+
+
+def has_stage_1(student: Model) -> bool:
+    """Whether stage 1 has anything to teach: scions with input and output, or merged steps."""
+    return bool(learnt_sites(student) or merged_steps(student.spec))
+
+
+def run_distill(
+    teacher: Model, student: Model, stage: DistillStage, data: Images, workdir: Path | None, mesh: MeshConfig
+) -> tuple[Model, History]:
+    """Stage 1 over all of the student's sites; `workdir` makes it resumable. Returns the student and the records."""
+    return distill(
+        teacher, student, data.batches(stage.batch_size, stage.seed), stage.settings, stage.loop, workdir, heldout_of(data),
+        mesh=mesh.build(), rules=mesh.rules,
+    )  # fmt: skip
+
+
+def run_finetune(
+    student: Model, stage: DiffusionConfig, data: Images, workdir: Path | None, mesh: MeshConfig
+) -> tuple[Model, History]:
+    """Stage 2 with the full objective. Returns the student with averaged weights and the records."""
+    image_data.check_fit(data, student.spec)
+    return finetune(
+        student, data.batches(stage.batch_size, stage.loop.seed), stage, workdir, heldout_of(data), mesh=mesh.build(),
+        rules=mesh.rules, watch=preview(stage.preview, student.spec, data),
+    )  # fmt: skip
+
+
+def heldout_of(data: Images) -> dict[str, Any] | None:
+    """The held-out images and labels, None where there are none."""
+    return {"image": data.test, "label": data.test_labels} if data.held_out else None
+
+
+def last_eval(history: History) -> dict[str, Any]:
+    """The last held-out numbers of a run, {} where there are none."""
+    return next((line for line in reversed(history) if line["split"] == "eval"), {})
+
