@@ -8,14 +8,26 @@ import types
 import jax
 import pytest
 
-FULL = ("golden", "bench", "test_conv", "test_ssd")
-"""Parts of paths of tests that compare with other implementations' numbers, or look at memory, lines or times."""
+pytest_plugins = ["tiny_world"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full-compiler", action="store_true", help="leave the compiler's optimisation on for all tests")
+
+
+def pytest_configure(config):
+    """Half of the time that XLA compiles for a CPU goes into emitters of fast fusions; results stay within rounding."""
+    if not config.getoption("--full-compiler"):
+        os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
-    """XLA's cheapest compilation, here and in processes that tests start (bits must agree between the two)."""
-    if any(part in str(request.path) for part in FULL):
+    """XLA's cheapest compilation, here and in processes that tests start (bits must agree between the two).
+
+    Not for modules marked `full_compiler`, which look at memory, lines or times.
+    """
+    if request.config.getoption("--full-compiler") or request.node.get_closest_marker("full_compiler"):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

@@ -1,5 +1,6 @@
 """The notebooks: what readers of the committed files get, and that every cell runs, shortened, from top to bottom."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,20 @@ def test_committed_outputs_are_of_one_whole_run_without_errors(path: Path, book:
     assert not re.search(r"/home/|/root/|/work/|/tmp/", path.read_text())
 
 
+def test_what_it_imports_is_there_and_meant_for_python(book: Any) -> None:
+    tree = ast.parse("\n".join(re.sub(r"(?m)^( *)%.*", r"\1pass", cell.source) for cell in code(book)))
+    found = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    own = [line for line in found if re.match(r"(from|import) graftax\b", line)]
+    assert own
+    for line in own:
+        assert "graftax.cli" not in line
+        exec(line, {})
+
+
+SHORT, LONG = ("02_surgery", "03_distil_finetune"), ("01_tour", "04_painters_locality")
+
+
+@pytest.mark.parametrize("path", [*SHORT, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)], indirect=True)
 def test_all_cells_run(book: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SMOKE, "1")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
