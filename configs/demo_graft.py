@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     """Settings of the demo."""
     return ConfigDict(
         {
-            **demo(stage_1=200, stage_2=120),
+            **demo(stage_1=150, stage_2=80),
             "kind": "demo",
             "workdir": "runs/demo",
             "graft": {"edits": ("blocks[50%].mixer=hyena_x(kernel=4)",), "seed": 0},
