@@ -10,6 +10,8 @@ import pytest
 
 pytest_plugins = ["tiny_world"]
 
+SLOW_SECONDS = 2400
+
 
 def pytest_addoption(parser):
     parser.addoption("--full-compiler", action="store_true", help="leave the compiler's optimisation on for all tests")
@@ -19,6 +21,13 @@ def pytest_configure(config):
     """Half of the time that XLA compiles for a CPU goes into emitters of fast fusions; results stay within rounding."""
     if not config.getoption("--full-compiler"):
         os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
+
+
+def pytest_collection_modifyitems(items):
+    """What is slow on one machine is three times slower on another, so the limit that finds a hang is a wide one."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 @pytest.fixture(autouse=True, scope="module")

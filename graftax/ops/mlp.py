@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -13,6 +15,21 @@ from graftax.errors import BadInput
 from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Overrides, Params, Shapes, linear_keys
 from graftax.ops.placement import place
 from graftax.spec import OpSpec, Option, Sizes
+
+
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU in its tanh form (Hendrycks and Gimpel, arXiv 1606.08415, Section 2), which keeps one array for the way back."""
+    return nn.gelu(x, approximate=True)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    factor = math.sqrt(2 / math.pi)
+    tanh = jnp.tanh(factor * (x + 0.044715 * x**3))
+    slope = 0.5 * (1 + tanh) + 0.5 * factor * x * (1 - tanh**2) * (1 + 3 * 0.044715 * x**2)
+    return gelu(x), slope * dx
 
 
 class MLP(Operator):
@@ -37,7 +54,7 @@ class MLP(Operator):
         self.fc2 = self.linear(self.width, self.hidden)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(nn.gelu(place(self.fc1(x), "batch", None, "hidden"), approximate=True))
+        return self.fc2(gelu(place(self.fc1(x), "batch", None, "hidden")))
 
     def cost(self) -> Cost:
         d, m, n = self.width, self.hidden, self.tokens

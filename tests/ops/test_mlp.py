@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from graftax.ops.mlp import MLP, keep_neurons, split_neurons
+from graftax.ops.mlp import MLP, gelu, keep_neurons, split_neurons
 from graftax.spec import Sizes
 
 SIZES = Sizes(width=8, heads=2, head_dim=4, grid=(2, 2))
@@ -19,6 +19,12 @@ def made(ratio, seed=0):
 
 def output(operator, weights):
     return operator.apply({"params": weights}, X)
+
+
+def test_gelu_has_the_gradient_that_autodiff_finds():
+    x = jnp.linspace(-6, 6, 101)
+    plain = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=True)))
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), plain(x), atol=1e-6)
 
 
 def test_neurons_that_give_nothing_can_go():

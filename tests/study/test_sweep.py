@@ -123,7 +123,7 @@ def test_killed_and_run_again_gives_the_same_scores(run, sweep, tmp_path):
     assert run("sweep", "--config", sweep, "--workdir", whole)[0] == 0
     argv = [sys.executable, "-m", "graftax.cli.main", "sweep", "--config", str(sweep)]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while process.poll() is None and not list(folder.glob("work/*/finetune/checkpoints/[0-9]*/record")):
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)

@@ -77,7 +77,8 @@ def test_both_stages_survive_being_shot_again_and_again(tmp_path: Path, job: str
     for i, number in enumerate(rng.sample(numbers, SHOTS)):
         batch, delay = 4 + 6 * i, rng.randrange(60)  # ever later, so that each run has something to continue
         codes = launch(job, tmp_path / "cut", rng.randrange(2), batch, number.name, delay)
-        assert codes == [42, 42] if number == signal.SIGTERM else -signal.SIGKILL in codes and 0 not in codes
+        expected = codes == [42, 42] if number == signal.SIGTERM else -signal.SIGKILL in codes and 0 not in codes
+        assert expected, f"shot {i} by {number.name}: exit codes {codes}"
     launch(job, tmp_path / "cut")
     assert_bit_equal(tmp_path / "whole", tmp_path / "cut", 20)
     assert [line["step"] for line in read_metrics(tmp_path / "cut")] == list(range(4, 49, 4))

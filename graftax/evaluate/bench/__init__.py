@@ -20,10 +20,12 @@ from graftax.evaluate.bench.mamba2 import bench_mamba2
 from graftax.evaluate.bench.rows import Rows, format_table
 from graftax.evaluate.bench.sampling import bench_sampling
 from graftax.evaluate.bench.save import bench_save
+from graftax.evaluate.bench.train import bench_train
 from graftax.evaluate.bench.vae import bench_vae
 
 BENCHES: dict[str, Callable[..., Rows]] = {
     "forward": bench_forward,
+    "train": bench_train,
     "compile": bench_compile,
     "attention": bench_attention,
     "conv": bench_conv,
@@ -40,5 +42,6 @@ BENCHES: dict[str, Callable[..., Rows]] = {
 
 __all__ = [
     "BENCHES", "Rows", "bench_attention", "bench_compile", "bench_conv", "bench_data", "bench_distill", "bench_forward",
-    "bench_hyena", "bench_inception", "bench_mamba2", "bench_sampling", "bench_save", "bench_vae", "format_table",
+    "bench_hyena", "bench_inception", "bench_mamba2", "bench_sampling", "bench_save", "bench_train", "bench_vae",
+    "format_table",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The rival of `bench forward`: DiT in PyTorch, eager, built from a graftax parameter tree.
+"""The rival of `bench forward` and `bench train`: DiT in PyTorch, eager, built from a graftax parameter tree.
 
 Attention is PyTorch's own `scaled_dot_product_attention`. Linear layers use the BLAS that PyTorch was built with (MKL, which
 is slow on processors of other makers) or oneDNN, one model for both, since weights of DiT-XL/2 take 2.7 GB.
@@ -6,6 +6,9 @@ This is the only file of the package that needs torch; import it late.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +20,7 @@ from graftax.backbones.dit.frame import FREQUENCIES
 from graftax.errors import BadInput
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec, sequential
+from graftax.train.optimiser import OptimiserConfig
 
 KINDS = ["adaln", "layer_norm", "mha", "mlp"]
 """What blocks of a DiT as published hold."""
@@ -33,9 +37,31 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(_tensor(p["bias"]), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.onednn:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
+        if not self.onednn:
+            return F.linear(x, self.weight, self.bias)
+        if not torch.is_grad_enabled():
+            return _product(x, self.weight, self.bias)
+        return _OneDNN.apply(x, self.weight, self.bias)  # pyright: ignore[reportReturnType]
+
+
+class _OneDNN(torch.autograd.Function):
+    """A linear layer whose three products are oneDNN's; the operator itself has no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        rows, inputs = grads[0].flatten(0, -2), x.flatten(0, -2)
+        return _product(grads[0], weight.T), _product(rows.T.contiguous(), inputs.T), rows.sum(0)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight.contiguous(), bias, "none", [], "")
 
 
 class Block(nn.Module):
@@ -100,6 +126,40 @@ class TorchDiT(nn.Module):
         shift, scale = self.adaln(F.silu(c))[:, None].chunk(2, dim=-1)
         x = self.linear(_modulated(x, shift, scale)).reshape(b, rows, columns, p, p, -1)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, rows * p, columns * p)
+
+
+class TorchTraining:
+    """Training of a `TorchDiT` by the mean squared error of the predicted noise; each call is one update on one batch:
+    gradients, AdamW (fused), averages. Keeps the loss of the last one.
+
+    `batch`: image and noise (b, h, w, c), t (b,), label (b,). `onednn` chooses the library of the linear layers.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, params: Params, batch: Mapping[str, np.ndarray], optimiser: OptimiserConfig,
+        ema_decay: float, onednn: bool,
+    ) -> None:  # fmt: skip
+        self.model = TorchDiT(spec, params).use_onednn(onednn)
+        self.trained = [p for p in self.model.parameters() if p is not self.model.positions]
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        self.averages, self.decay = [p.detach().clone() for p in self.trained], ema_decay
+        betas = optimiser.b1, optimiser.b2
+        self.adamw = torch.optim.AdamW(
+            self.trained, optimiser.learning_rate, betas, optimiser.eps, optimiser.weight_decay, fused=True
+        )
+        images = {name: torch.from_numpy(batch[name].transpose(0, 3, 1, 2).copy()) for name in ("image", "noise")}
+        self.inputs = images["image"], torch.from_numpy(batch["t"].copy()), torch.from_numpy(batch["label"].astype(np.int64))
+        self.noise, self.loss = images["noise"], 0.0
+
+    def __call__(self) -> None:
+        self.adamw.zero_grad(set_to_none=True)
+        out = self.model(*self.inputs)[:, : self.noise.shape[1]]
+        loss = F.mse_loss(out, self.noise)
+        loss.backward()
+        self.adamw.step()
+        torch._foreach_lerp_(self.averages, [p.detach() for p in self.trained], 1 - self.decay)
+        self.loss = float(loss.detach())
 
 
 def _tensor(a: jax.Array | np.ndarray) -> Tensor:

@@ -12,6 +12,7 @@ from graftax.evaluate.bench import (
     bench_conv,
     bench_forward,
     bench_sampling,
+    bench_train,
     format_table,
 )
 from graftax.evaluate.bench.attention import masked_dense
@@ -64,6 +65,16 @@ def test_torch_model_refuses_grafts():
     spec = random_graft(2, 24, 0)
     with pytest.raises(BadInput, match="hyena_x"):
         TorchDiT(spec, {})
+
+
+def test_train_against_torch():
+    """Two libraries, one objective: after the same updates both are at the same loss."""
+    pytest.importorskip("torch")
+    rows = bench_train(variant="DiT-S/8", depth=1, batch=2, rounds=2)
+    assert [row["candidate"] for row in rows] == ["graftax auto", "torch eager", "torch oneDNN"]
+    losses = [row["loss"] for row in rows]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
+    assert rows[0]["speedup"] == 1
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"depth": 13}, "depth: got 13"), ({"variant": "DiT-Z/2"}, "variant")])
