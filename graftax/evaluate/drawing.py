@@ -15,7 +15,7 @@ from graftax import api
 from graftax.checkpoint.files import replacing
 from graftax.data.pixels.decoding import Decode
 from graftax.diffusion import Sampler, Sampling, image_keys
-from graftax.errors import BadInput
+from graftax.errors import BadInput, NonFinite
 from graftax.evaluate import pictures
 from graftax.evaluate.metrics import Gaussian, class_accuracy, frechet_distance, moments
 from graftax.models import Model
@@ -78,9 +78,16 @@ def draw_with(
         for i in range(0, count, size):
             part = {name: jnp.asarray(np.take(values, range(i, i + size), 0, mode="wrap")) for name, values in cond.items()}
             drawn = api.sample(model, cond=part, sampling=config.sampling, rng=image_keys(root, i, size))
-            parts.append(np.asarray(drawn))
+            parts.append(require_finite(np.asarray(drawn), f"images {i} to {i + size - 1}"))
             progress.advance(min(size, count - i))
     return np.concatenate(parts)[:count]
+
+
+def require_finite(drawn: np.ndarray, what: str) -> np.ndarray:
+    """`drawn`; raises `NonFinite`, naming `what` it is, where a number in it is none."""
+    if not np.isfinite(drawn).all():
+        raise NonFinite(f"{what}: not finite, the model's weights are damaged or the guidance is too strong")
+    return drawn
 
 
 def write(path: Path, drawn: np.ndarray, decode: Decode | None, labels: np.ndarray, columns: int) -> None:

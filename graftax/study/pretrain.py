@@ -20,7 +20,7 @@ from graftax.checkpoint.paths import work_path, write_text
 from graftax.data.config import DataConfig
 from graftax.data.pixels import images as image_data
 from graftax.data.pixels.images import Images
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.evaluate.preview import preview
 from graftax.nets import autoencoder, classifier, small
 from graftax.nets.autoencoder import AutoencoderSpec
@@ -100,7 +100,7 @@ def pretraining_of(tree: dict[str, Any]) -> Any:
     """The training that a config file's fields describe. Raises `BadInput`, naming the key."""
     task = configs.convert(str, tree.get("task"), "config.task")
     if task not in TASKS:
-        raise BadInput(f"config.task: got {task!r}, expected one of {tuple(TASKS)}")
+        raise BadInput(f"config.task: got {task!r}, expected one of {tuple(TASKS)}{did_you_mean(task, TASKS)}")
     return configs.build(TASKS[task], tree)
 
 
