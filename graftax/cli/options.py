@@ -42,6 +42,14 @@ def add_config(
     parser.add_argument("--workdir", metavar="FOLDER", help="short for --config.workdir=FOLDER")
 
 
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Look before training."""
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="open models and data, check the mesh, print memory, parameters and shapes of the first step; train nothing",
+    )  # fmt: skip
+
+
 def tree_of(args: argparse.Namespace, default: Path | None = None) -> dict[str, Any]:
     """The fields that --config (or the file `default`), its overrides and --workdir give, not yet checked."""
     from graftax import config

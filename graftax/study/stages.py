@@ -32,10 +32,15 @@ ReadData = Callable[[], Images]
 
 def open_model(name: str | Path, vet: Callable[[ModelSpec], object] = bool, **overrides: Any) -> Model:
     """`graftax.load`; before anything touches a device, `vet` may refuse the spec."""
+    return api.place(read_model(name, vet, **overrides))
+
+
+def read_model(name: str | Path, vet: Callable[[ModelSpec], object] = bool, **overrides: Any) -> Model:
+    """`open_model` on no device: parameters are numpy arrays, views of the file."""
     require_model(name)
     model = api.read(name, **overrides)
     vet(model.spec)
-    return api.place(model)
+    return model
 
 
 # --- Graft ---------------------------------------------------------------------------------------------------------------
