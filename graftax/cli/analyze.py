@@ -5,7 +5,7 @@
     graftax analyze demo --what ablation --config configs/demo_graft.py
 
 locality      share of each block's attention within k tokens, the sweep over k, and the most and least local blocks as
-              text for `graftax graft --replace`
+              text for `graftax graft --edit`
 activations   mean, spread, kurtosis and largest value of every operator's output, by layer and timestep
 similarity    cosine of all residual states with each other, cut into groups
 painters      the output's error when layers are skipped, repeated, reversed, shuffled or run in parallel, on a grid of

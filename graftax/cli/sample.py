@@ -4,8 +4,8 @@
     graftax sample runs/demo/finetuned --per-class 10 --out samples.npz
     graftax sample DiT-XL-2-256x256.pt --latents sd-vae-ft-ema --labels 207,360 --sampler ddpm --steps 250 --out animals.png
 
-A .png is one grid, a row per class; an .npz holds `images` (n, h, w, c) uint8 and `labels`, and is a data set that
-`graftax train` reads. Latent models without a decoder (`--latents`) give an .npz with `latents` float32 instead.
+A .png is one grid, a row per class with its name; an .npz holds `images` (n, h, w, c) uint8 and `labels`, and is a data set
+that `graftax train` reads. Latent models without a decoder (`--latents`) give an .npz with `latents` float32 instead.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="A,B,..", help="classes to draw; default: all (at most the first 16)")
     parser.add_argument("--per-class", type=int, default=8, metavar="N", help="images of each (default: %(default)s)")
     parser.add_argument("--out", required=True, metavar="FILE", help=".png or .npz")
+    parser.add_argument(
+        "--scale", type=int, metavar="N", help="pixels for each of a .png's images' (default: small images are magnified)"
+    )
     options.add_overwrite(parser)
     options.add_sampling(parser)
     options.add_overrides(parser)
@@ -44,6 +47,8 @@ def run(args: argparse.Namespace) -> None:
     settings = options.sampling_of(args)
     if args.per_class < 1:
         raise BadInput(f"per-class: got {args.per_class}, expected 1 or more")
+    if args.scale is not None and (args.scale < 1 or out.suffix != ".png"):
+        raise BadInput(f"--scale: got {args.scale} for {out}, expected 1 or more, for a .png")
     classes = _classes(args.labels)
     overrides = options.overrides_of(args)
     model = stages.open_model(args.model, lambda spec: _vet(args, classes, spec), **overrides)
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     labels = np.repeat(np.asarray(shown, np.int32), args.per_class)
     options.make_room(out)
     drawn = drawing.draw(model, labels, settings)
-    drawing.write(out, drawn, decode, labels, columns=args.per_class)
+    drawing.write(out, drawn, decode, labels, decoding.class_names(model.spec, args.latents, shown), args.scale)
     print(f"{out}: {len(labels)} images, {settings}")
 
 

@@ -16,7 +16,7 @@ from graftax.errors import BadInput
 
 FASHION_MNIST = "fashion_mnist"
 SPLITS = ("train", "test")
-_GARMENTS = (
+GARMENTS = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 
@@ -124,7 +124,7 @@ def prepare(images: np.ndarray, size: int) -> np.ndarray:
 def _fashion_mnist(split: str) -> ImageSet:
     packed = resources.files("graftax.data").joinpath("fashion_mnist/images.xz").read_bytes()
     images, labels = unpack(packed)[split]
-    return ImageSet(images[..., None], labels, FASHION_MNIST, len(_GARMENTS), _GARMENTS)
+    return ImageSet(images[..., None], labels, FASHION_MNIST, len(GARMENTS), GARMENTS)
 
 
 def split_indices(count: int, split: str, held_out: float, seed: int) -> np.ndarray:

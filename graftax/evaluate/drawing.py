@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from graftax.data.pixels.decoding import Decode
 from graftax.diffusion import Sampler, Sampling, image_keys
 from graftax.errors import BadInput, NonFinite
 from graftax.evaluate import pictures
+from graftax.evaluate.labels import labelled, scale_of
 from graftax.evaluate.metrics import Gaussian, class_accuracy, frechet_distance, moments
 from graftax.models import Model
 from graftax.nets import small
@@ -90,15 +91,22 @@ def require_finite(drawn: np.ndarray, what: str) -> np.ndarray:
     return drawn
 
 
-def write(path: Path, drawn: np.ndarray, decode: Decode | None, labels: np.ndarray, columns: int) -> None:
-    """A .png grid, or an .npz of `images` uint8 (`latents` float32 without a decoder) and `labels`; whole or not at all."""
+def write(
+    path: Path, drawn: np.ndarray, decode: Decode | None, labels: np.ndarray, names: Sequence[str], scale: int | None = None
+) -> None:
+    """A .png grid, or an .npz of `images` uint8 (`latents` float32 without a decoder) and `labels`; whole or not at all.
+
+    The grid has a row with its name for each of `names`, every pixel `scale` pixels wide (None: `labels.scale_of`).
+    """
     with replacing(path) as temporary, temporary.open("wb") as file:
         if decode is None:
             np.savez(file, latents=drawn, labels=labels)
         elif path.suffix == ".npz":
             np.savez(file, images=pictures.to_uint8(decode(drawn)), labels=labels)
         else:
-            pictures.save_png(file, pictures.grid(pictures.to_uint8(decode(drawn)), columns))
+            images = pictures.to_uint8(decode(drawn))
+            rows = pictures.grid(images, len(images) // len(names), scale=scale or scale_of(images.shape[2]))
+            pictures.save_png(file, labelled(rows, names))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from graftax.models.cost import block_cost, count_params, count_trainable, flops
 from graftax.spec import BlockSpec, ModelSpec, Option, members
 from graftax.study.missing import require_model
 from graftax.surgery import diff, select
+from graftax.surgery.replay import is_training
 from graftax.surgery.report import program_text
 from graftax.surgery.select import compact
 from graftax.train import MeshConfig
@@ -101,7 +102,16 @@ def difference(before: Described, after: Described) -> str:
     """How two models differ, without a line end: sizes first, then the report on operators, leaves and cost."""
     old, new = (_sizes(spec_and_meta(model)[0]) for model in (before, after))
     lines = [f"{name:<20}{old.get(name)} -> {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
-    return "\n".join([*lines, str(diff(before, after))])
+    return "\n".join([*lines, diff(before, after).text(trained=_only_trained(before, after))])
+
+
+def _only_trained(before: Described, after: Described) -> bool:
+    """Whether the second model is the first one after trainings, by its provenance."""
+    if not isinstance(before, Model) or not isinstance(after, Model) or before.spec != after.spec:
+        return False
+    first, whole = before.meta.edits, after.meta.edits
+    later = whole[len(first) :]
+    return whole[: len(first)] == first and bool(later) and all(map(is_training, later))
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from graftax.distill.stage import DistillStage
 from graftax.errors import BadInput, NonFinite
 from graftax.evaluate import pictures
 from graftax.evaluate.drawing import Score
+from graftax.evaluate.labels import class_columns
 from graftax.models.cost import count_params, flops
 from graftax.progress import say
 from graftax.study import stages
@@ -200,8 +201,8 @@ def _run(experiment: Experiment, plan: Plan, folder: Path) -> Run:
         outcome = {"failure": " ".join(str(error).split())}
     else:
         outcome = _outcome(branch)
-        classes, shown = experiment.data.num_classes, experiment.judging.shown
-        drawn = pictures.grid(branch.judged[-1].samples[: classes * shown], classes, scale=2)
+        names = experiment.data.raw_train.class_names
+        drawn = class_columns(branch.judged[-1].samples, names, experiment.judging.shown)
         pictures.save_png(folder / plan.picture, drawn)
     shutil.rmtree(work, ignore_errors=True)  # checkpoints of a run that is over
     seconds = round(time.perf_counter() - start, 1)

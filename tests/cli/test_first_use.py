@@ -78,6 +78,13 @@ def test_a_refused_resumption_names_folder_field_and_remedy(run, refused, recipe
     said = refused("distill", "--config", recipe, "--config.distill.settings.steps=4")
     folder = tmp_path / "run" / "distill" / "checkpoints"
     assert f"{folder}: metadata.distill.steps: the checkpoint has 6, this run 4; give the same value to resume" in said
+    _, out, _ = run("inspect", *(tmp_path / "run" / name for name in ("grafted", "distilled")))
+    assert "blocks[1,3].mixer   hyena_x(kernel=4), retrained (2 sites)\n" in out, "no second graft"
+    assert "new weights" not in out
+
+
+def test_a_work_folder_that_cannot_be_made_is_refused(refused, recipe):
+    assert "its folder cannot be made" in refused("graft", "--config", recipe, "--workdir", "/proc/nothing")
 
 
 def test_distill_before_graft_says_so(refused, recipe, tmp_path):
