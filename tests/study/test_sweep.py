@@ -101,10 +101,11 @@ def test_a_sweep_does_each_variant_once(run, sweep, tmp_path):
     page = (folder / "report.html").read_text()
     assert all(name in page and name in out for name in NAMES)
 
-    code, _, err = run("sweep", "--config", sweep)
+    code, out, err = run("sweep", "--config", sweep, "--json")
     assert code == 0
     assert "2 of them done already" in err
     assert by_name(folder) == first
+    assert [line["variant"] for line in json.loads(out)["runs"]] == NAMES
 
     # One variant changes: it alone is done again.
     sweep.write_text(sweep.read_text().replace("kernel=4", "kernel=3"))
