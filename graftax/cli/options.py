@@ -144,8 +144,8 @@ def output(name: str | Path, overwrite: bool, holds: str = "") -> Path:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise BadInput(f"{path}: {above} is a file, expected a folder")
-    if not os.access(path if path.exists() else above, os.W_OK):
-        raise BadInput(f"{path}: {above} cannot be written to")
+    if not os.access(place := path if path.exists() else above, os.W_OK):
+        raise BadInput(f"{path}: {place} cannot be written to")
     return path
 
 
