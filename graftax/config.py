@@ -18,9 +18,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 
 T = TypeVar("T")
+
+PACKAGE = Path(__file__).parent
+FOLDER = "configs"
+"""Of the configs that graftax brings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,7 @@ class _Text:
 def read(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Nested dict of the config file at `path` (None: empty) with `overrides` ("key.sub=value") put in.
 
+    "configs/demo_graft.py" is the file of that name where the command is run, else the one that graftax brings (`shipped`).
     The file is Python and is run: it must define `get_config()` that returns an `ml_collections.ConfigDict` (or a
     dict). "configs/grafting.py:swa,75" runs get_config("swa,75"): one file for a family of experiments. Raises `BadInput`
     on a missing or broken file, an argument that it refuses, and an override without "=".
@@ -52,7 +57,10 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "config") -> T:
     fields = {f.name: f for f in dataclasses.fields(schema) if f.init}  # pyright: ignore[reportArgumentType]
     for key in tree:
         if key not in fields:
-            raise BadInput(f"{where}.{key}: unknown key, expected one of {', '.join(sorted(fields))}")
+            raise BadInput(
+                f"{where}.{key}: unknown key, expected one of {', '.join(sorted(fields))}"
+                f"{did_you_mean(key, fields)}"
+            )
     for name, field in fields.items():
         bare = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if bare and name not in tree:
@@ -97,9 +105,27 @@ def split_argument(name: str) -> tuple[Path, str | None]:
     return (Path(f"{file}.py"), argument) if colon else (Path(name), None)
 
 
+def shipped(name: str) -> Path:
+    """The config "configs/NAME.py" that graftax brings: beside the package in a checkout, in it when installed."""
+    inside = PACKAGE / name
+    return inside if inside.exists() else PACKAGE.parent / name
+
+
+def _find(path: Path) -> Path:
+    """`path`, or the config of this name that graftax brings. Raises `BadInput` where there is neither."""
+    if path.is_file():
+        return path
+    if path.parts[:-1] == (FOLDER,):
+        if (own := shipped(str(path))).is_file():
+            return own
+        names = sorted(f"{FOLDER}/{file.name}" for file in shipped(FOLDER).glob("*.py"))
+        near = did_you_mean(path, names)
+        raise BadInput(f"config file {str(path)!r}: no such file here, nor among those that graftax brings{near}")
+    raise BadInput(f"config file {str(path)!r}: no such file")
+
+
 def _run(path: Path, argument: str | None) -> dict[str, Any]:
-    if not path.is_file():
-        raise BadInput(f"config file {str(path)!r}: no such file")
+    path = _find(path)
     try:
         found = _execute(path)
         if "get_config" not in found:
@@ -183,7 +209,7 @@ def _named(hint: Any, value: Any, where: str) -> dict[str, Any]:
 def _choice(hint: Any, given: Any, where: str) -> Any:
     value, choices = given.text if isinstance(given, _Text) else given, typing.get_args(hint)
     if value not in choices:
-        raise BadInput(f"{where}: got {_show(given)}, expected one of {choices}")
+        raise BadInput(f"{where}: got {_show(given)}, expected one of {choices}{did_you_mean(value, choices)}")
     return value
 
 

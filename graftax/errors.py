@@ -6,7 +6,8 @@ Exit codes: 0 done, 1 bug, 2 bad input or config, 3 non-finite numbers, 42 preem
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
 
 class GraftaxError(Exception):
@@ -31,6 +32,12 @@ class Preempted(GraftaxError):
     """The process was asked to stop and has saved its state; running the same command again continues."""
 
     exit_code = 42
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """What a message on a `name` that is none of `known` ends with: "; did you mean ...?", "" where none is near."""
+    near = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.spec_version_1 import upgraded
 
 Option = int | float | bool | str
@@ -247,7 +247,8 @@ class ModelSpec:
         if self.version != VERSION:
             raise BadInput(f"ModelSpec.version: got {self.version!r}, expected {VERSION}")
         if self.backbone not in BACKBONES:
-            raise BadInput(f"ModelSpec.backbone: got {self.backbone!r}, expected one of {tuple(BACKBONES)}")
+            near = did_you_mean(self.backbone, BACKBONES)
+            raise BadInput(f"ModelSpec.backbone: got {self.backbone!r}, expected one of {tuple(BACKBONES)}{near}")
         object.__setattr__(self, "frame", _options(self.frame, "ModelSpec.frame"))
         for name in ("patch", "channels"):
             _check_count(self.option(name), f"ModelSpec.frame {name}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from graftax.evaluate.axes import COLOURS, INK, finish, new_axes
+from graftax.evaluate.axes import COLOURS, INK, finish, log_scale, new_axes
 
 MARKS = "osD^vP*"
 Lines = Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike | None]]
@@ -82,14 +82,8 @@ def bars(
 
 
 def _log_scale(axes) -> None:
-    """Logarithmic y, labelled with plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
     axes.set_yscale("log")
-    decades = np.log10(axes.get_ylim()[1] / axes.get_ylim()[0])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if decades > 3 else (1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter("")
+    log_scale(axes.yaxis, *axes.get_ylim())
 
 
 def _frame(start: float, size: float):

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from graftax.blocks.base import BlockKind, Context, Run, Slot, State, Tap, Taps, alone, as_state, bind, part
 from graftax.blocks.dit import DiTBlock
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.ops import Operator
 from graftax.spec import BlockSpec, ModelSpec, OpSpec, Sizes
 
@@ -37,7 +37,7 @@ def register(cls: type[BlockKind]) -> type[BlockKind]:
 def block_kind(kind: str) -> BlockKind:
     """The block kind registered as `kind`; raises `BadInput` listing the known names."""
     if kind not in BLOCKS:
-        raise BadInput(f"block kind {kind!r}: not known, expected one of {sorted(BLOCKS)}")
+        raise BadInput(f"block kind {kind!r}: not known, expected one of {sorted(BLOCKS)}{did_you_mean(kind, BLOCKS)}")
     return BLOCKS[kind]
 
 
@@ -46,7 +46,8 @@ def slot_of(kind: str, name: str) -> Slot:
     slots = block_kind(kind).slots
     found = next((slot for slot in slots if slot.name == name), None)
     if found is None:
-        raise BadInput(f"block kind {kind!r}: no slot {name!r}, expected one of {tuple(slot.name for slot in slots)}")
+        names = tuple(slot.name for slot in slots)
+        raise BadInput(f"block kind {kind!r}: no slot {name!r}, expected one of {names}{did_you_mean(name, names)}")
     return found
 
 

@@ -24,7 +24,7 @@ from graftax.checkpoint.paths import local_copy
 from graftax.checkpoint.store import INDEX, from_own_layout, is_own_layout, read_folder, read_spec
 from graftax.checkpoint.tensors import TORCH_SUFFIXES, Source, read_tensors, write_safetensors
 from graftax.checkpoint.torch_writer import write_torch
-from graftax.errors import BadInput, naming
+from graftax.errors import BadInput, did_you_mean, naming
 from graftax.models.backbone import find
 from graftax.models.layout import Layout, params_from, tensors_from
 from graftax.spec import BACKBONES, ModelSpec, Option
@@ -60,7 +60,10 @@ def open_checkpoint(path: str | Path, layout: str | None = None, **overrides: Op
     with local_copy(path) as file:
         known = layouts()
         if layout is not None and layout not in (OWN, *known):
-            raise BadInput(f"layout {layout!r}: not known, expected one of {(OWN, *known)}")
+            raise BadInput(
+                f"layout {layout!r}: not known, expected one of {(OWN, *known)}"
+                f"{did_you_mean(layout, (OWN, *known))}"
+            )
         chosen = known if layout is None else {name: one for name, one in known.items() if name == layout}
         with naming(file):
             return _open(file, chosen, layout, overrides)

@@ -5,7 +5,7 @@
     graftax analyze demo --what ablation --config configs/demo_graft.py
 
 locality      share of each block's attention within k tokens, the sweep over k, and the most and least local blocks as
-              text for `graftax graft --replace`
+              text for `graftax graft --edit`
 activations   mean, spread, kurtosis and largest value of every operator's output, by layer and timestep
 similarity    cosine of all residual states with each other, cut into groups
 painters      the output's error when layers are skipped, repeated, reversed, shuffled or run in parallel, on a grid of
@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftax.cli import options
+from graftax.errors import BadInput, did_you_mean
 
 if TYPE_CHECKING:
     from graftax.models import Model
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--what", default=",".join(PARTS), metavar="A,B,..", help="parts of the analysis (default: %(default)s)"
     )
     parser.add_argument("--out", default="runs/analyze", metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="replace the analysis that --out holds")
+    options.add_overwrite(parser, "the analysis in --out")
     parser.add_argument("--samples", type=int, default=50, metavar="N", help="samples watched (default: %(default)s)")
     parser.add_argument("--k", type=int, help="width of the band (default: an eighth of the tokens, the paper's 32 of 256)")
     parser.add_argument("--share", type=int, default=50, metavar="PERCENT", help="of the blocks, in rankings (default: 50)")
@@ -73,8 +73,9 @@ def run(args: argparse.Namespace) -> None:
 
     parts = _parts(args)
     settings, ablation = _settings(args), _ablation(args, ABLATION in parts)
-    folder = _folder(Path(args.out), args.overwrite)
-    model = stages.open_model(args.model, lambda spec: _vet(spec, parts, settings, ablation), **options.overrides_of(args))
+    folder = options.output(args.out, args.overwrite, FOUND)
+    overrides = options.overrides_of(args)
+    model = stages.open_model(args.model, lambda spec: _vet(args, spec, parts, settings, ablation), **overrides)
     decode = decoding.decoder_for(model.spec, args.latents, args.model)
     folder.mkdir(parents=True, exist_ok=True)  # before minutes of work that could not be kept
     found, painted = _measure(model, parts, settings)
@@ -110,30 +111,20 @@ def _measure(model: Model, parts: list[str], settings: Settings) -> tuple[dict[s
 
 
 def _parts(args: argparse.Namespace) -> list[str]:
-    from graftax.errors import BadInput
-
     parts = args.what.split(",")
     if unknown := [part for part in parts if part not in (*PARTS, ABLATION)]:
-        raise BadInput(f"--what: got {unknown[0]!r}, expected some of {', '.join((*PARTS, ABLATION))}")
+        known = (*PARTS, ABLATION)
+        raise BadInput(f"--what: got {unknown[0]!r}, expected some of {', '.join(known)}{did_you_mean(unknown[0], known)}")
     return parts
 
 
-def _folder(path: Path, overwrite: bool) -> Path:
-    from graftax.errors import BadInput
-
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"--out {path}: a file, expected a folder")
-    if (path / FOUND).exists() and not overwrite:
-        raise BadInput(f"--out {path}: holds an analysis already, expected another folder or --overwrite")
-    return path
-
-
-def _vet(spec: ModelSpec, parts: list[str], settings: Settings, ablation: Ablation | None) -> None:
+def _vet(
+    args: argparse.Namespace, spec: ModelSpec, parts: list[str], settings: Settings, ablation: Ablation | None
+) -> None:
     """Raise `BadInput` where a part cannot be done on this model, before any of it runs."""
     from graftax.blocks import tapped_slots
     from graftax.data.pixels import images
-    from graftax.errors import BadInput
-
+    options.check_channels(args, spec)
     if "locality" in parts and settings.k is not None and not 0 <= settings.k < spec.tokens:
         raise BadInput(f"--k: got {settings.k}, expected 0..{spec.tokens - 1} of {spec.tokens} tokens")
     attention = sum(op.kind == "mha" for block in spec.blocks for _, op in block.ops)
@@ -146,14 +137,14 @@ def _vet(spec: ModelSpec, parts: list[str], settings: Settings, ablation: Ablati
     if ablation is None:
         return
     if unknown := [slot for slot in ablation.slots if slot not in tapped_slots(spec)]:
-        raise BadInput(f"--slots: got {unknown[0]!r}, expected some of {', '.join(tapped_slots(spec))}")
+        known = tapped_slots(spec)
+        raise BadInput(f"--slots: got {unknown[0]!r}, expected some of {', '.join(known)}{did_you_mean(unknown[0], known)}")
     if outside := [i for i in ablation.blocks or () if not 0 <= i < spec.depth]:
         raise BadInput(f"--blocks: got {outside[0]}, expected 0..{spec.depth - 1}")
     images.check_fit(ablation.data, spec)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from graftax.errors import BadInput
     from graftax.study.analysis import Settings
 
     if not 1 <= args.share <= 100:
@@ -166,7 +157,6 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _ablation(args: argparse.Namespace, wanted: bool) -> Ablation | None:
     """What the ablation is to do; None where there is none."""
-    from graftax.errors import BadInput
     from graftax.study.ablation import Ablation
 
     if wanted != (args.config is not None):
@@ -183,8 +173,6 @@ def _ablation(args: argparse.Namespace, wanted: bool) -> Ablation | None:
 
 
 def _blocks(text: str | None) -> tuple[int, ...] | None:
-    from graftax.errors import BadInput
-
     try:
         return None if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:

@@ -13,14 +13,18 @@ from the model's FLOPs. Computed, not measured. It takes minutes, and pip instal
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from graftax.cli import options
+from graftax.errors import BadInput, did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("name", nargs="?", help="which measurement, or list")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings other than the default")
-    parser.add_argument("--json", action="store_true", help="print rows as JSON")
+    options.add_json(parser)
     parser.add_argument("--aot", metavar="SLICE", help="compile the steps of --config for this slice")
     parser.add_argument("--step", action="append", default=[], metavar="STEP", help="with --aot: this step, not all")
     parser.add_argument("--config", metavar="FILE", help="with --aot: the experiment, FILE or FILE:ARGUMENT")
@@ -28,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print a table."""
-    from graftax.errors import BadInput
-
     if args.aot is not None:
         if args.name or not args.config:
             raise BadInput("bench --aot: expected --config FILE and no name of a measurement")
@@ -47,7 +49,7 @@ def _run_aot(args: argparse.Namespace) -> None:
     from graftax.study import aot
 
     rows = aot.compile_steps(args.aot, args.config, args.overrides, args.step)
-    print(json.dumps(rows, indent=1) if args.json else format_report(rows))
+    options.answer(args, rows, format_report(rows))
 
 
 def _run_named(args: argparse.Namespace) -> None:
@@ -55,23 +57,39 @@ def _run_named(args: argparse.Namespace) -> None:
     import typing
 
     from graftax import config
-    from graftax.errors import BadInput
     from graftax.evaluate.bench import BENCHES, format_table
 
     if args.name == "list":
-        for name, function in BENCHES.items():
-            settings = ", ".join(f"{p.name}={p.default}" for p in inspect.signature(function).parameters.values())
-            print(f"{name:<12}{(function.__doc__ or '').splitlines()[0]}\n{'':<12}{settings}")
+        options.answer(args, *_listed(BENCHES))
         return
     if args.name not in BENCHES:
-        raise BadInput(f"bench {args.name!r}: expected list or one of {tuple(BENCHES)}")
+        names = ("list", *BENCHES)
+        raise BadInput(f"bench {args.name!r}: expected one of {names}{did_you_mean(args.name, names)}")
     function = BENCHES[args.name]
     hints = typing.get_type_hints(function)
     known = inspect.signature(function).parameters
     settings = {}
     for key, text in config.read(None, args.settings).items():
         if key not in known:
-            raise BadInput(f"bench {args.name}: unknown setting {key!r}, expected one of {tuple(known)}")
+            near = did_you_mean(key, known)
+            raise BadInput(f"bench {args.name}: unknown setting {key!r}, expected one of {tuple(known)}{near}")
         settings[key] = config.convert(hints[key], text, key)
     rows = function(**settings)
-    print(json.dumps(rows, indent=1) if args.json else format_table(rows))
+    options.answer(args, rows, format_table(rows))
+
+
+def _listed(benches: Mapping[str, Callable[..., Any]]) -> tuple[list[dict[str, Any]], str]:
+    """All measurements as JSON types and as text."""
+    found = [{"name": k, "what": (f.__doc__ or "").splitlines()[0], "settings": _defaults(f)} for k, f in benches.items()]
+    lines = []
+    for one in found:
+        settings = ", ".join(f"{key}={value}" for key, value in one["settings"].items())
+        lines.append(f"{one['name']:<12}{one['what']}\n{'':<12}{settings}")
+    return found, "\n".join(lines)
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The settings of a measurement."""
+    import inspect
+
+    return {p.name: p.default for p in inspect.signature(function).parameters.values()}

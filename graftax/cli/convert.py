@@ -3,14 +3,15 @@
     graftax convert DiT-XL-2-256x256.pt teacher
     graftax convert teacher dit-xl-2 --diffusers --compat diffusers
 
-The input's format is recognised; the output's follows its name: .pt and .safetensors are PyTorch's DiT layout, anything
-else is a graftax checkpoint folder, or with --diffusers one that DiTTransformer2DModel.from_pretrained reads. Nothing in
-the input is executed.
+The input's format is recognised; the output's follows its name: .pt and .safetensors are PyTorch's DiT layout, a name
+without suffix is a graftax checkpoint folder, or with --diffusers one that DiTTransformer2DModel.from_pretrained reads.
+Nothing in the input is executed.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from graftax.cli import options
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of a graftax folder's weights"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    options.add_overwrite(parser, "OUT")
     options.add_overrides(parser)
 
 
@@ -36,17 +37,20 @@ def run(args: argparse.Namespace) -> None:
     from graftax.checkpoint import export_model, save_model
     from graftax.errors import BadInput
     from graftax.models.cost import count_params
+    from graftax.study.missing import require_model
     from graftax.surgery import graft, merge_lora
 
-    output = options.refuse_existing(args.output, args.overwrite)
-    to_file = output.suffix in FILES
+    to_file = Path(args.output).suffix in FILES
+    output = (options.output if to_file else options.model_output)(args.output, args.overwrite)
     if to_file and args.diffusers:
         raise BadInput(f"{output}: --diffusers writes a folder, expected a name without {output.suffix}")
     if (to_file or args.diffusers) and args.dtype != "float32":
         raise BadInput(f"dtype {args.dtype} for {output}: expected float32, PyTorch layouts are written in full")
+    require_model(args.input)
     model = api.read(args.input, **options.overrides_of(args))
     if args.merge_lora:
         model = graft(model, merge_lora())
+    options.make_room(output)
     if to_file or args.diffusers:
         export_model(output, model.spec, model.params)
     else:

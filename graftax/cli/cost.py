@@ -10,7 +10,6 @@ time there, and the activations kept for a backward pass. Counted figures need n
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from graftax.cli import options
 
@@ -31,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=250, help="sampling steps of the time per image (default: %(default)s)")
     parser.add_argument("--out", metavar="FOLDER", help="also write cost.json and roofline.png there")
+    options.add_overwrite(parser, "what --out holds")
+    options.add_json(parser)
     options.add_overrides(parser)
 
 
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.train.chips import find_chip
 
     chip = find_chip(args.chip)
+    out = options.output(args.out, args.overwrite, cost_page.FILE) if args.out else None
     for name in ("batch", "rounds", "steps"):
         if getattr(args, name) < 1:
             raise BadInput(f"{name}: got {getattr(args, name)}, expected 1 or more")
@@ -50,12 +52,13 @@ def run(args: argparse.Namespace) -> None:
     if args.measure and not isinstance(model, Model):
         raise BadInput(f"--measure: {args.model} is a published name without weights here, expected a file or folder")
     rows = roofline(model.spec if isinstance(model, Model) else model, args.batch, args.dtype)
-    print(cost_page.counted(rows, chip, args.batch, args.dtype))
-    times = None
+    texts, times = [cost_page.counted(rows, chip, args.batch, args.dtype)], None
     if args.measure and isinstance(model, Model):
         from graftax.evaluate.latency import latencies
 
         times = latencies(model, args.batch, args.rounds)
-        print(f"\n{cost_page.measured(times, args.batch, args.steps)}")
-    if args.out:
-        print(cost_page.write(Path(args.out), rows, chip, args.batch, args.dtype, times))
+        texts.append(f"\n{cost_page.measured(times, args.batch, args.steps)}")
+    record = cost_page.record(rows, chip, args.batch, args.dtype, times)
+    if out:
+        texts.append(str(cost_page.write(out, record, rows, chip)))
+    options.answer(args, record, "\n".join(texts))

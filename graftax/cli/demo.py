@@ -11,33 +11,27 @@ from pathlib import Path
 
 from graftax.cli import options
 
-CONFIG = "demo_graft.py"
+CONFIG = "configs/demo_graft.py"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    options.add_config(parser, f"default: configs/{CONFIG}", required=False)
+    options.add_config(parser, f"default: {CONFIG}", required=False)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the experiment, write the report, say what was found."""
     import time
 
+    from graftax import config
     from graftax.pages import demo_page
     from graftax.study import demo
     from graftax.study.config import experiment_of
 
     start = time.perf_counter()
-    settings = experiment_of(options.tree_of(args, default_config()), "demo")
+    settings = experiment_of(options.tree_of(args, config.shipped(CONFIG)), "demo")
     folder = Path(settings.workdir)
     found = demo.run(settings, folder)
     page = demo_page.write(found, folder)
     print("\n" + "\n".join(demo_page.verdict(found)))
     print(f"Report: {page}  ({time.perf_counter() - start:.0f} s)")
-
-
-def default_config() -> Path:
-    """configs/demo_graft.py: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs" / CONFIG
-    return inside if inside.exists() else package.parent / "configs" / CONFIG

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", metavar="PATH", help="default: the config's teacher")
     parser.add_argument("--student", metavar="FOLDER", help="default: WORKDIR/grafted")
     parser.add_argument("--out", metavar="FOLDER", help="default: WORKDIR/distilled")
+    options.add_dry_run(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
 
     from graftax import api
     from graftax.data.pixels import images
-    from graftax.study import stages
+    from graftax.study import dry_run, stages
     from graftax.study.run_folder import record_settings
     from graftax.study.stages import last_eval
 
@@ -42,8 +43,13 @@ def run(args: argparse.Namespace) -> None:
         images.check_fit(data, spec)
         recipe.mesh.check_heads(spec.sizes.heads)
 
-    teacher = stages.open_model(args.teacher or recipe.teacher, vet)
-    student = stages.open_model(args.student or workdir / "grafted", vet)
+    teacher = stages.read_model(args.teacher or recipe.teacher, vet)
+    student = stages.read_model(args.student or workdir / "grafted", vet)
+    if args.dry_run:
+        print(dry_run.dry_distill(teacher, student, recipe.distill, data, recipe.mesh))
+        print(dry_run.saved_steps(workdir / "distill"))
+        return
+    teacher, student = api.place(teacher), api.place(student)
     record_settings(workdir, recipe)
     student, history = stages.run_distill(teacher, student, recipe.distill, data, workdir / "distill", recipe.mesh)
     out = Path(args.out or workdir / "distilled")

@@ -6,8 +6,11 @@ import argparse
 import importlib.metadata
 import os
 import platform
+from typing import Any
 
+from graftax.cli import options
 from graftax.cli.compiled import VARIABLE
+from graftax.errors import BadInput
 
 REQUIRED = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections", "clu",
@@ -15,28 +18,28 @@ REQUIRED = (
 )  # fmt: skip
 OPTIONAL = {
     "torch": "bench", "scipy": "eval", "libtpu": "tpu", "jax-cuda12-plugin": "NVIDIA GPUs", "tensorboardX": "tensorboard",
-    "wandb": "wandb", "treescope": "notebook",
+    "wandb": "wandb", "treescope": "notebook", "argcomplete": "completion",
 }  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments."""
+    """Declare the verb's arguments."""
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the report; raise `BadInput` where a required package is missing."""
-    from graftax.errors import BadInput
-
-    found = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
-    print(f"{'graftax':<22}{_version('graftax') or 'not installed as a package'}")
-    print(f"{'python':<22}{platform.python_version()} on {platform.platform()}")
-    for name in REQUIRED:
-        print(f"{name:<22}{found[name] or 'MISSING'}")
-    for name, purpose in OPTIONAL.items():
-        print(f"{name:<22}{found[name] or '-'} (optional: {purpose})")
-    if missing := [name for name in REQUIRED if not found[name]]:
+    facts: dict[str, Any] = {
+        "graftax": _version("graftax") or "not installed as a package",
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        **{name: _version(name) or "MISSING" for name in REQUIRED},
+        **{name: f"{_version(name) or '-'} (optional: {purpose})" for name, purpose in OPTIONAL.items()},
+    }
+    missing = [name for name in REQUIRED if not _version(name)]
+    facts |= {} if missing else _devices()
+    options.answer(args, facts, "\n".join(f"{name:<22}{value}" for name, value in facts.items()))
+    if missing:
         raise BadInput(f"packages missing: {', '.join(missing)}; run pip install -e .")
-    _devices()
 
 
 def _version(name: str) -> str | None:
@@ -46,7 +49,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _devices() -> None:
+def _devices() -> dict[str, str]:
+    """What the machine has, by name."""
     import jax
     import jax.numpy as jnp
 
@@ -54,14 +58,15 @@ def _devices() -> None:
     from graftax.train.chips import chip_of
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    print(f"{'host':<22}{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory")
+    found = {"host": f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory"}
     for device in jax.devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")
-        print(f"{'device ' + str(device.id):<22}{device.device_kind}" + (f", {limit / 2**30:.0f} GiB" if limit else ""))
-    print(f"{'compiled programs':<22}{os.environ.get(VARIABLE) or 'not kept'}")
+        found[f"device {device.id}"] = device.device_kind + (f", {limit / 2**30:.0f} GiB" if limit else "")
+    found["compiled programs"] = os.environ.get(VARIABLE) or "not kept"
     chip = chip_of(jax.devices()[0].device_kind)
     peak = f"{chip.flops / 1e12:g} TFLOP/s bfloat16, {chip.hbm_bandwidth / 1e9:g} GB/s" if chip else "unknown"
-    print(f"{'peak of a chip':<22}{peak}")
-    print(f"{'a sum on it':<22}{float(jnp.arange(4.0).sum()):g} (expected 6)")
+    found["peak of a chip"] = peak
+    found["a sum on it"] = f"{float(jnp.arange(4.0).sum()):g} (expected 6)"
     for name in ("dit", "autoencoder.safetensors", "classifier.safetensors"):
-        print(f"{'demo ' + name.split('.')[0]:<22}{'there' if small.demo_path(name).exists() else 'MISSING'}")
+        found[f"demo {name.split('.')[0]}"] = "there" if small.demo_path(name).exists() else "MISSING"
+    return found

@@ -9,12 +9,15 @@ fashion_mnist. OUT then is what `data.source` names in configs: every epoch draw
 data.transform=flip mirrors images at random, so moments of the mirror image are kept too.
 
 The same command continues an interrupted run, and repairs damage in a finished set: shards that are there are compared
-with their checksums, the others written. Under several JAX processes each writes its share into OUT, a folder they share.
+with their checksums, the others written; with --overwrite it begins afresh. Under several JAX processes each writes its
+share into OUT, a folder they share.
 """
 
 from __future__ import annotations
 
 import argparse
+
+from graftax.cli import options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,14 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a call (default: %(default)s)")
     parser.add_argument("--shard-size", type=int, default=4096, metavar="N", help="images a shard (default: %(default)s)")
+    options.add_overwrite(parser, "the set in OUT")
     parser.add_argument("--data-dir", metavar="FOLDER", help="where tensorflow-datasets keeps what it prepared")
 
 
 def run(args: argparse.Namespace) -> None:
     """Encode what is not there yet."""
+    from graftax.data.latents import MANIFEST
     from graftax.data.pixels.encoding import encode
 
+    # What is there of the same set is continued, so it may be there; `encode` refuses another.
+    out = options.output(args.out, True, MANIFEST)
     encode(
-        args.source, args.out, args.vae, args.size, subset=args.subset, subset_seed=args.subset_seed, dtype=args.dtype,
+        args.source, out, args.vae, args.size, subset=args.subset, subset_seed=args.subset_seed, dtype=args.dtype,
         batch_size=args.batch_size, shard_size=args.shard_size, data_dir=args.data_dir,
+        afresh=args.overwrite,
     )  # fmt: skip

@@ -13,18 +13,22 @@ the images are the demo's: the share of samples that the small classifier calls 
 between its features of the samples and of real images (not the FID of papers: other features, other images).
 
 --out keeps samples, scores and the protocol that gave them. Interrupted, the same command continues and ends with the same
-numbers; several hosts share the work in a folder that all see. `graftax compare` and `graftax report` read such folders.
+numbers, and what belongs to another model or protocol is refused; --overwrite begins afresh. Several hosts share the work in
+a folder that all see. `graftax compare` and `graftax report` read such folders.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftax.cli import options
+from graftax.errors import BadInput
+
+if TYPE_CHECKING:
+    from graftax.evaluate.result import Result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,39 +49,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--classifier", default="demo", metavar="PATH", help="default: the shipped one")
     parser.add_argument("--out", metavar="FOLDER", help="keep samples and scores there, and continue there")
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers there")
+    options.add_overwrite(parser, "the samples and scores in --out")
+    options.add_json(parser)
     options.add_sampling(parser)
     options.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Score what was given."""
-    from graftax.errors import BadInput
+    _check(args)
+    _file(args) if args.model is None else _model(args)
 
-    networks = [path for path in (args.inception, args.dino) if path is not None]
-    if (args.reference is None) != (not networks):
-        raise BadInput("evaluate: expected --reference together with --inception or --dino, or none of them")
-    fits = args.metrics is None or args.inception is not None
-    if fits and args.model is not None and args.samples is None:
-        _model(args)
-    elif fits and args.model is None and args.samples is not None and networks:
-        _file(args)
-    else:
-        wanted = "a model, or --samples, --reference and --inception or --dino"
-        raise BadInput(f"evaluate: expected either {wanted}; --metrics belong to --inception")
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise `BadInput` that says what is missing or too much."""
+    network = "--inception or --dino, the network that images are compared in"
+    if args.model is None and args.samples is None:
+        raise BadInput("evaluate: expected a model, or --samples with an .npz of images")
+    if args.model is not None and args.samples is not None:
+        raise BadInput(f"evaluate: got the model {args.model} and --samples, expected one of them")
+    given = args.inception is not None or args.dino is not None
+    if args.reference is None and (given or args.samples is not None):
+        what = "--samples" if args.samples is not None else "--inception" if args.inception is not None else "--dino"
+        more = "" if given else f", and {network}"
+        raise BadInput(f"evaluate {what}: --reference is missing, the images or moments to compare with{more}")
+    if args.reference is not None and not given:
+        raise BadInput(f"evaluate --reference: missing is {network}")
+    if args.metrics is not None and args.inception is None:
+        raise BadInput(f"--metrics: got {args.metrics!r} without --inception, to which they belong")
+    if args.samples is not None and (args.out is not None or args.overwrite):
+        raise BadInput("evaluate --out: keeps a model's samples, expected a model in place of --samples")
 
 
 def _file(args: argparse.Namespace) -> None:
     """Read, measure, print."""
     import dataclasses
 
-    from graftax.errors import BadInput
     from graftax.evaluate import adm
     from graftax.evaluate import run as evaluate_run
     from graftax.evaluate.image_file import open_images
 
-    if args.out is not None:
-        raise BadInput("evaluate --out: keeps a model's samples, expected a model in place of --samples")
     samples = open_images(args.samples)
     if samples is None:
         raise BadInput(f"{args.samples}: no images (arr_0) in it, expected samples")
@@ -86,26 +97,26 @@ def _file(args: argparse.Namespace) -> None:
     if dino is not None:
         dino.check(args.samples, len(samples), samples.shape[1:])
     record: dict[str, Any] = {"scores": {}, "spaces": {}, "samples": len(samples), "reference": Path(args.reference).name}
+    texts = []
     if suite is not None:
         found = adm.adm_scores(suite[0], samples, suite[1], judges.metrics, batch=args.batch_size, show=True)
-        print(found)
+        texts.append(str(found))
         record |= dataclasses.asdict(found)
     if dino is not None:
         distance = dino.distance(samples, args.batch_size)
-        print(f"{evaluate_run.FD:<11}{distance:<11.6g}{dino.space}")
-        print(f"({len(samples):,} samples against {record['reference']}, {len(dino.reference):,} images)")
+        texts.append(f"{evaluate_run.FD:<11}{distance:<11.6g}{dino.space}")
+        texts.append(f"({len(samples):,} samples against {record['reference']}, {len(dino.reference):,} images)")
         record["scores"][evaluate_run.FD], record["spaces"][evaluate_run.FD] = distance, dino.space
-    _write(args.json, record)
+    options.answer(args, record, "\n".join(texts))
 
 
 def _model(args: argparse.Namespace) -> None:
     """Draw what is missing, judge, print."""
     import jax
 
-    from graftax.errors import BadInput
     from graftax.evaluate import run as evaluate_run
+    from graftax.evaluate import sample_set
     from graftax.evaluate.protocol import Protocol
-    from graftax.evaluate.tables import aligned
     from graftax.study import stages
 
     protocol = Protocol(
@@ -114,15 +125,26 @@ def _model(args: argparse.Namespace) -> None:
     )  # fmt: skip
     if args.out is None and jax.process_count() > 1:
         raise BadInput("evaluate: several hosts share the samples, expected --out and a folder that all of them see")
-    model = stages.open_model(args.model, **options.overrides_of(args))
+    # What is there of the same samples is continued, so it may be there; `draw_set` refuses another's.
+    out = options.output(args.out, True, sample_set.INDEX) if args.out else None
+    model = stages.open_model(args.model, lambda spec: options.check_channels(args, spec), **options.overrides_of(args))
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(args.out or scratch)
-        results = evaluate_run.evaluate(args.model, model, protocol, args.latents, _judges(args), folder, args.batch_size)
-    for result in results:
-        print("\n".join([f"{result.protocol.features}", *aligned([[k, f"{v:.6g}"] for k, v in result.scores.items()])]))
-        print(f"(against {result.protocol.reference}; {result.protocol}; protocol {result.protocol.hash})")
+        folder = out or Path(scratch)
+        results = evaluate_run.evaluate(
+            args.model, model, protocol, args.latents, _judges(args), folder, args.batch_size, afresh=args.overwrite
+        )
     if results:  # of several hosts only the first one scores
-        _write(args.json, {"results": [result.record() for result in results]})
+        record = {"results": [result.record() for result in results]}
+        options.answer(args, record, "\n".join(map(_lines, results)))
+
+
+def _lines(result: Result) -> str:
+    """One feature space's scores, without a line end."""
+    from graftax.evaluate.tables import aligned
+
+    scores = aligned([[k, f"{v:.6g}"] for k, v in result.scores.items()])
+    about = f"(against {result.protocol.reference}; {result.protocol}; protocol {result.protocol.hash})"
+    return "\n".join([f"{result.protocol.features}", *scores, about])
 
 
 def _judges(args: argparse.Namespace) -> Any:
@@ -132,12 +154,3 @@ def _judges(args: argparse.Namespace) -> Any:
 
     metrics = tuple(args.metrics.split(",")) if args.metrics else METRICS
     return Judges(args.source, args.classifier, args.reference, args.inception, args.dino, metrics)
-
-
-def _write(path: str | None, record: dict[str, Any]) -> None:
-    """The numbers as JSON, where they were asked for."""
-    from graftax.checkpoint.files import replacing
-
-    if path is not None:
-        with replacing(Path(path)) as temporary:
-            temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     parser.add_argument("--student", metavar="FOLDER", help="default: WORKDIR/distilled")
     parser.add_argument("--out", metavar="FOLDER", help="default: WORKDIR/finetuned")
+    options.add_dry_run(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
 
     from graftax import api
     from graftax.data.pixels import images
-    from graftax.study import stages
+    from graftax.study import dry_run, stages
     from graftax.study.run_folder import record_settings
     from graftax.study.stages import last_eval
 
@@ -42,7 +43,12 @@ def run(args: argparse.Namespace) -> None:
         images.check_fit(data, spec)
         recipe.mesh.check_heads(spec.sizes.heads)
 
-    student = stages.open_model(args.student or workdir / "distilled", vet)
+    student = stages.read_model(args.student or workdir / "distilled", vet)
+    if args.dry_run:
+        print(dry_run.dry_finetune(student, recipe.finetune, data, recipe.mesh))
+        print(dry_run.saved_steps(workdir / "finetune"))
+        return
+    student = api.place(student)
     record_settings(workdir, recipe)
     student, history = stages.run_finetune(student, recipe.finetune, data, workdir / "finetune", recipe.mesh)
     out = Path(args.out or workdir / "finetuned")

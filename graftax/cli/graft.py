@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--edit", action="append", default=[], metavar="EDIT", help="what to do; may be given again")
     parser.add_argument("--seed", type=int, default=0, help="draws the new weights (default: %(default)s)")
     parser.add_argument("--out", metavar="FOLDER", help="where the student goes; default: WORKDIR/grafted of the config")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    options.add_overwrite(parser)
     options.add_config(parser, required=False)
     options.add_overrides(parser)
 
@@ -46,8 +46,7 @@ def run(args: argparse.Namespace) -> None:
     data = (lambda: options.load_data(source)) if source else None
     teacher = stages.open_model(name, lambda spec: stages.check_edit(config.edit, spec, data), **options.overrides_of(args))
     student, report = stages.run_graft(teacher, config, data)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    api.save(student, out)
+    api.save(student, options.make_room(out))
     print(f"{out}\n{report}")
     _print_modulation(teacher, student, report)
 
@@ -73,9 +72,9 @@ def _plan(args: argparse.Namespace) -> tuple[str, GraftConfig, Path, DataConfig 
         if not args.model or not args.edit or not args.out or args.workdir or args.overrides:
             raise BadInput("graft: expected MODEL with --edit and --out, or --config")
         config = GraftConfig(edits=tuple(args.edit), seed=args.seed)
-        return args.model, config, options.refuse_existing(args.out, args.overwrite), None
+        return args.model, config, options.model_output(args.out, args.overwrite), None
     if args.edit:
         raise BadInput("graft: got --config and --edit, expected edits in one place")
     recipe = options.recipe_of(args)
-    out = options.refuse_existing(args.out, args.overwrite) if args.out else Path(recipe.workdir) / "grafted"
+    out = options.model_output(args.out or Path(recipe.workdir) / "grafted", args.overwrite)
     return args.model or recipe.teacher, recipe.graft, out, recipe.data

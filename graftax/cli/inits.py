@@ -16,6 +16,7 @@ from graftax.cli import options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     options.add_config(parser, "config file of the comparison")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -25,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
     settings = experiment_of(options.tree_of(args), "inits")
     folder = Path(settings.workdir)
-    text = inits.table(inits.run(settings, folder))
+    rows = inits.run(settings, folder)
+    text = inits.table(rows)
     (folder / "table.md").write_text(text)
-    print("\n" + text + f"Written to {folder / 'table.md'}")
+    options.answer(args, rows, f"{text}Written to {folder / 'table.md'}")

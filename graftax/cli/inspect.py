@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from graftax.cli import options
+from graftax.errors import BadInput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,26 +25,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh", metavar="AXES", help="print what every device holds in stage 2 on a mesh like fsdp=8 or data=2,fsdp=4"
     )
+    options.add_json(parser)
     options.add_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the description, the difference or the costs."""
-    from graftax.errors import BadInput
     from graftax.pages import describe as text
+    from graftax.pages import describe_record as json
 
     overrides = options.overrides_of(args)
     for name in ("cost", "params", "mesh"):
         if getattr(args, name) and args.other is not None:
             raise BadInput(f"inspect --{name}: got two models, expected one")
     model = text.open_described(args.model, overrides)
+    if args.other is not None:
+        other = text.open_described(args.other, overrides)
+        difference = f"{args.model} -> {args.other}\n{text.difference(model, other)}"
+        options.answer(args, json.difference(model, other), difference)
+        return
     spec, meta = text.spec_and_meta(model)
-    if args.cost or args.params or args.mesh:
-        print("\n".join([
-            *([text.parameters(model)] if args.params else []), *([text.costs(spec)] if args.cost else []),
-            *([text.on_mesh(spec, args.mesh)] if args.mesh else []),
-        ]))  # fmt: skip
-    elif args.other is None:
-        print(text.describe(spec, meta))
+    found = {
+        **({"params": (json.parameters(model), text.parameters(model))} if args.params else {}),
+        **({"cost": (json.costs(spec), text.costs(spec))} if args.cost else {}),
+        **({"mesh": (json.on_mesh(spec, args.mesh), text.on_mesh(spec, args.mesh))} if args.mesh else {}),
+    }
+    if found:
+        record = {name: record for name, (record, _) in found.items()}
+        options.answer(args, record, "\n".join(lines for _, lines in found.values()))
     else:
-        print(f"{args.model} -> {args.other}\n{text.difference(model, text.open_described(args.other, overrides))}")
+        options.answer(args, json.describe(model), text.describe(spec, meta))

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 
+from graftax.cli import parser as parsers
 from graftax.cli.compiled import keep_compiled
+from graftax.cli.platforms import leave_out_absent_tpus
 from graftax.errors import BadInput, GraftaxError
 
-VERBS = (
-    "demo", "inspect", "graft", "replay", "distill", "finetune", "sample", "evaluate", "compare", "report", "convert",
-    "encode", "train", "analyze", "search", "sweep", "inits", "cost", "bench", "zoo", "doctor",
-)  # fmt: skip
 INTERRUPTED = 130
 NOT_WRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
     errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
 )  # fmt: skip
 """What the system says where an output's place is at fault: full, forbidden, or a file where a folder should be."""
 DISTRIBUTED = "GRAFTAX_DISTRIBUTED"
 """Environment variable, set by launch/tpu.sh: this command runs on every host of a slice at once."""
 
-EPILOG = """\
-exit codes:
-  0   done
-  1   a bug in graftax (a traceback is printed), or ended by the watchdog
-  2   bad input, config or usage; nothing can be written
-  3   a loss or gradient became NaN or infinite; the last good state is kept
-  42  asked to stop, state saved; the same command continues
-  130 interrupted
-
-`graftax VERB --help` describes a verb. Config files take overrides: --config FILE --config.key.sub=value."""
 CONFIG_PREFIX = "--config."
 
 
@@ -43,19 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # Overrides are open-ended, so they are taken out before argparse sees the rest.
     overrides = [text.removeprefix(CONFIG_PREFIX) for text in argv if text.startswith(CONFIG_PREFIX)]
-    args = _parser().parse_args([text for text in argv if not text.startswith(CONFIG_PREFIX)])
+    parser = parsers.build()
+    parsers.complete(parser)
+    args = parser.parse_args([text for text in argv if not text.startswith(CONFIG_PREFIX)])
     args.overrides = overrides
     try:
         if overrides and not hasattr(args, "config"):
             args.parser.error(f"{args.verb} takes no config, so no {CONFIG_PREFIX}{overrides[0]}")
-        if args.verb != "bench":  # it times compilations
-            keep_compiled()
-        if os.environ.get(DISTRIBUTED):
-            _join_hosts()
-        args.run(args)
+        _prepare(args)
+        with _silence(args):
+            args.run(args)
         return 0
     except GraftaxError as error:
-        print(f"graftax: error: {_one_line(error)}", file=sys.stderr)
+        print(f"graftax: error: {_one_line(error, args.parser)}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
@@ -67,23 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="graftax", description="Edit pretrained diffusion transformers: graft operators, distil, fine-tune.",
-        epilog=EPILOG, formatter_class=form, allow_abbrev=False,
-    )  # fmt: skip
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name in VERBS:
-        module = importlib.import_module(f"graftax.cli.{name}")
-        summary, _, detail = (module.__doc__ or "").partition("\n")
-        sub = verbs.add_parser(
-            name, help=summary.partition(": ")[2], description=f"{summary}\n{detail}", formatter_class=form,
-            allow_abbrev=False,
-        )  # fmt: skip
-        module.add_arguments(sub)
-        sub.set_defaults(run=module.run, parser=sub)
-    return parser
+def _prepare(args: argparse.Namespace) -> None:
+    """What jax must be told before it is imported; verbs that need none of it never import it."""
+    leave_out_absent_tpus()
+    if args.verb != "bench":  # it times compilations
+        keep_compiled()
+    if os.environ.get(DISTRIBUTED):
+        _join_hosts()
+
+
+def _silence(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    if not args.quiet:
+        return contextlib.nullcontext()
+    from graftax.progress import silence
+
+    return silence()
 
 
 def _join_hosts() -> None:
@@ -95,8 +81,8 @@ def _join_hosts() -> None:
     jax.distributed.initialize()
 
 
-def _one_line(error: GraftaxError) -> str:
-    return " ".join(str(error).split())
+def _one_line(error: GraftaxError, parser: argparse.ArgumentParser) -> str:
+    return parsers.in_flags(" ".join(str(error).split()), parser)
 
 
 if __name__ == "__main__":

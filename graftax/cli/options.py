@@ -1,13 +1,22 @@
-"""Arguments that several verbs share, and outputs that are not overwritten by accident."""
+"""Arguments that several verbs share: configs, sampling, outputs that are not overwritten by accident, answers in JSON."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftax.errors import BadInput
+
+if TYPE_CHECKING:
+    from graftax.spec import ModelSpec
+
+DEMO = "demo"
+"""The name of the shipped model, which therefore is no name for an output."""
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +42,30 @@ def add_config(
     parser.add_argument("--workdir", metavar="FOLDER", help="short for --config.workdir=FOLDER")
 
 
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Look before training."""
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="open models and data, check the mesh, print memory, parameters and shapes of the first step; train nothing",
+    )  # fmt: skip
+
+
 def tree_of(args: argparse.Namespace, default: Path | None = None) -> dict[str, Any]:
     """The fields that --config (or the file `default`), its overrides and --workdir give, not yet checked."""
     from graftax import config
 
     extra = [f"workdir={args.workdir}"] if args.workdir else []
+    _refuse_contradictions([*args.overrides, *extra])
     return config.read(args.config or default, [*args.overrides, *extra])
+
+
+def _refuse_contradictions(overrides: Sequence[str]) -> None:
+    """Raise `BadInput` where one key is given two values."""
+    given: dict[str, str] = {}
+    for key, _, value in (text.partition("=") for text in overrides):
+        if given.setdefault(key, value) != value:
+            also = " (--workdir is short for it)" if key == "workdir" else ""
+            raise BadInput(f"--config.{key}: got {given[key]!r} and {value!r}, expected one of them{also}")
 
 
 def recipe_of(args: argparse.Namespace) -> Any:
@@ -51,10 +78,11 @@ def recipe_of(args: argparse.Namespace) -> Any:
 def load_data(config: Any) -> Any:
     """The images of a `DataConfig`, said what became of a subset."""
     from graftax.data.pixels import images
+    from graftax.progress import say
 
     data = images.load(config)
     if data.note:
-        print(data.note, flush=True)
+        say(data.note)
     return data
 
 
@@ -64,7 +92,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
     parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance, 1 is none (default: %(default)s)")
     parser.add_argument(
-        "--cfg-channels", type=int, default=3, metavar="C", help="guided channels, 0 for all (default: %(default)s, as DiT)"
+        "--cfg-channels", type=int, metavar="C", help="guided channels, 0 for all (default: 3, as DiT, or all where fewer)"
     )
     parser.add_argument("--eta", type=float, default=0.0, help="noise of DDIM, 0 to 1 (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives every model the same noise")
@@ -81,18 +109,59 @@ def sampling_of(args: argparse.Namespace) -> Any:
     from graftax.evaluate.drawing import SampleConfig
 
     return SampleConfig(
-        sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, cfg_channels=args.cfg_channels or None,
-        eta=args.eta, seed=args.seed, batch_size=args.batch_size,
+        sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, eta=args.eta, seed=args.seed,
+        batch_size=args.batch_size, **({} if args.cfg_channels is None else {"cfg_channels": args.cfg_channels or None}),
     )  # fmt: skip
 
 
-def refuse_existing(path: str | Path, overwrite: bool) -> Path:
-    """`path`; raises `BadInput` where it exists and `overwrite` was not asked for, or its folder does not exist."""
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise BadInput(f"{path}: exists already, expected a new name or --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise BadInput(f"{path}: folder {path.parent} does not exist")
+def check_channels(args: argparse.Namespace, spec: ModelSpec) -> None:
+    """Raise `BadInput` where more channels are to be guided than the model has."""
+    if (args.cfg_channels or 0) > (channels := spec.image_shape[-1]):
+        raise BadInput(f"--cfg-channels: got {args.cfg_channels}, expected at most the model's {channels}, or 0 for all")
+
+
+# --- Outputs -------------------------------------------------------------------------------------------------------------
+
+
+def add_overwrite(parser: argparse.ArgumentParser, what: str = "--out") -> None:
+    """Without it, an output that is there already is refused."""
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {what} if it exists")
+
+
+def output(name: str | Path, overwrite: bool, holds: str = "") -> Path:
+    """The path that a verb writes to, checked before it does any work; nothing is made yet (`make_room`).
+
+    `holds`: the file by which a folder is known as an output of this verb, where the folder itself may be there. Raises
+    `BadInput` where the output exists and is not to be replaced, where it cannot be written, and where it is called "demo".
+    """
+    if str(name) == DEMO:
+        raise BadInput(f"{name}: the name of the model that graftax brings, expected another one")
+    path = Path(name)
+    if holds and path.exists() and not path.is_dir():
+        raise BadInput(f"{path}: a file, expected a folder")
+    if (path / holds).exists() and not overwrite:
+        raise BadInput(f"{path / holds}: exists already, expected a new name or --overwrite")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise BadInput(f"{path}: {above} is a file, expected a folder")
+    if not os.access(place := path if path.exists() else above, os.W_OK):
+        raise BadInput(f"{path}: {place} cannot be written to")
+    return path
+
+
+def model_output(name: str | Path, overwrite: bool) -> Path:
+    """`output` of a model's folder, whose name must not look like that of a file of a format that is not written."""
+    if re.search(r"\.[A-Za-z]\w*$", str(name)):
+        raise BadInput(f"{name}: suffix {Path(name).suffix!r}, expected a folder's name without one, or with '/' behind it")
+    return output(name, overwrite)
+
+
+def make_room(path: Path) -> Path:
+    """`path`, with the folders above it made. Raises `BadInput` where that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{path}: its folder cannot be made ({error.strerror})") from None
     return path
 
 
@@ -101,3 +170,16 @@ def suffix_of(path: Path, allowed: Sequence[str]) -> str:
     if path.suffix not in allowed:
         raise BadInput(f"{path}: suffix {path.suffix!r}, expected one of {', '.join(allowed)}")
     return path.suffix
+
+
+# --- Answers -------------------------------------------------------------------------------------------------------------
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The answer for programs."""
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
+def answer(args: argparse.Namespace, record: Any, text: str) -> None:
+    """Print what was found: as JSON (`record`, JSON types) where that was asked for, else as `text`."""
+    print(json.dumps(record, indent=1, ensure_ascii=False) if args.json else text)

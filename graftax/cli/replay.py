@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("other", help="the model that is edited")
     parser.add_argument("--seed", type=int, default=0, help="draws the new weights (default: %(default)s)")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the result goes")
-    parser.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    options.add_overwrite(parser)
     options.add_overrides(parser)
 
 
@@ -28,12 +28,15 @@ def run(args: argparse.Namespace) -> None:
     import jax
 
     from graftax import api
+    from graftax.study.missing import require_model
     from graftax.surgery import replay
 
-    out = options.refuse_existing(args.out, args.overwrite)
+    out = options.model_output(args.out, args.overwrite)
+    require_model(args.model)
+    require_model(args.other)
     recipe = api.read(args.model).meta
     model, report, left_out = replay(recipe, api.load(args.other, **options.overrides_of(args)), jax.random.key(args.seed))
-    api.save(model, out)
+    api.save(model, options.make_room(out))
     print(f"{out}\n{report}")
     if left_out:
         print(f"{'not replayed':<20}{', '.join(left_out)}")

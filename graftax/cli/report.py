@@ -13,6 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from graftax.cli import options
+from graftax.errors import BadInput
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
@@ -20,14 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shown", type=int, default=40, metavar="N", help="samples per evaluated model (default: %(default)s)"
     )
+    options.add_overwrite(parser, "the report in RUN")
 
 
 def run(args: argparse.Namespace) -> None:
     """Read the folder, write the page."""
-    from graftax.errors import BadInput
     from graftax.pages import report_page
     from graftax.study.run_folder import read_run
 
     if args.shown < 1:
         raise BadInput(f"shown: got {args.shown}, expected 1 or more")
-    print(report_page.write(read_run(Path(args.folder)), Path(args.folder), args.shown))
+    found = read_run(Path(args.folder))
+    print(report_page.write(found, options.output(args.folder, args.overwrite, "report.html"), args.shown))

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftax.cli import options
+from graftax.errors import BadInput
 
 if TYPE_CHECKING:
     from graftax.analyze.search import Search
+
+FILE = "search.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=512, metavar="N", help="held-out images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="draws their times and noise")
     parser.add_argument("--out", metavar="FOLDER", help="default: WORKDIR/search")
+    options.add_overwrite(parser, "the search in --out")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,10 +45,10 @@ def run(args: argparse.Namespace) -> None:
     from graftax import api
     from graftax.analyze.search import search
     from graftax.data.pixels import images
-    from graftax.errors import BadInput
     from graftax.study import stages
 
     recipe = options.recipe_of(args)
+    folder = options.output(args.out or Path(recipe.workdir) / "search", args.overwrite, FILE)
     data = images.load(recipe.data)
     if not data.held_out or args.images < 1:
         raise BadInput(f"search: {len(data.raw_test)} held-out images, {args.images} asked for, expected 1 or more")
@@ -51,12 +56,11 @@ def run(args: argparse.Namespace) -> None:
     student = stages.open_model(args.student or Path(recipe.workdir) / "distilled")
     heldout = {"image": data.test[: args.images], "label": data.test_labels[: args.images]}
     found = search(teacher, student, heldout, share=args.share, budget=args.budget, seed=args.seed)
-    folder = Path(args.out or Path(recipe.workdir) / "search")
-    _report(folder, found)
+    _report(args, folder, found)
     api.save(found.model, folder / "best")
 
 
-def _report(folder: Path, search: Search) -> None:
+def _report(args: argparse.Namespace, folder: Path, search: Search) -> None:
     from graftax.checkpoint.files import replacing
     from graftax.evaluate import pictures
     from graftax.evaluate.bench.rows import format_table
@@ -67,12 +71,14 @@ def _report(folder: Path, search: Search) -> None:
          "selector": " ".join(choice.selectors)}
         for name, choice in search.choices.items()
     ]  # fmt: skip
-    print("\n\n".join([format_table(sites), format_table(sets), "\n".join(["best set, as edits:", *search.edits])]))
+    record = {"sites": sites, "sets": sets, "edits": search.edits}
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "search.json") as temporary:
-        temporary.write_text(json.dumps({"sites": sites, "sets": sets, "edits": search.edits}, indent=1) + "\n")
+    with replacing(folder / FILE) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
     slots = sorted({one.site.slot for one in search.found})
     series = {slot: [(one.site.block, one.harm) for one in search.found if one.site.slot == slot] for slot in slots}
     with replacing(folder / "harm.png") as temporary:
         pictures.bars(temporary, series, x="block", y="relative error of the output")
-    print(f"{folder}: search.json, harm.png, best")
+    edits = "\n".join(["best set, as edits:", *search.edits])
+    text = "\n\n".join([format_table(sites), format_table(sets), f"{edits}\n{folder}: {FILE}, harm.png, best"])
+    options.answer(args, record, text)

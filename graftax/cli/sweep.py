@@ -11,6 +11,7 @@ code is 3.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from graftax.cli import options
@@ -19,6 +20,7 @@ from graftax.cli import options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     options.add_config(parser, "config file of the sweep")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -32,9 +34,9 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(settings.workdir)
     found = sweep.run(settings, folder)
     page = sweep_page.write(found, folder)
-    print("\n" + sweep_page.text(*sweep_page.table(found)))
-    print("\n" + "\n".join(sweep_page.verdict(found)))
-    print(f"Report: {page}")
+    verdict = "\n".join(sweep_page.verdict(found))
+    text = f"{sweep_page.text(*sweep_page.table(found))}\n\n{verdict}\nReport: {page}"
+    options.answer(args, {**json.loads((folder / sweep.RESULTS).read_text()), "report": str(page)}, text)
     if found.failed:
         names = ", ".join(run.variant for run in found.failed)
         raise NonFinite(f"sweep: {len(found.failed)} of {len(found.runs)} runs became non-finite: {names}")

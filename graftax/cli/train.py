@@ -7,6 +7,7 @@ weights), workdir/record.json (config, curve, time, held-out loss), workdir/metr
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from graftax.cli import options
 
@@ -14,10 +15,16 @@ from graftax.cli import options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     options.add_config(parser, "config file; its `task` says what is trained")
+    options.add_dry_run(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Train what the config says, save the model and the training record."""
     from graftax.study import pretrain
 
-    pretrain.run(pretrain.pretraining_of(options.tree_of(args)))
+    config = pretrain.pretraining_of(options.tree_of(args))
+    if args.dry_run:
+        print(pretrain.dry_run(config))
+    else:
+        held_out = pretrain.run(config)["held_out"]
+        print(f"{config.task}: {Path(config.workdir) / 'model'}; held out: {held_out}")

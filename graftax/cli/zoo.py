@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import argparse
 
+from graftax.cli import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("name", nargs="?", help="a model of the list; default: print the list")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the list, or one model."""
     from graftax.backbones.dit import zoo
-    from graftax.pages import describe
+    from graftax.pages import zoo_page
 
-    print(describe.zoo_entry(zoo.find(args.name)) if args.name else describe.zoo_listing(zoo.ZOO.values()))
+    if args.name:
+        model = zoo.find(args.name)
+        options.answer(args, zoo_page.record(model), zoo_page.entry(model))
+    else:
+        models = list(zoo.ZOO.values())
+        options.answer(args, [zoo_page.record(model) for model in models], zoo_page.listing(models))

@@ -16,7 +16,7 @@ from graftax.errors import BadInput
 
 FASHION_MNIST = "fashion_mnist"
 SPLITS = ("train", "test")
-_GARMENTS = (
+GARMENTS = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
 
@@ -124,7 +124,7 @@ def prepare(images: np.ndarray, size: int) -> np.ndarray:
 def _fashion_mnist(split: str) -> ImageSet:
     packed = resources.files("graftax.data").joinpath("fashion_mnist/images.xz").read_bytes()
     images, labels = unpack(packed)[split]
-    return ImageSet(images[..., None], labels, FASHION_MNIST, len(_GARMENTS), _GARMENTS)
+    return ImageSet(images[..., None], labels, FASHION_MNIST, len(GARMENTS), GARMENTS)
 
 
 def split_indices(count: int, split: str, held_out: float, seed: int) -> np.ndarray:
@@ -144,6 +144,7 @@ def split_indices(count: int, split: str, held_out: float, seed: int) -> np.ndar
 def _load_npz(path: Path) -> ImageSet:
     if not path.is_file():
         raise BadInput(f"image set {str(path)!r}: no such file, expected {FASHION_MNIST!r}, an .npz, a folder or tfds:NAME")
+    require_npz(path, "image set")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key in ("images", "labels")}
@@ -154,6 +155,12 @@ def _load_npz(path: Path) -> ImageSet:
         if key not in arrays:
             raise BadInput(f"image set {path}: keys {sorted(found)}, expected 'images' and 'labels'")
     return _checked(path, arrays["images"], arrays["labels"])
+
+
+def require_npz(path: Path, what: str) -> None:
+    """Raise `BadInput` where a file is no .npz whatever its name: NumPy would take it for a pickle."""
+    if not zipfile.is_zipfile(path):
+        raise BadInput(f"{what} {path}: not an .npz file, expected one of plain arrays")
 
 
 def _checked(path: Path, images: np.ndarray, labels: np.ndarray) -> ImageSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,9 +48,9 @@ def guided(
 
 
 def check_guidance(scale: float, channels: int | None) -> None:
-    """Raise BadInput if `scale` is negative or no number, or `channels` below 1."""
-    if not scale >= 0:  # NaN included
-        raise BadInput(f"guidance scale: {scale}, expected 0 or more (1 is no guidance)")
+    """Raise BadInput if `scale` is negative or not finite, or `channels` below 1."""
+    if not (scale >= 0 and math.isfinite(scale)):
+        raise BadInput(f"guidance scale: {scale}, expected 0 or more, finite (1 is no guidance)")
     if channels is not None and channels < 1:
         raise BadInput(f"guided channels: {channels}, expected 1 or more, or None for all")
 

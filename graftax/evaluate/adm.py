@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jax.tree_util import Partial
 
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.evaluate.extract import BATCH, extract
 from graftax.evaluate.image_file import ImageFile, open_images, read_moments
 from graftax.evaluate.inception_score import InceptionScore
@@ -173,8 +173,10 @@ def check_suite(network: Network, reference: Reference, metrics: Sequence[str], 
 
     `samples`: what the `count` samples are called.
     """
-    if not metrics or not set(metrics) <= set(METRICS):
-        raise BadInput(f"metrics {', '.join(metrics) or 'none'}: expected some of {', '.join(METRICS)}")
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if not metrics or unknown:
+        near = did_you_mean(unknown[0], METRICS) if unknown else ""
+        raise BadInput(f"metrics {', '.join(metrics) or 'none'}: expected some of {', '.join(METRICS)}{near}")
     if "IS" in metrics and HEAD not in network.params:
         raise BadInput(f"{network.source}: no classifier in it, so no Inception score; expected metrics without IS")
     counts = {samples: count} | ({str(reference.path): len(reference.images)} if reference.images is not None else {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from graftax import api
 from graftax.checkpoint.files import replacing
 from graftax.data.pixels.decoding import Decode
 from graftax.diffusion import Sampler, Sampling, image_keys
-from graftax.errors import BadInput
+from graftax.errors import BadInput, NonFinite
 from graftax.evaluate import pictures
+from graftax.evaluate.labels import labelled, scale_of
 from graftax.evaluate.metrics import Gaussian, class_accuracy, frechet_distance, moments
 from graftax.models import Model
 from graftax.nets import small
@@ -78,20 +79,34 @@ def draw_with(
         for i in range(0, count, size):
             part = {name: jnp.asarray(np.take(values, range(i, i + size), 0, mode="wrap")) for name, values in cond.items()}
             drawn = api.sample(model, cond=part, sampling=config.sampling, rng=image_keys(root, i, size))
-            parts.append(np.asarray(drawn))
+            parts.append(require_finite(np.asarray(drawn), f"images {i} to {i + size - 1}"))
             progress.advance(min(size, count - i))
     return np.concatenate(parts)[:count]
 
 
-def write(path: Path, drawn: np.ndarray, decode: Decode | None, labels: np.ndarray, columns: int) -> None:
-    """A .png grid, or an .npz of `images` uint8 (`latents` float32 without a decoder) and `labels`; whole or not at all."""
+def require_finite(drawn: np.ndarray, what: str) -> np.ndarray:
+    """`drawn`; raises `NonFinite`, naming `what` it is, where a number in it is none."""
+    if not np.isfinite(drawn).all():
+        raise NonFinite(f"{what}: not finite, the model's weights are damaged or the guidance is too strong")
+    return drawn
+
+
+def write(
+    path: Path, drawn: np.ndarray, decode: Decode | None, labels: np.ndarray, names: Sequence[str], scale: int | None = None
+) -> None:
+    """A .png grid, or an .npz of `images` uint8 (`latents` float32 without a decoder) and `labels`; whole or not at all.
+
+    The grid has a row with its name for each of `names`, every pixel `scale` pixels wide (None: `labels.scale_of`).
+    """
     with replacing(path) as temporary, temporary.open("wb") as file:
         if decode is None:
             np.savez(file, latents=drawn, labels=labels)
         elif path.suffix == ".npz":
             np.savez(file, images=pictures.to_uint8(decode(drawn)), labels=labels)
         else:
-            pictures.save_png(file, pictures.grid(pictures.to_uint8(decode(drawn)), columns))
+            images = pictures.to_uint8(decode(drawn))
+            rows = pictures.grid(images, len(images) // len(names), scale=scale or scale_of(images.shape[2]))
+            pictures.save_png(file, labelled(rows, names))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from graftax.errors import BadInput
-from graftax.evaluate.axes import COLOURS, INK, finish, new_axes
+from graftax.evaluate.axes import COLOURS, INK, finish, log_scale, new_axes
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
@@ -41,6 +41,9 @@ def save_png(target: Path | IO[bytes], image: np.ndarray) -> None:
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(target, format="PNG", optimize=True)
 
 
+MARGIN, FEW, LINE, MARKS = 0.08, 6, 0.17, "osD^vP*"
+"""Of points to the frame; names that fit beside their points; height of a line of names in inches; shapes of points."""
+
 Series = Mapping[str, Sequence[tuple[float, float]]]
 """Curves by name: points (x, y)."""
 
@@ -51,8 +54,11 @@ def curves(path: Path, series: Series, *, x: str, y: str, log: bool = False, siz
     for (name, points), colour in zip(series.items(), COLOURS, strict=False):
         xs, ys = zip(*points, strict=True)
         axes.plot(xs, ys, label=name, color=colour, linewidth=1.6, marker="o" if len(xs) < 12 else None, markersize=3)
+    if all(float(point[0]).is_integer() for points in series.values() for point in points):
+        axes.locator_params(axis="x", integer=True)
     if log:
         axes.set_yscale("log")
+        log_scale(axes.yaxis, *axes.get_ylim())
     finish(path, figure, legend=len(series) > 1)
 
 
@@ -76,36 +82,50 @@ def dots(
     `mark`: name and value of a vertical line to compare with.
     """
     rows = list(dict.fromkeys(row for values in series.values() for row in values))
-    figure, axes = _chart(x, "", (5.6, 1.0 + 0.19 * len(rows)))
+    figure, axes = _chart(x, "", (5.6, 1.2 + 0.24 * len(rows)))
     for (name, values), colour in zip(series.items(), COLOURS, strict=False):
         heights, means = [rows.index(row) for row in values], [fmean(seeds) for seeds in values.values()]
         axes.plot(means, heights, "o", label=name, color=colour, markersize=4)
         axes.hlines(heights, *zip(*map(_ends, values.values()), strict=True), color=colour, linewidth=1.2, alpha=0.6)
     axes.axvline(mark[1], color=INK, linewidth=1, linestyle="--", label=mark[0])
     axes.set_yticks(range(len(rows)), rows, fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.margins(x=MARGIN)
     if log:
         axes.set_xscale("log")
+        log_scale(axes.xaxis, *axes.get_xlim())
     finish(path, figure, legend=True)
 
 
 def scatter(path: Path, points: Mapping[str, tuple[float, Sequence[float]]], *, x: str, y: str) -> None:
     """Draw named points (x, all seeds' y) into a PNG: a dot at the mean, a bar from the least to the largest y.
 
-    The names stand in a column at the right, each with a line to its point.
+    The names stand beside their points, or where there are many in a column at the right, each with a line to its point.
     """
-    figure, axes = _chart(x, y, (5.6, 1.4 + 0.14 * len(points)))
+    figure, axes = _chart(x, y, (5.6, max(2.6, 1.4 + 0.16 * len(points))))
     means = {name: (x, fmean(seeds)) for name, (x, seeds) in points.items()}
-    ranked = sorted(means.items(), key=lambda item: item[1][1])
-    for i, (name, point) in enumerate(ranked):
+    for name, point in means.items():
         axes.plot(*point, "o", color=COLOURS[0], markersize=4)
         axes.vlines(point[0], *_ends(points[name][1]), color=COLOURS[0], linewidth=1.2, alpha=0.6)
-        axes.annotate(
-            name, point, (1.06, (i + 0.5) / len(ranked)), textcoords="axes fraction", color=INK, fontsize=7, va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": INK, "alpha": 0.4, "linewidth": 0.5},
-        )  # fmt: skip
+    axes.margins(x=MARGIN, y=MARGIN)
+    axes.locator_params(axis="x", nbins=6)
+    _name_points(axes, means, len(points) <= FEW)
     finish(path, figure, legend=False)
+
+
+def _name_points(axes: Any, points: Mapping[str, tuple[float, float]], beside: bool) -> None:
+    """Write every point's name at its height, moved up where another name is in the way."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    least, taken = LINE / axes.figure.get_figheight(), -1.0
+    arrow = {"arrowstyle": "-", "relpos": (0, 0.5), "color": INK, "alpha": 0.4, "linewidth": 0.5}
+    for name, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
+        across = (x - left) / (right - left)
+        taken = max((y - low) / (high - low), taken + least)
+        place = (across + (0.02 if across < 0.6 else -0.02), taken) if beside else (1.06, taken)
+        axes.annotate(
+            name, (x, y), place, textcoords="axes fraction", color=INK, fontsize=8 if beside else 7, va="center",
+            ha="right" if beside and across >= 0.6 else "left", annotation_clip=False, arrowprops=None if beside else arrow,
+        )  # fmt: skip
 
 
 def roofline(path: Path, points: Mapping[str, tuple[float, float]], chip: str, peak: float, bandwidth: float) -> None:
@@ -115,10 +135,12 @@ def roofline(path: Path, points: Mapping[str, tuple[float, float]], chip: str, p
     ends = [min([ridge, *(x for x, _ in points.values())]) / 4, max([ridge, *(x for x, _ in points.values())]) * 4]
     axes.plot([ends[0], ridge, ends[1]], [ends[0] * bandwidth / 1e12, peak / 1e12, peak / 1e12], color=INK, linewidth=1.2)
     for i, (name, (x, y)) in enumerate(points.items()):
-        axes.plot(x, y / 1e12, "o", color=COLOURS[i % len(COLOURS)], markersize=5, label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=6)
+        mark = MARKS[i % len(MARKS)]
+        axes.plot(x, y / 1e12, mark, color=COLOURS[i % len(COLOURS)], markersize=6, label=name, alpha=0.8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        log_scale(axis, *axis.get_view_interval())
+    axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=7)
     finish(path, figure, legend=False)
 
 

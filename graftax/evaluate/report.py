@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2126; --soft: #5c6670; --line: #d9dee3; --ground: #ffffff; --tint: #f3f6f9; --mark: #2f6fb7; }
+:root { color-scheme: light dark; --ink: #1d2126; --soft: #5c6670; --line: #d9dee3; --ground: #ffffff; --tint: #f3f6f9; --mark: #2f6fb7; --shade: #0004; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ec; --soft: #9aa5b0; --line: #343b43; --ground: #14171a; --tint: #1d2227; --mark: #7fb2ea; }
+  :root { --ink: #e6e9ec; --soft: #9aa5b0; --line: #343b43; --ground: #14171a; --tint: #1d2227; --mark: #7fb2ea; --shade: #fff4; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 62rem; background: var(--ground); color: var(--ink);
@@ -21,7 +21,11 @@ h2 { font-size: 1.25rem; margin: 2.8rem 0 .6rem; padding-top: 1rem; border-top: 
 p { max-width: 44rem; margin: .6rem 0; }
 .lead { font-size: 1.08rem; color: var(--soft); }
 .verdict { max-width: none; margin: 1.4rem 0; padding: .9rem 1.1rem; background: var(--tint); border-left: 4px solid var(--mark); border-radius: 4px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background:
+  linear-gradient(to right, var(--ground) 30%, transparent) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--ground) 30%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / 1rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / 1rem 100% no-repeat scroll; } /* a shadow where it goes on */
 table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }

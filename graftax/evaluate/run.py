@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -18,8 +19,8 @@ from graftax.evaluate.dino import FD, Dino, check_size, read_dino
 from graftax.evaluate.drawing import demo_judge
 from graftax.evaluate.image_file import open_images
 from graftax.evaluate.protocol import DIGITS, Protocol
-from graftax.evaluate.result import Result, environment
-from graftax.evaluate.sample_set import SampleSet, draw_set, write_npz
+from graftax.evaluate.result import SCORES, Result, environment
+from graftax.evaluate.sample_set import SampleSet, draw_set, remove_set, write_npz
 from graftax.models import Model
 from graftax.nets.small import load_autoencoder, load_classifier
 from graftax.nets.vae_files import find_vae, read_vae
@@ -49,11 +50,13 @@ class Judges:
 
 
 def evaluate(
-    name: str, model: Model, protocol: Protocol, latents: str, judges: Judges, folder: Path, part: int
-) -> list[Result]:
+    name: str, model: Model, protocol: Protocol, latents: str, judges: Judges, folder: Path, part: int, *,
+    afresh: bool = False,
+) -> list[Result]:  # fmt: skip
     """Draw what is missing of the samples in `folder`, score them, keep and return the results.
 
-    `latents` as in `decoding.decoder_for`; `part`: images per compiled call. Where several processes run, the first one
+    `latents` as in `decoding.decoder_for`; `part`: images per compiled call. `afresh`: samples and scores that
+    the folder holds are removed first. Where several processes run, the first one
     scores and the others return nothing. Raises `BadInput` before anything is drawn where model, decoder, judges and folder
     do not fit together.
     """
@@ -71,6 +74,9 @@ def evaluate(
         raise BadInput(f"count: got {protocol.count}, the classifier's {small.features} features expect more than that")
     _check(name, protocol.count, shape, suite, dino, judges.metrics)
     identity = sha256_of_arrays(model.params)
+    if afresh and jax.process_index() == 0:
+        remove_set(folder)
+        shutil.rmtree(folder / SCORES, ignore_errors=True)
     samples = draw_set(model, protocol, decode, folder, identity=identity, part=part)
     found = []
     if jax.process_index() == 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from graftax import api
 from graftax.checkpoint.files import replacing
 from graftax.data.pixels.decoding import Decode
-from graftax.errors import BadInput
+from graftax.errors import BadInput, naming
+from graftax.evaluate.drawing import require_finite
 from graftax.evaluate.protocol import Protocol, require_equal
 from graftax.models import Model
 from graftax.progress import Progress
@@ -114,7 +116,7 @@ def _draw_part(
     drawn = api.sample(
         model, y, sampling=protocol.sampling, rng=keys, dtype=jnp.dtype(protocol.dtype),
     )  # fmt: skip
-    images = protocol.to_uint8(decode(np.asarray(drawn)))[: last - first]
+    images = protocol.to_uint8(decode(require_finite(np.asarray(drawn), f"images {first} to {last - 1}")))[: last - first]
     with replacing(found.file(first)) as temporary, temporary.open("wb") as file:
         np.savez(file, images=images, labels=labels[first:last])
 
@@ -142,11 +144,22 @@ def _continue(folder: Path, protocol: Protocol, identity: str, part: int) -> Sam
     """The folder's samples so far, checked to be of this model and protocol."""
     kept, model = open_set(folder), json.loads((folder / INDEX).read_text())["model"]
     if model != identity:
-        raise BadInput(f"{folder}: samples of the model {model[:12]}, expected {identity[:12]} or an empty folder")
-    require_equal({str(folder): kept.protocol, "this run": protocol})
+        raise BadInput(
+            f"{folder}: samples of the model {model[:12]}, expected {identity[:12]} or an empty folder "
+            "(--overwrite empties it)"
+        )
+    with naming(f"{folder} (--overwrite empties it)"):
+        require_equal({"there": kept.protocol, "this run": protocol})
     if kept.part != part:
         raise BadInput(f"{folder}: {kept.part} images per part, expected {part} as when it was begun")
     return kept
+
+
+def remove_set(folder: Path) -> None:
+    """Remove the samples in a folder, and nothing else in it."""
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    for name in (INDEX, WHOLE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def open_set(folder: Path) -> SampleSet:

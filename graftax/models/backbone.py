@@ -17,7 +17,7 @@ import jax
 from jax.typing import DTypeLike
 
 from graftax.blocks import Context, State
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.ops.base import Params
 from graftax.spec import BACKBONES, ModelSpec, Option
 
@@ -109,5 +109,5 @@ def find(spec: ModelSpec) -> Backbone:
 @functools.cache
 def _load(name: str) -> Backbone:
     if name not in BACKBONES:
-        raise BadInput(f"backbone {name!r}: not known, expected one of {tuple(BACKBONES)}")
+        raise BadInput(f"backbone {name!r}: not known, expected one of {tuple(BACKBONES)}{did_you_mean(name, BACKBONES)}")
     return importlib.import_module(BACKBONES[name]).BACKBONE

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.spec import ModelSpec, Step
 
 PLANS = ("auto", "unroll", "scan", "superblock", "segments", "kind_scan")
@@ -46,7 +46,7 @@ def segments(spec: ModelSpec, plan: str = "auto") -> tuple[Segment, ...]:
     Raises `BadInput` for an unknown plan or one that does not fit the blocks.
     """
     if plan not in PLANS:
-        raise BadInput(f"plan: got {plan!r}, expected one of {PLANS}")
+        raise BadInput(f"plan: got {plan!r}, expected one of {PLANS}{did_you_mean(plan, PLANS)}")
     out: list[Segment] = []
     for single, steps in itertools.groupby(spec.program, key=_is_single):
         if not single:

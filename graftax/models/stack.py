@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from graftax.blocks import Context, State, Taps, bind, block_kind, build
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.models.collect import one_block, stack, stacked
 from graftax.models.merge import merged
 from graftax.models.plans import Segment, segments
@@ -114,7 +114,7 @@ def check_capture(spec: ModelSpec, capture: Sequence[str]) -> None:
     """Raise `BadInput` on names of taps that no block of the model has."""
     known = tap_names(spec)
     if unknown := [name for name in capture if name not in known]:
-        raise BadInput(f"capture: unknown taps {unknown}, expected some of {known}")
+        raise BadInput(f"capture: unknown taps {unknown}, expected some of {known}{did_you_mean(unknown[0], known)}")
 
 
 # --- One block -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from jax.typing import DTypeLike
 
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.ops.attention import MHA
 from graftax.ops.base import Axes, Cost, Operator, TorchKey
 from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
@@ -56,7 +56,7 @@ for _cls in _CLASSES:
 def operator_class(kind: str) -> type[Operator]:
     """The class registered as `kind`; raises `BadInput` listing the known names."""
     if kind not in OPERATORS:
-        raise BadInput(f"operator {kind!r}: not known, expected one of {sorted(OPERATORS)}")
+        raise BadInput(f"operator {kind!r}: not known, expected one of {sorted(OPERATORS)}{did_you_mean(kind, OPERATORS)}")
     return OPERATORS[kind]
 
 
@@ -72,7 +72,10 @@ def resolve(op: OpSpec, role: str, sizes: Sizes) -> OpSpec:
     known = cls.options()
     for name, value in op.options:
         if name not in known:
-            raise BadInput(f"operator {op.kind!r} option {name!r}: not known, expected one of {sorted(known)}")
+            raise BadInput(
+                f"operator {op.kind!r} option {name!r}: not known, expected one of {sorted(known)}"
+                f"{did_you_mean(name, known)}"
+            )
         known[name] = _typed(op.kind, name, value, type(known[name]))
     full = OpSpec(op.kind, tuple(known.items()))
     cls.check(full, sizes)

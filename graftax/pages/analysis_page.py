@@ -61,7 +61,7 @@ def _locality(page: Report, part: Part, folder: Path) -> None:
         f"L_k is the share of attention that stays within k = {part['k']} tokens in raster order, averaged over heads, "
         "samples and timesteps. Blocks that are local lose little to operators that see only their neighbours.",
     )
-    blocks, sweep, by_time = part["blocks"], part["sweep"], np.array(part["by_time"], float)
+    blocks, sweep, (by_time, times) = part["blocks"], part["sweep"], _by_time(part["by_time"])
     strong = [blocks.index(i) for i in part["ranks"]["top-local"]["blocks"]]
     page.figures(
         [
@@ -77,13 +77,13 @@ def _locality(page: Report, part: Part, folder: Path) -> None:
             ),
             drawn(
                 folder, "locality-time", "Over timesteps", "From clean (left) to noise (right).", pictures.heatmap,
-                by_time.T, x="timestep", y="block", scale=f"L_k, k = {part['k']}", rows=blocks, columns=_bins(by_time),
+                by_time, x="timestep", y="block", scale=f"L_k, k = {part['k']}", rows=blocks, columns=times,
             ),
         ],
         least="20rem",
     )  # fmt: skip
     page.text(
-        "\n".join(f"graftax graft MODEL --replace '{rank['selector']}=hyena_x(kernel=4)' --out student/    # {name}"
+        "\n".join(f"graftax graft MODEL --edit '{rank['selector']}=hyena_x(kernel=4)' --out student/    # {name}"
                   for name, rank in part["ranks"].items())
     )  # fmt: skip
 
@@ -126,11 +126,11 @@ def _activations(page: Report, part: Part, folder: Path) -> None:
         for key, (title, label) in shown.items()
     ]  # fmt: skip
     for name, stats in part.items():
-        by_time = np.array(stats["std_by_time"], float)
+        by_time, times = _by_time(stats["std_by_time"])
         figures.append(
             drawn(
                 folder, f"activations-time-{names[name]}", f"Spread over timesteps, {names[name]}", "", pictures.heatmap,
-                by_time.T, x="timestep", y="block", scale="standard deviation", rows=blocks, columns=_bins(by_time),
+                by_time, x="timestep", y="block", scale="standard deviation", rows=blocks, columns=times,
             )
         )  # fmt: skip
     page.figures(figures, least="20rem")
@@ -236,6 +236,8 @@ def _protocol(found: Part) -> str:
     )
 
 
-def _bins(by_time: np.ndarray) -> list[str]:
-    """Where the bins of timesteps begin."""
-    return [str(1000 * i // len(by_time)) for i in range(len(by_time))]
+def _by_time(values: Any) -> tuple[np.ndarray, list[str]]:
+    """Values (blocks, bins) of the bins of timesteps that were seen, and where these bins begin; few steps miss some."""
+    by_time = np.array(values, float)
+    seen = [i for i, line in enumerate(by_time) if not np.isnan(line).all()]
+    return by_time[seen].T, [str(1000 * i // len(by_time)) for i in seen]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import jax
 
 from graftax.evaluate import pictures
 from graftax.evaluate.drawing import Score
+from graftax.evaluate.labels import class_columns
 from graftax.study.experiment import TIMED_BATCH, TIMED_ROUNDS, Judged
 
 
@@ -35,9 +37,9 @@ def forward_text() -> str:
     )
 
 
-def save_grid(path: Path, judged: Judged, classes: int, rows: int) -> None:
-    """The first samples as a PNG, a column per class."""
-    pictures.save_png(path, pictures.grid(judged.samples[: classes * rows], classes, scale=2))
+def save_grid(path: Path, judged: Judged, classes: Sequence[str], rows: int) -> None:
+    """The first samples as a PNG, a column with its name per class."""
+    pictures.save_png(path, class_columns(judged.samples, classes, rows))
 
 
 def footer() -> str:

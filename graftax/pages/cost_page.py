@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from graftax.checkpoint.files import replacing
 from graftax.evaluate import pictures
@@ -15,6 +16,8 @@ from graftax.evaluate.result import environment
 from graftax.evaluate.roofline import WHOLE, Work
 from graftax.evaluate.tables import aligned
 from graftax.train.chips import Chip
+
+FILE = "cost.json"
 
 
 def counted(rows: Sequence[Work], chip: Chip, batch: int, dtype: str) -> str:
@@ -54,17 +57,21 @@ def measured(times: Mapping[str, Timing], batch: int, steps: int) -> str:
     return "\n".join([*aligned([head, *table]), per_image])
 
 
-def write(
-    folder: Path, rows: Sequence[Work], chip: Chip, batch: int, dtype: str, times: Mapping[str, Timing] | None
-) -> Path:
-    """Write cost.json and roofline.png; returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
+def record(
+    rows: Sequence[Work], chip: Chip, batch: int, dtype: str, times: Mapping[str, Timing] | None
+) -> dict[str, Any]:
+    """All figures as JSON types."""
+    return {
         "batch": batch, "dtype": dtype, "chip": asdict(chip), "environment": environment(),
         "counted": {row.name: {**asdict(row), "bound": row.bound(chip), "seconds": row.seconds(chip)} for row in rows},
         "measured_seconds": {name: list(time.seconds) for name, time in (times or {}).items()},
     }  # fmt: skip
-    with replacing(folder / "cost.json") as temporary:
+
+
+def write(folder: Path, record: Mapping[str, Any], rows: Sequence[Work], chip: Chip) -> Path:
+    """Write cost.json and roofline.png; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / FILE) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     points = {row.name: (row.intensity, row.flops / row.seconds(chip)) for row in rows}
     pictures.roofline(folder / "roofline.png", points, chip.name, chip.flops, chip.hbm_bandwidth)

@@ -154,8 +154,8 @@ def _protocol(page: Report, found: Findings) -> None:
 
 def _grid(found: Findings, folder: Path, judged: Judged, title: str, name: str) -> Figure:
     path = folder / f"samples-{name}.png"
-    common.save_grid(path, judged, len(found.class_names), found.config.judging.shown)
-    return Figure(path, title, f"accuracy {judged.score.accuracy:.1%}, Fréchet {judged.score.frechet:.3g}", sharp=True)
+    common.save_grid(path, judged, found.class_names, found.config.judging.shown)
+    return Figure(path, title, f"accuracy {judged.score.accuracy:.1%}, Fréchet {judged.score.frechet:.3g}")
 
 
 def _scion(branch: Branch) -> str:

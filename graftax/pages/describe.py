@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from graftax import api
 from graftax.backbones.dit.variants import variant
-from graftax.backbones.dit.zoo import Published, Scores, spec_of
+from graftax.backbones.dit.zoo import spec_of
 from graftax.blocks import block_kind
 from graftax.evaluate.costs import MISPRINT, cost_table
 from graftax.models import Model, param_shapes
 from graftax.models.backbone import find
 from graftax.models.cost import block_cost, count_params, count_trainable, flops
 from graftax.spec import BlockSpec, ModelSpec, Option, members
+from graftax.study.missing import require_model
 from graftax.surgery import diff, select
+from graftax.surgery.replay import is_training
 from graftax.surgery.report import program_text
 from graftax.surgery.select import compact
 from graftax.train import MeshConfig
@@ -32,6 +34,8 @@ Described = Model | ModelSpec
 def open_described(name: str, overrides: Mapping[str, Option]) -> Described:
     """The model in a file or folder, on no device; the spec alone for a published name."""
     spec = None if Path(name).exists() else spec_of(name)
+    if spec is None:
+        require_model(name)
     return api.read(name, None, **overrides) if spec is None else find(spec).override(spec, overrides)
 
 
@@ -69,8 +73,12 @@ def parameters(model: Described) -> str:
     """Every parameter in a table, blocks that are alike in one line, without a line end."""
     if not isinstance(model, Model):
         return parameter_table(param_shapes(model))
-    sites = select(model.meta.sites, model.spec) if model.meta.sites else ()
-    return parameter_table(model.params, [site.path(model.spec) for site in sites])
+    return parameter_table(model.params, scions_of(model))
+
+
+def scions_of(model: Model) -> list[str]:
+    """Paths of the operators that were grafted in."""
+    return [site.path(model.spec) for site in select(model.meta.sites, model.spec)] if model.meta.sites else []
 
 
 def _blocks(spec: ModelSpec) -> list[str]:
@@ -94,7 +102,16 @@ def difference(before: Described, after: Described) -> str:
     """How two models differ, without a line end: sizes first, then the report on operators, leaves and cost."""
     old, new = (_sizes(spec_and_meta(model)[0]) for model in (before, after))
     lines = [f"{name:<20}{old.get(name)} -> {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
-    return "\n".join([*lines, str(diff(before, after))])
+    return "\n".join([*lines, diff(before, after).text(trained=_only_trained(before, after))])
+
+
+def _only_trained(before: Described, after: Described) -> bool:
+    """Whether the second model is the first one after trainings, by its provenance."""
+    if not isinstance(before, Model) or not isinstance(after, Model) or before.spec != after.spec:
+        return False
+    first, whole = before.meta.edits, after.meta.edits
+    later = whole[len(first) :]
+    return whole[: len(first)] == first and bool(later) and all(map(is_training, later))
 
 
 def _sizes(spec: ModelSpec) -> dict[str, Any]:
@@ -124,41 +141,3 @@ def costs(spec: ModelSpec) -> str:
         numbers = f"{row.op_flops:+8.2f}  {featurizers:>11}  {row.params:+10.2f}  {row.model_flops:+11.2f}"
         lines.append(f"{row.operator!s:<{width}}  {row.percent:4} %  {numbers}")
     return "\n".join([*lines, *([MISPRINT] if spec == variant("DiT-XL/2") else [])])
-
-
-def zoo_listing(models: Iterable[Published]) -> str:
-    """Published models, one line each, without a line end."""
-    models = list(models)
-    width = max(len(model.name) for model in models)
-    lines = [f"{'name':<{width}}   FID   parameters   GFLOPs  edit"]
-    for model in models:
-        numbers = f"{model.scores.fid:5.2f}  {model.params:11,}  {model.flops / 1e9:7.2f}"
-        lines.append(f"{model.name:<{width}} {numbers}  {model.edit}".rstrip())
-    return "\n".join(lines)
-
-
-def zoo_entry(model: Published) -> str:
-    """One published model in a few lines, without a line end."""
-    file = model.url.rsplit("/", 1)[1]
-    fields = {
-        "name": model.name,
-        "edit": f"{model.edit} on DiT-XL-2-256x256" if model.edit else "none",
-        "blocks": f"{compact(model.blocks)} ({len(model.blocks)})" if model.blocks else "none",
-        "parameters": f"{model.params:,}",
-        "FLOPs": f"{model.flops:,} per image and forward pass",
-        "published": _scores(model.scores),
-        "note": model.note,
-        "page": model.page,
-        "weights": model.url,
-        "licence": model.licence,
-        "load": f'graftax.load("{file}"), graftax inspect {file}, graftax convert {file} FOLDER',
-    }
-    return "\n".join(f"{name:<12}{value}" for name, value in fields.items() if value)
-
-
-def _scores(scores: Scores) -> str:
-    parts = {
-        "FID": scores.fid, "Inception score": scores.inception_score, "sFID": scores.sfid, "precision": scores.precision,
-        "recall": scores.recall,
-    }  # fmt: skip
-    return ", ".join(f"{name} {value:.2f}" for name, value in parts.items() if value is not None)

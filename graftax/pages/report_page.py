@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graftax.evaluate import pictures
+from graftax.evaluate.labels import labelled, scale_of
 from graftax.evaluate.protocol import differences
 from graftax.evaluate.report import Figure, Report
 from graftax.evaluate.sample_set import open_set
@@ -72,10 +75,24 @@ def _samples(page: Report, run: RunFolder, folder: Path, shown: int) -> None:
     for name, found in sets.items():
         if found.file(0).exists():
             path = folder / PICTURES / f"samples-{name}.png"
-            images, _ = found.read(0)
-            pictures.save_png(path, pictures.grid(images[:shown], min(10, shown)))
-            figures.append(Figure(path, name, sharp=images.shape[1] < 128))
+            images, classes = found.read(0)
+            pictures.save_png(path, _grid(images[:shown], classes[:shown].tolist()))
+            figures.append(Figure(path, name, f"classes {_in_turn(classes[:shown].tolist())}"))
     page.figures(figures, least="20rem")
+
+
+def _grid(images: np.ndarray, classes: list[int]) -> np.ndarray:
+    """Ten in a row, their classes above the columns where each column is of one."""
+    columns = min(10, len(images))
+    drawn = pictures.grid(images, columns, scale=scale_of(images.shape[2]))
+    same = all(one == classes[i % columns] for i, one in enumerate(classes))
+    return labelled(drawn, list(map(str, classes[:columns])), columns=True) if same else drawn
+
+
+def _in_turn(classes: list[int]) -> str:
+    """The classes from left to right and down, no more than fit a caption."""
+    listed = ", ".join(map(str, classes[:20]))
+    return f"{listed}, .." if len(classes) > 20 else listed
 
 
 def _trainings(page: Report, run: RunFolder, folder: Path, shown: int) -> None:

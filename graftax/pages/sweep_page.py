@@ -150,10 +150,10 @@ def _samples(page: Report, found: Findings, folder: Path) -> None:
         f"After stage 2. Each column is one class: {', '.join(found.class_names)}. Of several seeds the first is shown, the "
         "pictures of the others are beside this page.",
     )
-    common.save_grid(folder / "samples-teacher.png", found.teacher, len(found.class_names), found.config.judging.shown)
-    shown = [Figure(folder / "samples-teacher.png", "teacher", sharp=True)]
+    common.save_grid(folder / "samples-teacher.png", found.teacher, found.class_names, found.config.judging.shown)
+    shown = [Figure(folder / "samples-teacher.png", "teacher")]
     shown += [
-        Figure(folder / plan.picture, str(plan), sharp=True)
+        Figure(folder / plan.picture, str(plan))
         for plan, run in zip(found.plans, found.runs, strict=True)
         if not run.failure and run.seed == found.config.seeds[0]
     ]

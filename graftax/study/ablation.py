@@ -20,6 +20,7 @@ from graftax.distill.losses import LOSSES
 from graftax.errors import BadInput
 from graftax.evaluate import drawing
 from graftax.models import Model
+from graftax.progress import say
 from graftax.study.config import DemoConfig, Judging, Recipe
 
 PARTIAL = "ablation-partial.json"
@@ -69,7 +70,7 @@ def measure(teacher: Model, ablation: Ablation, folder: Path) -> Part:
     lines = _read(folder / PARTIAL, identity)
     done = {(line["slot"], line["seed"]) for line in lines}
     for seed, slot in itertools.product(range(ablation.seeds), ablation.slots):
-        print(f"--- {slot} operators, seed {seed}: {', '.join(LOSSES)}{', done' * ((slot, seed) in done)}", flush=True)
+        say(f"--- {slot} operators, seed {seed}: {', '.join(LOSSES)}{', done' * ((slot, seed) in done)}")
         if (slot, seed) not in done:
             lines += _lines(teacher, ablation, slot, seed, score)
             with replacing(folder / PARTIAL) as temporary:

@@ -19,7 +19,7 @@ from graftax import api
 from graftax import config as configs
 from graftax.backbones.dit.zoo import spec_of
 from graftax.distill.merged import MergedStep, regression_units
-from graftax.errors import BadInput, GraftaxError
+from graftax.errors import BadInput, GraftaxError, did_you_mean
 from graftax.evaluate.aot import (
     REMATERIALISATION,
     Program,
@@ -55,7 +55,7 @@ def compile_steps(topology: str, path: str, overrides: Sequence[str], only: Sequ
     slice_, (programs, mesh) = parse_topology(topology), programs_of(configs.read(path, overrides))
     by_name = {program.name: program for program in programs}
     if unknown := [name for name in only if name not in by_name]:
-        raise BadInput(f"step {unknown[0]!r}: expected some of {', '.join(by_name)}")
+        raise BadInput(f"step {unknown[0]!r}: expected some of {', '.join(by_name)}{did_you_mean(unknown[0], by_name)}")
     wanted = only or list(by_name)
     for name in wanted:
         check(by_name[name], slice_, mesh)

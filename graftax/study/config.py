@@ -14,7 +14,7 @@ from graftax.config import build, convert
 from graftax.data.config import DataConfig
 from graftax.data.subset import check_subset
 from graftax.distill.stage import DistillStage
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.evaluate.drawing import SampleConfig
 from graftax.surgery.config import GraftConfig
 from graftax.train import DiffusionConfig, MeshConfig
@@ -191,5 +191,5 @@ def experiment_of(tree: dict[str, Any], *kinds: str) -> Any:
     """The experiment that a config file's fields describe, one of `kinds`. Raises `BadInput`, naming the key."""
     kind = convert(str, tree.get("kind", "recipe"), "config.kind")
     if kind not in kinds:
-        raise BadInput(f"config.kind: got {kind!r}, expected {' or '.join(kinds)}")
+        raise BadInput(f"config.kind: got {kind!r}, expected {' or '.join(kinds)}{did_you_mean(kind, kinds)}")
     return build(EXPERIMENTS[kind], tree)

@@ -25,6 +25,7 @@ from graftax.evaluate.bench.timing import Timing, interleaved
 from graftax.evaluate.drawing import Score
 from graftax.evaluate.roofline import inputs_of
 from graftax.models import Model
+from graftax.progress import say
 from graftax.spec import ModelSpec
 from graftax.study import stages
 from graftax.study.config import ExperimentConfig, Judging
@@ -84,8 +85,8 @@ class Stopwatch:
 
     @contextmanager
     def titled(self, title: str) -> Iterator[None]:
-        """Print `title` with its number, time the block."""
-        print(f"[{len(self.seconds) + 1}] {title}", flush=True)
+        """Say `title` with its number, time the block."""
+        say(f"[{len(self.seconds) + 1}] {title}")
         start = time.perf_counter()
         yield
         self.seconds[title] = time.perf_counter() - start
@@ -133,7 +134,7 @@ class Experiment:
         measure = heldout_loss(model.spec, Process(), heldout, dtype=stage.compute_dtype, plan=stage.plan)
         loss = float(measure(model.params)["loss"])
         numbers = f"class accuracy {score.accuracy:.1%}, Fréchet {score.frechet:.3g}, held-out loss {loss:.4f}"
-        print(f"    {name}, {title}: {numbers}", flush=True)
+        say(f"    {name}, {title}: {numbers}")
         return Judged(title, pictures.to_uint8(pixels), score, loss)
 
     def branch(

@@ -13,6 +13,7 @@ from graftax.checkpoint.files import replacing
 from graftax.distill import calibrate, distill_job
 from graftax.errors import BadInput
 from graftax.models import Model
+from graftax.progress import say
 from graftax.study import stages
 from graftax.study.config import InitsConfig, Start
 from graftax.study.experiment import Experiment, Judged
@@ -36,7 +37,7 @@ def run(config: InitsConfig, folder: Path) -> list[Row]:
     }
     for identity, name in starts.items():
         if identity not in done:
-            print(f"--- {name}", flush=True)
+            say(f"--- {name}")
             done[identity] = {"start": name, "identity": identity, **_measure(experiment, name, config.starts[name])}
             jax.clear_caches()  # each start compiles its own programs, which nobody needs again
         with replacing(folder / RESULTS) as temporary:

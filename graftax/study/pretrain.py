@@ -20,15 +20,18 @@ from graftax.checkpoint.paths import work_path, write_text
 from graftax.data.config import DataConfig
 from graftax.data.pixels import images as image_data
 from graftax.data.pixels.images import Images
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.evaluate.preview import preview
 from graftax.nets import autoencoder, classifier, small
 from graftax.nets.autoencoder import AutoencoderSpec
 from graftax.nets.classifier import ClassifierSpec
 from graftax.ops.base import Params
+from graftax.spec import ModelSpec
+from graftax.study.dry_run import DryRun, dry_job, dry_train
 from graftax.study.stages import heldout_of
 from graftax.train import DiffusionConfig, MeshConfig, TrainConfig, fit, train, train_job
 from graftax.train.finetune import FRESH
+from graftax.train.loop import Job
 from graftax.train.overview import parameter_table, write_parameters
 from graftax.train.record import read_metrics
 from graftax.train.sharding import to_host
@@ -100,12 +103,13 @@ def pretraining_of(tree: dict[str, Any]) -> Any:
     """The training that a config file's fields describe. Raises `BadInput`, naming the key."""
     task = configs.convert(str, tree.get("task"), "config.task")
     if task not in TASKS:
-        raise BadInput(f"config.task: got {task!r}, expected one of {tuple(TASKS)}")
+        raise BadInput(f"config.task: got {task!r}, expected one of {tuple(TASKS)}{did_you_mean(task, TASKS)}")
     return configs.build(TASKS[task], tree)
 
 
-def run(config: Any) -> None:
-    """Train as `config` says; leaves model, record.json, metrics.jsonl and checkpoints in its workdir."""
+def run(config: Any) -> dict[str, Any]:
+    """Train as `config` says; leaves model, record.json, metrics.jsonl and checkpoints in its workdir. Returns what
+    record.json holds."""
     folder = Path(config.workdir)
     config.training.check_mesh(config.mesh, jax.device_count())
     data = image_data.load(config.data)
@@ -116,7 +120,17 @@ def run(config: Any) -> None:
     record = make_record(config, folder)
     if jax.process_index() == 0:
         write_text(work_path(folder) / "record.json", json.dumps(record, indent=1) + "\n")
-    print(f"{config.task}: {folder / 'model'}; held out: {record['held_out']}")
+    return record
+
+
+def dry_run(config: Any) -> DryRun:
+    """What `run` would do, without doing it. Raises `BadInput` as it does."""
+    config.training.check_mesh(config.mesh, jax.device_count())
+    data, stage = image_data.load(config.data), config.training
+    if isinstance(config, DiTPretraining):
+        return dry_train(_vetted(config, data), stage, data, config.mesh)
+    _, job = _net_and_job(config, data)
+    return dry_job(job, stage.loop.steps, stage.batch_size, data, config.mesh, stage.frozen)
 
 
 def make_record(config: Any, folder: Path) -> dict[str, Any]:
@@ -140,16 +154,21 @@ def make_record(config: Any, folder: Path) -> dict[str, Any]:
 
 
 def _dit(config: DiTPretraining, data: Images, folder: Path) -> None:
-    spec = config.model.spec()
-    config.mesh.check_heads(spec.sizes.heads)
-    image_data.check_fit(data, spec)
-    stage = config.training
+    spec, stage = _vetted(config, data), config.training
     model, _ = train(
         spec, data.batches(stage.batch_size, stage.loop.seed), stage, folder, heldout_of(data), mesh=config.mesh.build(),
         rules=config.mesh.rules, watch=preview(stage.preview, spec, data),
     )  # fmt: skip
     source = f"graftax train, {stage.loop.steps} steps on {config.data.source}"
     save_model(folder / "model", spec, model.params, {**model.meta.to_dict(), "source": source})
+
+
+def _vetted(config: DiTPretraining, data: Images) -> ModelSpec:
+    """What is trained. Raises `BadInput` where mesh or data do not fit it."""
+    spec = config.model.spec()
+    config.mesh.check_heads(spec.sizes.heads)
+    image_data.check_fit(data, spec)
+    return spec
 
 
 @dataclass(frozen=True)
@@ -173,16 +192,25 @@ class Net:
     finish: Callable[[Params], Params] = lambda params: params
 
 
-def _small(config: Any, data: Images, folder: Path) -> None:
+def _net_and_job(config: Any, data: Images) -> tuple[Net, Job[Any]]:
     net = _autoencoder(config, data) if isinstance(config, AutoencoderPretraining) else _classifier(config, data)
-    stage, key = config.training, jax.random.fold_in(jax.random.key(config.training.loop.seed), FRESH)
+    stage, key = config.training, _first_key(config)
     job = train_job(
         lambda: net.init(key), net.loss, stage.optimiser, ema_decay=stage.ema_decay, frozen=stage.frozen,
         mesh=config.mesh.build(), metadata={"task": config.task, "spec": json.loads(net.spec_json)},
         evaluate=net.evaluate if data.held_out else None, label=f"train {config.task}", rules=config.mesh.rules,
         accumulate=stage.accumulate,
     )  # fmt: skip
-    write_parameters(folder, parameter_table(jax.eval_shape(net.init, key), None, stage.frozen))
+    return net, job
+
+
+def _first_key(config: Any) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(config.training.loop.seed), FRESH)
+
+
+def _small(config: Any, data: Images, folder: Path) -> None:
+    (net, job), stage = _net_and_job(config, data), config.training
+    write_parameters(folder, parameter_table(jax.eval_shape(net.init, _first_key(config)), None, stage.frozen))
     state = fit(job, data.batches(stage.batch_size, stage.loop.seed), stage.loop, folder)
     params, record = net.finish(to_host(state.ema_params)), make_record(config, folder)
     meta = {"data": config.data.source, "steps": record["steps"], "held_out": record["held_out"]}

@@ -19,9 +19,11 @@ from graftax.errors import BadInput
 from graftax.evaluate.preview import preview
 from graftax.models import Model
 from graftax.spec import ModelSpec
-from graftax.surgery import Edit, Report, apply_edit
+from graftax.study.missing import require_model
+from graftax.surgery import Edit, Report, Site, apply_edit
 from graftax.surgery.config import GraftConfig
-from graftax.surgery.replace import weighed, with_importance
+from graftax.surgery.edits import Compose
+from graftax.surgery.replace import Exchange, weighed, with_importance
 from graftax.train import DiffusionConfig, MeshConfig, finetune
 
 History = list[dict[str, Any]]
@@ -30,9 +32,15 @@ ReadData = Callable[[], Images]
 
 def open_model(name: str | Path, vet: Callable[[ModelSpec], object] = bool, **overrides: Any) -> Model:
     """`graftax.load`; before anything touches a device, `vet` may refuse the spec."""
+    return api.place(read_model(name, vet, **overrides))
+
+
+def read_model(name: str | Path, vet: Callable[[ModelSpec], object] = bool, **overrides: Any) -> Model:
+    """`open_model` on no device: parameters are numpy arrays, views of the file."""
+    require_model(name)
     model = api.read(name, **overrides)
     vet(model.spec)
-    return api.place(model)
+    return model
 
 
 # --- Graft ---------------------------------------------------------------------------------------------------------------
@@ -40,9 +48,25 @@ def open_model(name: str | Path, vet: Callable[[ModelSpec], object] = bool, **ov
 
 def check_edit(edit: Edit, spec: ModelSpec, data: ReadData | None = None) -> None:
     """Raise `BadInput` where an edit does not fit `spec`, or needs data and gets none. No weights and no device are used."""
-    edit.on(spec)
+    _refuse_twice(edit, spec)
     if weighed(edit, spec) and data is None:
         raise BadInput("graft: init 'transplant' of narrower MLPs looks at their neurons on data, expected --config")
+
+
+def _refuse_twice(edit: Edit, spec: ModelSpec) -> None:
+    """Raise `BadInput` where the edit is impossible on `spec`, or exchanges an operator that it has exchanged before."""
+    exchanged: dict[Site, Edit] = {}
+    for one in edit.edits if isinstance(edit, Compose) else (edit,):
+        after, origin = one.on(spec), one.origin(spec)
+        sites = set(one.scions_on(spec)) if isinstance(one, Exchange) else set()
+        if twice := sorted(sites & exchanged.keys()):
+            first = exchanged[twice[0]]
+            raise BadInput(f"{one}: {twice[0]} is exchanged by {first} already, expected each site in one edit")
+        exchanged |= dict.fromkeys(sites, one)
+        if origin is not None:  # blocks have got other numbers
+            there = {(old, new) for new, old in enumerate(origin)}
+            exchanged = {Site(new, s.slot): e for s, e in exchanged.items() for old, new in there if old == s.block}
+        spec = after
 
 
 def run_graft(teacher: Model, config: GraftConfig, data: ReadData | None = None) -> tuple[Model, Report]:

@@ -19,7 +19,9 @@ from graftax.distill.stage import DistillStage
 from graftax.errors import BadInput, NonFinite
 from graftax.evaluate import pictures
 from graftax.evaluate.drawing import Score
+from graftax.evaluate.labels import class_columns
 from graftax.models.cost import count_params, flops
+from graftax.progress import say
 from graftax.study import stages
 from graftax.study.config import SweepConfig, Variant
 from graftax.study.experiment import Branch, Experiment, Judged, forward_times
@@ -138,7 +140,7 @@ def run(config: SweepConfig, folder: Path) -> Findings:
     with experiment.clock.titled("teacher"):
         teacher = experiment.judge("teacher", experiment.teacher, "teacher")
     left = [plan for plan in plans if not _is_done(plan, done, folder)]
-    print(f"{len(plans)} runs, {len(plans) - len(left)} of them done already", flush=True)
+    say(f"{len(plans)} runs, {len(plans) - len(left)} of them done already")
     start = time.perf_counter()
     for i, plan in enumerate(left):
         _announce(plan, i, len(left), time.perf_counter() - start)
@@ -182,7 +184,7 @@ def _is_done(plan: Plan, done: dict[str, Run], folder: Path) -> bool:
 
 def _announce(plan: Plan, index: int, count: int, elapsed: float) -> None:
     left = f", about {(count - index) * elapsed / index / 60:.0f} min left" if index else ""
-    print(f"--- {plan}: run {index + 1} of {count}{left}", flush=True)
+    say(f"--- {plan}: run {index + 1} of {count}{left}")
 
 
 def _run(experiment: Experiment, plan: Plan, folder: Path) -> Run:
@@ -195,12 +197,12 @@ def _run(experiment: Experiment, plan: Plan, folder: Path) -> Run:
     try:
         branch, _ = experiment.branch(str(plan), student, report, work, plan.distill, plan.finetune, plan.subsets)
     except NonFinite as error:
-        print(f"    {plan}: failed: {error}", flush=True)
+        say(f"    {plan}: failed: {error}")
         outcome = {"failure": " ".join(str(error).split())}
     else:
         outcome = _outcome(branch)
-        classes, shown = experiment.data.num_classes, experiment.judging.shown
-        drawn = pictures.grid(branch.judged[-1].samples[: classes * shown], classes, scale=2)
+        names = experiment.data.raw_train.class_names
+        drawn = class_columns(branch.judged[-1].samples, names, experiment.judging.shown)
         pictures.save_png(folder / plan.picture, drawn)
     shutil.rmtree(work, ignore_errors=True)  # checkpoints of a run that is over
     seconds = round(time.perf_counter() - start, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.spec import OpSpec
 from graftax.surgery.edits import Edit, compose
 from graftax.surgery.grammar import Call, Pair, read
@@ -49,7 +49,10 @@ def _short(text: str, pair: Pair) -> Edit:
 def _edit(text: str, call: Call) -> Edit:
     make = EDITS.get(call.name)
     if make is None:
-        raise BadInput(f"edit {text!r}: {call.name!r} is no edit, expected one of {', '.join(EDITS)}")
+        raise BadInput(
+            f"edit {text!r}: {call.name!r} is no edit, expected one of {', '.join(EDITS)}"
+            f"{did_you_mean(call.name, EDITS)}"
+        )
     try:
         return make(
             *(_value(text, value) for value in call.arguments),

@@ -26,7 +26,7 @@ def replay(meta: Meta, other: Model, rng: jax.Array | None = None) -> tuple[Mode
     back to its original, that is `other` as it was. Raises `BadInput` where `meta` records no edit, and where one of them
     does not fit.
     """
-    texts = [text for text in meta.edits if not _is_training(text)]
+    texts = [text for text in meta.edits if not is_training(text)]
     if not texts:
         raise BadInput(f"replay: no edits among {list(meta.edits)}, expected a model that was grafted")
     model, report = other, None
@@ -34,10 +34,11 @@ def replay(meta: Meta, other: Model, rng: jax.Array | None = None) -> tuple[Mode
         model, later = apply_edit(model, _from(other, parse(text)), rng)
         report = later if report is None else report.then(later)
     assert report is not None, "there is an edit"
-    return model, report, tuple(text for text in meta.edits if _is_training(text))
+    return model, report, tuple(text for text in meta.edits if is_training(text))
 
 
-def _is_training(text: str) -> bool:
+def is_training(text: str) -> bool:
+    """Whether a line of provenance is a training, not an edit."""
     found = read(text)
     return isinstance(found, Call) and found.name in TRAININGS
 

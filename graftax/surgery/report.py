@@ -84,22 +84,28 @@ class Report:
         return self._old_operator(site) != site.held(self.after)
 
     def __str__(self) -> str:
-        lines = self._site_lines() or ["operators           unchanged"]
+        return self.text()
+
+    def text(self, *, trained: bool = False) -> str:
+        """The summary. `trained`: nothing was edited between the two models, so weights that differ were trained."""
+        lines = self._site_lines(trained) or ["operators           unchanged"]
         if self.before.program != self.after.program:
             lines.append(f"{'program':<20}{program_text(self.before.program)} -> {program_text(self.after.program)}")
         if self.before.adapters != self.after.adapters:
             lines.append(f"{'adapters':<20}{len(self.before.adapters)} -> {len(self.after.adapters)}")
-        lines.append(f"{'leaves':<20}{len(self.kept)} kept, {len(self.new)} new, {len(self.dropped)} dropped")
+        changed = f"{len(self.new)} retrained" if trained else f"{len(self.new)} new, {len(self.dropped)} dropped"
+        lines.append(f"{'leaves':<20}{len(self.kept)} kept, {changed}")
         lines.append(f"{'parameters':<20}{_change(*self.params)}")
         lines.append(f"{'FLOPs per image':<20}{_change(*self.flops)}")
         return "\n".join(lines)
 
-    def _site_lines(self) -> list[str]:
+    def _site_lines(self, trained: bool) -> list[str]:
         """One line for all sites of a slot that went through the same exchange."""
         runs: dict[tuple[str, str], list[Site]] = {}
         for site in self.sites:
             weights = "new weights" if self.new_leaves(site) else "weights kept"
             change = f"{self._old_operator(site) or 'none'} -> {site.held(self.after)}, {weights}"
+            change = f"{site.held(self.after)}, retrained" if trained else change
             runs.setdefault((site.slot, change), []).append(site)
         return [_site_line(slot, change, sites) for (slot, change), sites in runs.items()]
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from graftax.blocks import block_kind
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.spec import ModelSpec, OpSpec
 
 
@@ -120,7 +120,7 @@ def _sites(item: str | int, spec: ModelSpec, role: str | None) -> list[Site]:
     group = [i for i, block in enumerate(spec.blocks) if match["group"] in ("blocks", block.kind)]
     named = {i: _slots(spec.blocks[i].kind, match["slot"]) for i in group}
     if not group or not any(named.values()):
-        raise _bad(item, spec, f"no such {'slot' if group else 'kind of block'}")
+        raise _bad(item, spec, f"no such {'slot' if group else 'kind of block'}", match["slot" if group else "group"])
     try:
         return [site for part in match["items"].split(",") for site in _chosen(part.strip(), spec, group, named)]
     except ValueError as error:
@@ -182,13 +182,15 @@ def _slice(bounds: list[int | None], count: int) -> Sequence[int]:
     return range(count)[start:stop:step]
 
 
-def _bad(item: object, spec: ModelSpec, reason: str) -> BadInput:
+def _bad(item: object, spec: ModelSpec, reason: str, name: str = "") -> BadInput:
+    """The error on an item; `name` is the word in it that is not known, if one is."""
     kinds = dict.fromkeys(block.kind for block in spec.blocks)
-    slots = ", ".join(dict.fromkeys(slot.name for kind in kinds for slot in block_kind(kind).slots))
+    names = dict.fromkeys(slot.name for kind in kinds for slot in block_kind(kind).slots)
+    slots = ", ".join(names)
     held = ", ".join(sorted({op.kind for block in spec.blocks for _, op in block.ops}))
     groups = " or ".join(["blocks", *kinds])
     return BadInput(
         f"selector {item!r} on {spec.depth} blocks: {reason}; expected GROUP[ITEMS].SLOT with GROUP {groups}, SLOT of "
         f"{slots} or a role, ITEMS of 0..{spec.depth - 1} or negative, slices (1::2), *, 50%, 75%, 100%, deep:50%, top:50%, "
-        f"or an operator present ({held})"
+        f"or an operator present ({held}){did_you_mean(name, [*names, 'blocks', *kinds])}"
     )

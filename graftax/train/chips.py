@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 
 TERA, GIGA, GIB = 10**12, 10**9, 2**30
 
@@ -59,5 +59,5 @@ def chip_of(device_kind: str) -> Chip | None:
 def find_chip(name: str) -> Chip:
     """The chip of a short name, "v5e". Raises `BadInput` on others."""
     if name not in CHIPS:
-        raise BadInput(f"chip: got {name!r}, expected one of {', '.join(CHIPS)}")
+        raise BadInput(f"chip: got {name!r}, expected one of {', '.join(CHIPS)}{did_you_mean(name, CHIPS)}")
     return CHIPS[name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.models.stack import REMAT
 from graftax.train.loop_config import LoopConfig
 from graftax.train.optimiser import OptimiserConfig
@@ -72,4 +72,5 @@ class DiffusionConfig(TrainConfig):
             raise BadInput(f"preview: got {self.preview}, expected 0 or more")
         for name, choices in {"compute_dtype": DTYPES, "remat": tuple(REMAT)}.items():
             if getattr(self, name) not in choices:
-                raise BadInput(f"{name}: got {getattr(self, name)!r}, expected one of {choices}")
+                near = did_you_mean(getattr(self, name), choices)
+                raise BadInput(f"{name}: got {getattr(self, name)!r}, expected one of {choices}{near}")

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from graftax.checkpoint.paths import WorkPath, storage_trouble, work_path
 from graftax.checkpoint.retention import Retention
-from graftax.errors import BadInput, NonFinite, Preempted
+from graftax.errors import BadInput, NonFinite, Preempted, naming
 from graftax.progress import Progress
 from graftax.train.loop_config import LoopConfig
 from graftax.train.record import Record, Window
@@ -183,7 +183,8 @@ class _Run(Generic[S]):
     def _resume(self, store: Checkpoints, latest: int) -> None:
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
         del self.state  # before the restored one takes the same room
-        self.state, _, position = store.restore(latest, like, lambda extra: check_identity(extra, self.identity))
+        with naming(store.folder):
+            self.state, _, position = store.restore(latest, like, lambda extra: check_identity(extra, self.identity))
         if latest > self.config.steps:
             raise BadInput(f"steps {self.config.steps}: the checkpoint is at step {latest}, expected that or more")
         self.batches.restore(position)
@@ -293,4 +294,7 @@ def check_identity(found: Any, wanted: Any, path: str = "") -> None:
             check_identity(a, b, f"{path}[{i}]")
         return
     if found != wanted:
-        raise BadInput(f"{path}: the checkpoint has {found!r}, this run {wanted!r}; expected them equal to resume")
+        raise BadInput(
+            f"{path}: the checkpoint has {found!r}, this run {wanted!r}; give the same value to resume, or another "
+            "work folder to start over"
+        )

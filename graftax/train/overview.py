@@ -43,8 +43,8 @@ class Row:
     status: str
 
 
-def parameter_table(params: Params, new: Iterable[str] | None = (), frozen: Sequence[str] = ()) -> str:
-    """A line per leaf, blocks that are alike in one, with its status, and a line of totals; no line end.
+def parameter_rows(params: Params, new: Iterable[str] | None = (), frozen: Sequence[str] = ()) -> list[Row]:
+    """A row per leaf, blocks that are alike in one, with its status.
 
     A leaf is "frozen" where a pattern of `frozen` (`graftax.train.state.split`) keeps it out of training; else "new" in the
     operators at the paths `new` (None: everywhere), in the projections of merged steps and in adapters; else "kept", as it
@@ -53,16 +53,14 @@ def parameter_table(params: Params, new: Iterable[str] | None = (), frozen: Sequ
     still = set(flatten_dict(split(params, frozen)[1], sep="/"))
     added = ("",) if new is None else tuple(f"{path}/" for path in (*new, MERGES, LORA))
     blocks: dict[tuple[str, str, tuple[int, ...], str, str], list[int]] = {}
-    totals = dict.fromkeys((KEPT, NEW, FROZEN), 0)
     flat: dict[str, Any] = flatten_dict(params, sep="/")
     for path, leaf in flat.items():
         status = FROZEN if path in still else NEW if path.startswith(added) else KEPT
-        totals[status] += leaf.size
         within = _BLOCK.fullmatch(path)
         name = within[2] if within else path
         ids = blocks.setdefault((name, "blocks" if within else "", leaf.shape, str(leaf.dtype), status), [])
         ids += [int(within[1])] if within else []
-    rows = [
+    return [
         Row(
             f"{part}[{compact(ids)}]/{name}" if part else name,
             "x".join(map(str, shape)),
@@ -72,6 +70,12 @@ def parameter_table(params: Params, new: Iterable[str] | None = (), frozen: Sequ
         )
         for (name, part, shape, dtype, status), ids in blocks.items()
     ]
+
+
+def parameter_table(params: Params, new: Iterable[str] | None = (), frozen: Sequence[str] = ()) -> str:
+    """`parameter_rows` as a table with a line of totals, without a line end."""
+    rows = parameter_rows(params, new, frozen)
+    totals = {status: sum(row.count for row in rows if row.status == status) for status in (KEPT, NEW, FROZEN)}
     told = ", ".join(f"{count:,} {status}" for status, count in totals.items() if count)
     return f"{make_table(rows)}\n{sum(totals.values()):,} parameters: {told}"
 

@@ -104,9 +104,9 @@ def test_an_interrupted_ablation_continues(run, recipe, teacher, tmp_path, monke
     monkeypatch.setattr(ablation, "_lines", lines)
     command = ("analyze", teacher, "--what=ablation", "--seeds=2", "--config", recipe, "--out", tmp_path / "found")
     assert run(*command)[0] == 130
-    code, printed, _ = run(*command)
+    code, _, said = run(*command)
     assert code == 0
-    assert "mixer operators, seed 0: l1, l2, huber, done" in printed
+    assert "mixer operators, seed 0: l1, l2, huber, done" in said
     assert asked == [("mixer", 0), ("mlp", 0), ("mixer", 1), ("mlp", 1)], "each once"
     found = json.loads((tmp_path / "found" / "analysis.json").read_text())["ablation"]["lines"]
     assert [(line["slot"], line["seed"]) for line in found[::3]] == asked
@@ -146,6 +146,6 @@ def test_refuses(refused, teacher, tmp_path, recipe):
     assert "no such file" in said(model=tmp_path / "nothing")
     (tmp_path / "found").mkdir()
     (tmp_path / "found" / "analysis.json").write_text("mine")
-    assert "holds an analysis already" in said()
+    assert "analysis.json: exists already" in said()
     assert "a file, expected a folder" in said("--out", tmp_path / "found" / "analysis.json")
     assert (tmp_path / "found" / "analysis.json").read_text() == "mine"

@@ -73,11 +73,10 @@ def reference(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pristine(demo, tmp_path_factory, flags):
-    """A folder with an evaluation in eval/ and its numbers in scores.json, and what was printed."""
+    """A folder with an evaluation in eval/, and what was printed."""
     folder, out = tmp_path_factory.mktemp("pristine"), io.StringIO()
-    files = ("--out", folder / "eval", "--json", folder / "scores.json")
     with contextlib.redirect_stdout(out):
-        assert main.main(["evaluate", demo, *map(str, (*flags, *files))]) == 0
+        assert main.main(["evaluate", demo, *map(str, (*flags, "--out", folder / "eval"))]) == 0
     return folder, out.getvalue()
 
 
@@ -122,6 +121,15 @@ def test_another_protocol_or_model_is_refused_and_nothing_is_lost(evaluated, ref
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_another_protocol_begins_afresh_where_that_is_asked_for(evaluated, run, demo, flags):
+    folder, _ = evaluated
+    (folder / "mine.txt").write_text("mine")
+    code, _, err = run("evaluate", demo, *flags, "--batch-size", "36", "--out", folder, "--overwrite")
+    assert code == 0, err
+    assert sorted(path.name for path in (folder / "parts").iterdir()) == ["0000000.npz", "0000036.npz"]
+    assert (folder / "mine.txt").read_text() == "mine"
+
+
 def test_two_models_compare(evaluated, run, tmp_path, demo, flags):
     folder, _ = evaluated
     assert run("graft", demo, "--edit", "blocks[0].mixer=hyena_x(kernel=4)", "--out", tmp_path / "student")[0] == 0
@@ -132,16 +140,18 @@ def test_two_models_compare(evaluated, run, tmp_path, demo, flags):
     assert "class accuracy" in out
 
 
-def test_json_holds_what_was_printed(pristine):
-    folder, out = pristine
-    (result,) = json.loads((folder / "scores.json").read_text())["results"]
+def test_json_holds_what_is_printed_and_nothing_is_drawn_again(evaluated, run, demo, flags):
+    folder, out = evaluated
+    code, found, err = run("evaluate", demo, *flags, "--out", folder, "--json")
+    assert code == 0, err
+    (result,) = json.loads(found)["results"]
     assert f"{result['scores']['class accuracy']:.6g}" in out
 
 
 def test_bad_input_is_found_before_anything_is_drawn(refused, demo, tmp_path, flags):
     out = ("--out", tmp_path / "eval")
-    assert "together" in refused("evaluate", demo, *flags, "--reference", "r.npz", *out)
-    assert "expected either" in refused("evaluate", *flags)
+    assert "--reference: missing is --inception or --dino" in refused("evaluate", demo, *flags, "--reference", "r.npz", *out)
+    assert "expected a model, or --samples" in refused("evaluate", *flags)
     assert "nowhere" in refused("evaluate", demo, *flags, "--source", "nowhere", *out)
     assert "more than that" in refused("evaluate", demo, *flags, "--count", "64", *out)
     assert "count 0" in refused("evaluate", demo, *flags, "--count", "0", *out)
@@ -177,13 +187,13 @@ def test_distance_in_dinov2s_features(run, colour, dino, reference, tmp_path):
     assert f"{result.scores['FD']:.6g}" in out
     assert run("evaluate", colour, *COLOUR, "--dino", dino, "--reference", reference)[:2] == (0, out)  # without a folder
 
-    flags = ("--samples", samples, "--dino", dino, "--reference", reference, "--json", tmp_path / "scores.json")
-    code, out, err = run("evaluate", *flags)
+    flags = ("--samples", samples, "--dino", dino, "--reference", reference)
+    code, out, err = run("evaluate", *flags, "--json")
     assert code == 0, err
-    record = json.loads((tmp_path / "scores.json").read_text())
+    record = json.loads(out)
     assert record["scores"] == pytest.approx(result.scores, rel=1e-5)  # another size of batch
     assert record["spaces"] == {"FD": space}
-    assert "20 samples against real.npz, 15 images" in out
+    assert "20 samples against real.npz, 15 images" in run("evaluate", *flags)[1]
 
 
 def test_dinov2_beside_the_suite(run, colour, dino, reference, tmp_path, monkeypatch):
@@ -198,9 +208,9 @@ def test_dinov2_beside_the_suite(run, colour, dino, reference, tmp_path, monkeyp
     assert found["InceptionV3"] == kept
     assert list(found["DINOv2"]) == ["FD"]
     samples = tmp_path / "eval" / "samples.npz"
-    code, _, err = run("evaluate", "--samples", samples, *flags, "--json", tmp_path / "scores.json")
+    code, out, err = run("evaluate", "--samples", samples, *flags, "--json")
     assert code == 0, err
-    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == pytest.approx(kept | found["DINOv2"], rel=1e-5)
+    assert json.loads(out)["scores"] == pytest.approx(kept | found["DINOv2"], rel=1e-5)
 
 
 def test_what_dinov2_cannot_compare_is_refused_before_anything_is_drawn(refused, demo, colour, dino, reference, tmp_path):
@@ -216,8 +226,8 @@ def test_what_dinov2_cannot_compare_is_refused_before_anything_is_drawn(refused,
     assert "r.npz: no images (arr_0) in it" in against(np.zeros(2048), name="mu")
     assert "samples: 6 images, FD (DINOv2 small" in against(images, count="6")
     assert "not the config" in refused("evaluate", colour, *COLOUR, *flags, "--dino", tmp_path)
-    assert "--metrics belong to --inception" in refused("evaluate", colour, *COLOUR, *flags, "--metrics", "FID")
-    assert "together" in refused("evaluate", colour, *COLOUR, "--dino", dino)
+    assert "--metrics: got 'FID' without --inception" in refused("evaluate", colour, *COLOUR, *flags, "--metrics", "FID")
+    assert "--dino: --reference is missing" in refused("evaluate", colour, *COLOUR, "--dino", dino)
     assert not (tmp_path / "eval").exists()
 
 
@@ -282,14 +292,13 @@ def test_two_hosts_share_the_samples_and_the_first_scores(run, colour, dino, ref
         streams = [host.communicate(timeout=240) for host in hosts]
         return [(host.returncode, *texts) for host, texts in zip(hosts, streams, strict=True)]
 
-    json_flags = ("--json", str(tmp_path / "scores.json"))
-    (code, out, err), (other_code, other_out, other_err) = together(*flags, "--out", str(tmp_path / "both"), *json_flags)
+    (code, out, err), (other_code, other_out, other_err) = together(*flags, "--out", str(tmp_path / "both"), "--json")
     assert (code, other_code) == (0, 0), err + other_err
     assert "FD" in out
     assert "FD" not in other_out
     (alone,), (both,) = (find_results(tmp_path / name).values() for name in ("alone", "both"))
     assert both.scores == alone.scores
-    assert json.loads((tmp_path / "scores.json").read_text())["results"][0]["scores"] == both.scores
+    assert json.loads(out)["results"][0]["scores"] == both.scores
     for code, _, err in together(*flags):
         assert code == 2
         assert "expected --out and a folder that all of them see" in err

@@ -111,7 +111,7 @@ def test_one_model(run):
     assert code == 0
     fields = {line[:12].strip(): line[12:] for line in out.splitlines()}
     assert fields["edit"] == "blocks[50%].mixer=hyena_se(kernel=4) on DiT-XL-2-256x256"
-    assert fields["blocks"] == "1:28:2 (14)"
+    assert fields["blocks"] == "every second (14)"
     assert fields["parameters"] == "675,452,192"
     assert fields["published"] == "FID 2.61"
     assert fields["weights"].endswith("grafting/dit-xl2-mha-hyena_se-50p-fid2.61_ablation/resolve/main/model.pt")
@@ -127,7 +127,7 @@ def test_one_model(run):
         (("inspect", "DiT-XL/2", "DiT-B/2", "--cost"), "expected one"),
         (("inspect", "DiT-XL/2", "--mesh=tensor=3"), "tensor=3 does not divide the model's 16 heads"),
         (("inspect", "DiT-XL/2", "--mesh=8"), "like data=2,fsdp=4"),
-        (("inspect", "DiT-XL/2", "--num-heads=8"), "num_heads=8: the file says 16"),
+        (("inspect", "DiT-XL/2", "--num-heads=8"), "--num-heads=8: the file says 16"),
         (("inspect", SWA, "--window=8"), "window=8"),
     ],
 )

@@ -60,6 +60,8 @@ def test_the_report_shows_what_the_run_holds(run):
     assert "Not evaluated" not in text
     assert len(re.findall("data:image/png", text)) == 6 + 2  # five curves, the errors, two grids
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert main(["report", str(run)]) == 2, "it is there already"
+    assert main(["report", str(run), "--overwrite"]) == 0
 
 
 def test_what_is_missing_is_named_with_its_command(run):
@@ -85,6 +87,10 @@ def test_compare_prints_a_table_and_writes_a_page(run, tmp_path, capsys):
     text = (tmp_path / "page" / "compare.html").read_text()
     assert "Fréchet against cost" in text
     assert "Lower is better" in text
+    assert main(["compare", str(run), "--out", str(tmp_path / "page"), "--json"]) == 2, "it is there already"
+    capsys.readouterr()
+    assert main(["compare", str(run), "--out", str(tmp_path / "page"), "--json", "--overwrite"]) == 0
+    assert [one["scores"]["Fréchet"] for one in json.loads(capsys.readouterr().out)["results"]] == list(SCORES.values())
 
 
 def test_other_protocols_are_refused_unless_asked_for(run, tmp_path, capsys):

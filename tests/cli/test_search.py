@@ -63,7 +63,8 @@ def test_search(run, grafted, tmp_path, teacher):
 
 def test_budget(run, grafted, teacher):
     whole = flops(api.load(teacher).spec)
-    _, found = search(run, grafted, f"--budget={whole - 1}")
+    out, found = search(run, grafted, f"--budget={whole - 1}", "--json")
+    assert json.loads(out) == found
     least, greedy, *_ = found["sets"]
     assert least["sites"] == greedy["sites"] == 1
     assert least["selector"] == greedy["selector"]

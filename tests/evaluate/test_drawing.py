@@ -55,10 +55,10 @@ def test_pictures_arrays_and_latents_are_written(tmp_path):
     def decode(arrays):
         return np.clip(arrays, -1, 1)
 
-    write(tmp_path / "a.png", drawn(), decode, LABELS, columns=3)
+    write(tmp_path / "a.png", drawn(), decode, LABELS, ["a", "b"])
     assert Image.open(tmp_path / "a.png").size[0] > Image.open(tmp_path / "a.png").size[1] > 16
-    write(tmp_path / "a.npz", drawn(), decode, LABELS, columns=3)
-    write(tmp_path / "b.npz", drawn(), None, LABELS, columns=3)
+    write(tmp_path / "a.npz", drawn(), decode, LABELS, ["a", "b"])
+    write(tmp_path / "b.npz", drawn(), None, LABELS, ["a", "b"])
     with np.load(tmp_path / "a.npz") as pictures, np.load(tmp_path / "b.npz") as latents:
         assert (pictures["images"].dtype, pictures["images"].shape) == (np.uint8, (6, 8, 8, 1))
         np.testing.assert_array_equal(latents["latents"], drawn())

@@ -69,3 +69,43 @@ def test_dots_and_points_have_a_bar_over_the_seeds(tmp_path):
     for kind in ("dots", "points"):
         one, same, three = (ink(tmp_path / f"{kind}-{name}.png") for name in ("one", "same", "three"))
         assert one == same < three
+
+
+def frame(monkeypatch, draw, *args, **options):
+    """The figure that `draw` finishes, laid out, with its only axes."""
+    kept = []
+    monkeypatch.setattr(pictures, "finish", lambda path, figure, legend: kept.append(figure))
+    draw(None, *args, **options)
+    kept[0].draw_without_rendering()
+    return kept[0], kept[0].axes[0]
+
+
+LONG = "relative error of the new operators, held out"
+
+
+def test_no_label_is_cut_off(monkeypatch):
+    for y in ("loss", LONG):
+        figure, axes = frame(monkeypatch, pictures.curves, {"a": [(1, 0.9), (2, 0.5)]}, x="step", y=y)
+        (text,) = (text for text in (axes.yaxis.label, axes._left_title) if text.get_text())
+        box, whole = text.get_window_extent(), figure.bbox
+        assert text.get_text() == y
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+        assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+
+
+def test_two_points_stand_off_the_frame_and_their_names_beside_them(monkeypatch):
+    points = {"teacher": (66.6, [0.2]), "half": (66.2, [0.21]), "quarter": (66.2, [0.21])}
+    figure, axes = frame(monkeypatch, pictures.scatter, points, x="FLOPs", y="Fréchet")
+    assert figure.get_figheight() >= 2.6
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    assert left < 66.2 < 66.6 < right
+    assert low < 0.2 < 0.21 < high
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_log_scales_are_labelled_with_plain_numbers(monkeypatch):
+    _, axes = frame(monkeypatch, pictures.roofline, {"a": (90, 30e12), "b": (120, 40e12)}, "v5e", 197e12, 819e9)
+    shown = [text.get_text() for axis in (axes.xaxis, axes.yaxis) for text in axis.get_ticklabels(which="both")]
+    assert {"50", "100", "200"} <= set(shown)
+    assert not any("10^" in text for text in shown)

@@ -68,7 +68,9 @@ def test_starts_are_compared_once(run, refused, inits, tmp_path, monkeypatch):
     assert code == 0
     assert table in again
     assert len(asked) == 4, "finished rows are not measured again"
-    assert "has its own least_squares" in refused("inits", "--config", inits, "--config.distill.settings.calibration=1")
+    assert "has its own least_squares" in refused(
+        "inits", "--quiet", "--config", inits, "--config.distill.settings.calibration=1"
+    )
 
 
 def test_transplants_that_need_data(run, refused, recipe, tmp_path, teacher):

@@ -101,16 +101,17 @@ def test_a_sweep_does_each_variant_once(run, sweep, tmp_path):
     page = (folder / "report.html").read_text()
     assert all(name in page and name in out for name in NAMES)
 
-    code, out, _ = run("sweep", "--config", sweep)
+    code, out, err = run("sweep", "--config", sweep, "--json")
     assert code == 0
-    assert "2 of them done already" in out
+    assert "2 of them done already" in err
     assert by_name(folder) == first
+    assert [line["variant"] for line in json.loads(out)["runs"]] == NAMES
 
     # One variant changes: it alone is done again.
     sweep.write_text(sweep.read_text().replace("kernel=4", "kernel=3"))
-    code, out, _ = run("sweep", "--config", sweep)
+    code, _, err = run("sweep", "--config", sweep)
     assert code == 0
-    assert "1 of them done already" in out
+    assert "1 of them done already" in err
     second = by_name(folder)
     assert second["mlp ratio 3"] == first["mlp ratio 3"]
     assert second["hyena_x 50 %"]["identity"] != first["hyena_x 50 %"]["identity"]
@@ -157,9 +158,9 @@ def check_failed(run, sweep, folder):
 def test_a_failed_variant_is_recorded_and_the_others_go_on(run, sweep, tmp_path, untrained):
     check_failed(run, sweep, tmp_path / "sweep")
     assert untrained == NAMES
-    code, out, _ = run("sweep", "--config", sweep)
+    code, _, err = run("sweep", "--config", sweep)
     assert code == 3, "it is still among the results"
-    assert "2 of them done already" in out
+    assert "2 of them done already" in err
     assert untrained == NAMES, "but is not tried again"
 
 
@@ -196,11 +197,11 @@ def test_each_seed_is_a_run_with_seeds_of_its_own(run, sweep, tmp_path, untraine
 def test_every_edit_is_checked_before_any_work(refused, sweep, tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "draw", lambda *args, **kwargs: pytest.fail("work was done"))
     sweep.write_text(sweep.read_text().replace("blocks[*].mlp=3", "blocks[9].mlp=3"))
-    assert "mlp ratio 3: " in refused("sweep", "--config", sweep)
+    assert "mlp ratio 3: " in refused("sweep", "--quiet", "--config", sweep)
     assert "variants['a'].repalce: unknown key" in refused(
         "sweep", "--config", sweep, "--config.variants={'a':{'repalce':1}}"
     )
-    assert "seeds" in refused("sweep", "--config", sweep, "--config.seeds=(1,1)")
+    assert "seeds" in refused("sweep", "--quiet", "--config", sweep, "--config.seeds=(1,1)")
     assert not (tmp_path / "sweep").exists()
 
 

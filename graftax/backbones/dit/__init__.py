@@ -1,9 +1,28 @@
-"""DiT: class-conditional diffusion transformers of latents (Peebles and Xie, arXiv 2212.09748)."""
+"""DiT: class-conditional diffusion transformers of latents (Peebles and Xie, arXiv 2212.09748).
 
-from graftax.backbones.dit.backbone import DiT
-from graftax.backbones.dit.layouts import LAYOUTS
-from graftax.backbones.dit.variants import dit_spec, variant, with_compat
+Names are imported when they are first used: the list of published models (`zoo`) is read without JAX.
+"""
 
-BACKBONE = DiT()
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graftax.backbones.dit.backbone import BACKBONE, DiT
+    from graftax.backbones.dit.layouts import LAYOUTS
+    from graftax.backbones.dit.variants import dit_spec, variant, with_compat
 
 __all__ = ["BACKBONE", "LAYOUTS", "DiT", "dit_spec", "variant", "with_compat"]
+
+_HOMES = {
+    "BACKBONE": "backbone", "DiT": "backbone", "LAYOUTS": "layouts", "dit_spec": "variants", "variant": "variants",
+    "with_compat": "variants",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value

@@ -107,3 +107,6 @@ class DiT(ClassConditional):
     def override(self, spec: ModelSpec, overrides: Mapping[str, Option]) -> ModelSpec:
         """`spec` with what the user adds to a file (`graftax.backbones.dit.overrides`)."""
         return override(spec, overrides)
+
+
+BACKBONE = DiT()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from graftax import ops
 from graftax.backbones.dit.variants import with_compat
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.spec import ModelSpec, Option
 
 OWN = ("num_heads", "compat")
@@ -17,7 +17,10 @@ def check_names(overrides: Mapping[str, Option]) -> None:
     known = {*OWN} | {name for cls in ops.OPERATORS.values() for name in cls.options()}
     unknown = sorted(overrides.keys() - known)
     if unknown:
-        raise BadInput(f"override {unknown[0]!r}: not known, expected one of {sorted(known)}")
+        raise BadInput(
+            f"override {unknown[0]!r}: not known, expected one of {sorted(known)}"
+            f"{did_you_mean(unknown[0], known)}"
+        )
 
 
 def override(spec: ModelSpec, overrides: Mapping[str, Option]) -> ModelSpec:

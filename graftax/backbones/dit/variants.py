@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graftax.backbones.dit.frame import COMPAT
 from graftax.blocks import resolve
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.spec import ModelSpec, OpSpec, Prediction, Sizes, op
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -74,7 +74,7 @@ def variant(name: str, resolution: int = 256, num_classes: int = 1000) -> ModelS
     Raises `BadInput` on an unknown name or resolution.
     """
     if name not in VARIANTS:
-        raise BadInput(f"variant: got {name!r}, expected DiT-{{S,B,L,XL}}/{{2,4,8}}")
+        raise BadInput(f"variant: got {name!r}, expected DiT-{{S,B,L,XL}}/{{2,4,8}}{did_you_mean(name, VARIANTS)}")
     if resolution not in RESOLUTIONS:
         raise BadInput(f"resolution: got {resolution}, expected one of {RESOLUTIONS}")
     size, _, patch = name.removeprefix("DiT-").partition("/")

@@ -3,6 +3,8 @@
 What each is, what was published of it and where to get it; weights are not shipped. Scores are those of the authors on
 50,000 ImageNet samples (250 DDPM steps, guidance 1.5): DiT (arXiv 2212.09748, Table 3), grafting (arXiv 2506.05340,
 Tables 2 and 4, and its repository's list of models).
+
+The list is read without JAX: what needs the models' definitions imports them when it is asked for.
 """
 
 from __future__ import annotations
@@ -11,12 +13,28 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from graftax import ops
-from graftax.backbones.dit.variants import VARIANTS, variant
 from graftax.errors import BadInput
-from graftax.models.cost import count_params, flops
 from graftax.spec import ModelSpec, OpSpec, op
-from graftax.surgery import parse, select
+
+DEPTH = 28
+"""Blocks of a DiT-XL."""
+
+SIZE = {256: (675_129_632, 237_301_563_392), 512: (676_014_368, 1_050_016_120_832)}
+"""Resolution -> parameters of DiT-XL/2, its fixed table of positions included, and FLOPs of one pass on one image."""
+
+MORE: dict[str, tuple[int, int]] = {
+    "mha": (0, 0),
+    "swa": (0, -293_396_480),
+    "hyena_se": (23_040, -294_060_032),
+    "hyena_x": (17_280, -296_419_328),
+    "hyena_y": (5_760, -301_137_920),
+    "mamba2": (2_977_840, 1_295_777_792),
+    "mlp(ratio=3.0)": (-2_655_360, -1_358_954_496),
+    "mlp(ratio=4.0)": (0, 0),
+    "mlp(ratio=6.0)": (5_310_720, 2_717_908_992),
+    "mlp_hyena_x": (3_584, 1_179_648),
+}
+"""Parameters and FLOPs that a block of DiT-XL/2 at 256 pixels has more with an operator: counted, for a list at once."""
 
 _DIT = "DiT's licence, CC BY-NC, covers its code and weights: no commercial use"
 _GRAFTED = (
@@ -56,7 +74,7 @@ class Published:
         """Where the operator went, "mixer" or "mlp"; "" for a plain DiT."""
         if self.operator is None:
             return ""
-        return {"mixer": "mixer", "channel": "mlp"}[ops.operator_class(self.operator.kind).role]
+        return "mlp" if self.operator.kind.startswith("mlp") else "mixer"
 
     @property
     def edit(self) -> str:
@@ -68,24 +86,33 @@ class Published:
         """Blocks that hold the operator."""
         if self.operator is None:
             return ()
-        return tuple(site.block for site in select(f"blocks[{self.percent}%].{self.slot}", _base(self.resolution)))
+        every = {50: 2, 75: 4}.get(self.percent)
+        return tuple(i for i in range(DEPTH) if every is None or i % every)
 
     def spec(self) -> ModelSpec:
         """What the model is."""
-        spec = _base(self.resolution)
-        if self.operator is None:
-            return spec
-        return parse(self.edit).on(spec)
+        from graftax.backbones.dit.variants import variant
+        from graftax.surgery import parse
+
+        spec = variant("DiT-XL/2", self.resolution)
+        return parse(self.edit).on(spec) if self.operator else spec
 
     @property
     def params(self) -> int:
         """Number of parameters, the fixed position table included."""
-        return count_params(self.spec())
+        return self._size(0)
 
     @property
     def flops(self) -> int:
         """FLOPs of one forward pass on one image."""
-        return flops(self.spec())
+        return self._size(1)
+
+    def _size(self, which: int) -> int:
+        plain = SIZE[self.resolution][which]
+        if self.operator is None:
+            return plain
+        name = str(self.operator) if self.operator.kind == "mlp" else self.operator.kind
+        return plain + len(self.blocks) * MORE[name][which]
 
     @property
     def page(self) -> str:
@@ -137,13 +164,11 @@ def check_published(path: Path, spec: ModelSpec) -> None:
 
 def spec_of(name: str) -> ModelSpec | None:
     """The spec of a published model ("dit-xl2-mha-swa-50p-fid2.67") or DiT variant ("DiT-B/4", 256 pixels), else None."""
+    from graftax.backbones.dit.variants import VARIANTS, variant
+
     if name.removeprefix("grafting/") in ZOO:
         return find(name).spec()
     return variant(name) if name in VARIANTS else None
-
-
-def _base(resolution: int) -> ModelSpec:
-    return variant("DiT-XL/2", resolution)
 
 
 def _grafted(label: str, operator: OpSpec, percent: int, *scores: float, suffix: str = "", note: str = "") -> Published:

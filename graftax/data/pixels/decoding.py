@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from graftax.data.pixels import images as image_data
+from graftax.data.source import GARMENTS
 from graftax.errors import BadInput
 from graftax.nets import small, vae
 from graftax.nets.vae import VAESpec
@@ -57,6 +58,12 @@ def resolve(spec: ModelSpec, latents: str, model: str = "") -> str | None:
     if model and (folder := find_vae(Path(model) / "vae")):
         return str(folder)
     return "demo" if spec.image_shape == small.load_autoencoder("demo")[0].latent_shape else None
+
+
+def class_names(spec: ModelSpec, latents: str, classes: Sequence[int]) -> list[str]:
+    """What `classes` are called: the demo's by the garments they are, others by their numbers."""
+    garments = resolve(spec, latents) == "demo" and spec.classes == len(GARMENTS)
+    return [GARMENTS[i] if garments else str(i) for i in classes]
 
 
 def _vae_decoder(folder: Path, channels: int) -> Decode:

@@ -29,7 +29,7 @@ from graftax.errors import BadInput
 from graftax.nets import autoencoder, small
 from graftax.nets.vae import encode_moments
 from graftax.nets.vae_files import find_vae, read_vae
-from graftax.progress import Progress
+from graftax.progress import Progress, say
 
 DETERMINISTIC = -30.0
 """Log-variance of latents that are not drawn: a standard deviation of 3e-7."""
@@ -64,8 +64,10 @@ class Encoder:
 def encode(
     source: str, out: str | Path, vae: str, size: int = 256, *, subset: str | None = None, subset_seed: int = 0,
     dtype: str = "float16", batch_size: int = 64, shard_size: int = 4096, data_dir: str | None = None,
+    afresh: bool = False,
 ) -> None:  # fmt: skip
-    """Write, continue or repair the latent set in the folder `out`; arguments are those of the command.
+    """Write, continue or repair the latent set in the folder `out`; arguments are those of the command, `afresh` removes
+    a set that is there already.
 
     It may be stopped or killed at any time. Raises `BadInput` before any device work where source and VAE do not fit
     together or `out` holds something else, and on an image that cannot be read.
@@ -84,7 +86,9 @@ def encode(
         latent_shape=encoder.latent_shape, scale=encoder.scale, shift=encoder.shift, dtype=dtype, shard_size=shard_size,
     )  # fmt: skip
     if leads:
-        print(line)
+        say(line)
+    if afresh:
+        remove_set(Path(out), leads)
     folder = begin(Path(out), plan)
     write_missing(folder, plan, Pixels(records, size), encoder, batch_size, *share)
     if share[1] > 1:
@@ -117,6 +121,16 @@ def open_encoder(name: str, size: int) -> Encoder:
     file = small.demo_path("autoencoder.safetensors") if name == "demo" else Path(name)
     file = file / "autoencoder.safetensors" if file.is_dir() else file
     return Encoder(sha256(file), ours.image_channels, ours.latent_shape, 1.0, 0.0, params, certain)
+
+
+def remove_set(folder: Path, leads: bool = True) -> None:
+    """Remove the latent set in a folder, if one is there, and nothing else. All processes call it, one `leads`."""
+    if leads and is_latent_set(folder):
+        for path in folder.iterdir():
+            if not _is_foreign(path.name):
+                path.unlink()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("graftax: old set removed")
 
 
 def begin(folder: Path, plan: Manifest) -> Path:

@@ -15,7 +15,7 @@ from graftax.data.config import DataConfig
 from graftax.data.latents import LatentSet, is_latent_set
 from graftax.data.opening import open_any, part
 from graftax.data.pipeline import Batches, Pixels, batches, read_threads, stream, whole
-from graftax.data.source import FASHION_MNIST, ImageSet, Records, load_source, prepare, split_indices
+from graftax.data.source import FASHION_MNIST, ImageSet, Records, load_source, prepare, require_npz, split_indices
 from graftax.errors import BadInput
 from graftax.nets import autoencoder, small
 from graftax.spec import ModelSpec
@@ -198,6 +198,7 @@ def _given_latents(config: DataConfig) -> tuple[ImageSet, ImageSet]:
         raise BadInput(f"data.test {config.test!r}: beside an .npz of latents, expected data.held_out")
     if config.transform == "flip":
         raise BadInput(f"transform: got 'flip' with latents {str(path)!r}, expected 'none' or a set of `graftax encode`")
+    require_npz(path, "latents")
     try:
         with np.load(path, allow_pickle=False) as file:
             latents, labels = file["latents"], file["labels"]

@@ -181,6 +181,14 @@ def test_the_command_passes_its_options_on(source, encoded, capsys):
     assert "a latent set of subset_seed 0, expected 1" in capsys.readouterr().err
 
 
+def test_another_set_begins_afresh_where_that_is_asked_for(source, tmp_path):
+    out = tmp_path / "set"
+    encode(source, out, **{**DEMO, "subset": "6"})
+    encode(source, out, **{**DEMO, "subset": "3", "shard_size": 2}, afresh=True)
+    assert len(open_latents(out)) == 3
+    assert sorted(path.name for path in out.glob("*.array_record")) == sorted(read_manifest(out).files)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

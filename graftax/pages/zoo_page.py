@@ -1,0 +1,60 @@
+"""The list of published models, and one of them, as plain text and as JSON; it is read without JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from graftax.backbones.dit.zoo import Published, Scores
+
+
+def listing(models: Iterable[Published]) -> str:
+    """Published models, one line each, without a line end."""
+    models = list(models)
+    width = max(len(model.name) for model in models)
+    lines = [f"{'name':<{width}}   FID   parameters   GFLOPs  edit"]
+    for model in models:
+        numbers = f"{model.scores.fid:5.2f}  {model.params:11,}  {model.flops / 1e9:7.2f}"
+        lines.append(f"{model.name:<{width}} {numbers}  {model.edit}".rstrip())
+    return "\n".join(lines)
+
+
+def entry(model: Published) -> str:
+    """One published model in a few lines, without a line end."""
+    file = model.url.rsplit("/", 1)[1]
+    fields = {
+        "name": model.name,
+        "edit": f"{model.edit} on DiT-XL-2-256x256" if model.edit else "none",
+        "blocks": _blocks(model),
+        "parameters": f"{model.params:,}",
+        "FLOPs": f"{model.flops:,} per image and forward pass",
+        "published": _scores(model.scores),
+        "note": model.note,
+        "page": model.page,
+        "weights": model.url,
+        "licence": model.licence,
+        "load": f'graftax.load("{file}"), graftax inspect {file}, graftax convert {file} FOLDER',
+    }
+    return "\n".join(f"{name:<12}{value}" for name, value in fields.items() if value)
+
+
+def _scores(scores: Scores) -> str:
+    parts = {
+        "FID": scores.fid, "Inception score": scores.inception_score, "sFID": scores.sfid, "precision": scores.precision,
+        "recall": scores.recall,
+    }  # fmt: skip
+    return ", ".join(f"{name} {value:.2f}" for name, value in parts.items() if value is not None)
+
+
+def _blocks(model: Published) -> str:
+    shares = {50: "every second", 75: "all but every fourth", 100: "all"}
+    return f"{shares[model.percent]} ({len(model.blocks)})" if model.blocks else "none"
+
+
+def record(model: Published) -> dict[str, Any]:
+    """One published model as JSON types."""
+    return {
+        "name": model.name, "edit": model.edit, "blocks": model.blocks, "parameters": model.params, "flops": model.flops,
+        "scores": asdict(model.scores), "note": model.note, "page": model.page, "url": model.url, "licence": model.licence,
+    }  # fmt: skip
