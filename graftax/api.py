@@ -14,10 +14,11 @@ from jax.typing import ArrayLike, DTypeLike
 
 from graftax.diffusion import Sampling, SamplingFields, Steps, guided, image_keys
 from graftax.diffusion import initial_noise as first_noise
-from graftax.errors import BadInput
+from graftax.errors import BadInput, NonFinite
+from graftax.models.arguments import as_float_type, as_key, as_path
 from graftax.models.backbone import Cond, find
 from graftax.models.forward import forward_prepared, prepare_params
-from graftax.models.model import Meta, Model, check_inputs, given_conditions
+from graftax.models.model import Meta, Model, all_known, check_inputs, given_conditions
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec, Option
 from graftax.surgery import check, graft
@@ -49,7 +50,7 @@ def read(path: str | Path, layout: str | None = None, **overrides: Option) -> Mo
     from graftax.checkpoint import open_checkpoint  # reads safetensors: time that `import` saves
     from graftax.checkpoint.files import demo_path
 
-    spec, params, meta = open_checkpoint(demo_path("dit") if path == "demo" else path, layout, **overrides)
+    spec, params, meta = open_checkpoint(demo_path("dit") if path == "demo" else as_path(path), layout, **overrides)
     check(spec, params)
     return Model(spec, params, Meta.from_dict(meta))
 
@@ -67,7 +68,7 @@ def save(model: Model, folder: str | Path, dtype: str = "float32") -> None:
     """Write a graftax checkpoint folder, atomically: spec, parameters, provenance. `load` reads it back."""
     from graftax.checkpoint import save_model
 
-    save_model(Path(folder), model.spec, model.params, model.meta.to_dict(), dtype=dtype)
+    save_model(Path(as_path(folder)), model.spec, model.params, model.meta.to_dict(), dtype=dtype)
 
 
 def export(model: Model, path: str | Path, layout: str | None = None) -> None:
@@ -79,7 +80,7 @@ def export(model: Model, path: str | Path, layout: str | None = None) -> None:
     """
     from graftax.checkpoint import export_model
 
-    export_model(Path(path), model.spec, model.params, layout)
+    export_model(Path(as_path(path)), model.spec, model.params, layout)
 
 
 def sample(
@@ -96,7 +97,8 @@ def sample(
 
     Image i has noise of its own, which depends on `rng` and i alone (`graftax.diffusion.image_keys`); `rng` may also be
     keys (b,), one for each image. `initial_noise` (b, h, w, c) and `step_noise` (steps, b, h, w, c), step 0 the noisiest,
-    take its place. Raises `BadInput` on labels, shapes or settings that do not fit.
+    take its place. Raises `BadInput` on labels, shapes or settings that do not fit, `NonFinite` where
+    an image is not finite.
     """
     if sampling is not None and settings:
         raise BadInput(f"sample: sampling and {sorted(settings)} given, expected one of the two")
@@ -104,7 +106,7 @@ def sample(
     given = given_conditions(labels, cond)
     spec, count = model.spec, len(next(iter(given.values())))
     shape = (count, *spec.image_shape)
-    key = jax.random.key(0) if rng is None else rng
+    key = jax.random.key(0) if rng is None else as_key(rng)
     if key.shape not in ((), (count,)):
         raise BadInput(f"rng: shape {key.shape}, expected one key, or one for each of {count} images")
     keys = image_keys(key, 0, count) if key.ndim == 0 else key
@@ -114,7 +116,11 @@ def sample(
     check_inputs(spec, x, jnp.zeros(count), given)
     null = None if null_cond is None else {name: jnp.asarray(value) for name, value in null_cond.items()}
     noise = None if step_noise is None else jnp.asarray(step_noise)
-    return draw(spec, model.params, x, given, null, keys, noise, sampling=sampling, plan=plan, dtype=dtype)
+    options = {"sampling": sampling, "plan": plan, "dtype": as_float_type(dtype)}
+    images = draw(spec, model.params, x, given, null, keys, noise, **options)
+    if not all_known(images, jnp.isfinite):
+        raise NonFinite(f"sample: images are not finite, expected finite weights and a weaker guidance than {sampling}")
+    return images
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "sampling", "plan", "dtype"))

@@ -11,7 +11,7 @@ import numpy as np
 
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond
-from graftax.models.model import known
+from graftax.models.model import all_known
 from graftax.spec import ModelSpec
 
 STEPS = 1000
@@ -32,10 +32,9 @@ class ClassConditional:
         if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
             raise BadInput(f"y: {y.dtype}{y.shape}, expected class ids of integer type ({x.shape[0]},)")
         last = STEPS if spec.prediction.time == "index" else 1
-        inside = (t >= 0) & ((t < last) if spec.prediction.time == "index" else (t <= last))
-        if known(t) and not bool(inside.all()):
+        if not all_known(t, lambda t: (t >= 0) & ((t < last) if last == STEPS else (t <= last))):
             raise BadInput(f"t: {_some(t)}, expected times in [0, {last}{')' if last == STEPS else ']'}")
-        if known(y) and not bool(((y >= 0) & (y <= spec.classes)).all()):
+        if not all_known(y, lambda y: (y >= 0) & (y <= spec.classes)):
             raise BadInput(f"y: {_some(y)}, expected classes 0..{spec.classes - 1}, or {spec.classes} for none")
 
     def condition(self, batch: Mapping[str, Any]) -> Cond:

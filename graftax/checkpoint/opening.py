@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from graftax.checkpoint.paths import local_copy
 from graftax.checkpoint.store import INDEX, from_own_layout, is_own_layout, read_folder, read_spec
 from graftax.checkpoint.tensors import TORCH_SUFFIXES, Source, read_tensors, write_safetensors
 from graftax.checkpoint.torch_writer import write_torch
-from graftax.errors import BadInput, did_you_mean, naming
+from graftax.errors import BadInput, NonFinite, did_you_mean, naming
+from graftax.models.arguments import as_float_type
 from graftax.models.backbone import find
 from graftax.models.layout import Layout, params_from, tensors_from
 from graftax.spec import BACKBONES, ModelSpec, Option
@@ -34,6 +36,9 @@ SPEC_KEY = "graftax_spec"
 
 OWN = "graftax"
 """Name of our own layout."""
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""What a model's name on the Hugging Face Hub looks like: ORG/NAME."""
 
 LARGE = 8 * 2**30
 """Bytes of a model in float32 from which it is kept in the type that it is stored in, unless told otherwise."""
@@ -47,6 +52,22 @@ def layouts() -> dict[str, Layout]:
     return {layout.name: layout for module in modules for layout in module.LAYOUTS}
 
 
+def require_there(path: str | Path) -> None:
+    """Raise `BadInput` where `path` is neither a file nor a folder, saying where a model of that name is published.
+
+    What is in a bucket (gs://) is looked for when it is read.
+    """
+    if ":/" in str(path) or Path(path).exists():
+        return
+    modules = (importlib.import_module(module) for module in BACKBONES.values())
+    lists = (module.published_at for module in modules if hasattr(module, "published_at"))
+    url = next((url for published_at in lists if (url := published_at(str(path)))), None)
+    hint = f"; it is published at {url}" if url else ""
+    if not url and HUB_NAME.fullmatch(str(path)):
+        hint = f"; if it is a model of the Hugging Face Hub: hf download {path} --local-dir {Path(path).name}"
+    raise BadInput(f"model {str(path)!r}: no such file or folder{hint}")
+
+
 def open_checkpoint(path: str | Path, layout: str | None = None, **overrides: Option) -> Opened:
     """(spec, params, meta) of a graftax folder, a folder as Hugging Face's libraries write it, a `.safetensors` or a PyTorch
     `.pt` / `.pth` file, local or in a bucket (gs://).
@@ -57,6 +78,7 @@ def open_checkpoint(path: str | Path, layout: str | None = None, **overrides: Op
     several fit. `overrides` give what tensors cannot tell (`num_heads=4`, `window=4`, `compat="diffusers"`); they must not
     contradict the file. Raises `BadInput` with the file's name.
     """
+    require_there(path)
     with local_copy(path) as file:
         known = layouts()
         if layout is not None and layout not in (OWN, *known):
@@ -152,13 +174,11 @@ def place_params(params: Any, dtype: DTypeLike | None = None, shardings: Any = N
     """Parameters (numpy) as jax arrays of `dtype`; None: float32, the stored type from `LARGE` on.
 
     `shardings`: of every leaf, a tree like `params`; then every device is given its shards alone, and of a mapped file no
-    more is read than these.
+    more is read than these. Raises `NonFinite`, naming the leaf, where one holds NaN or infinity, `dtype`'s own included.
     """
     leaves = jax.tree.leaves(params)
     large = 4 * sum(leaf.size for leaf in leaves) > LARGE
-    target = None if dtype is None and large else jnp.dtype(jnp.float32 if dtype is None else dtype)
-    if target is not None and not jnp.issubdtype(target, jnp.floating):
-        raise BadInput(f"dtype: got {dtype!r}, expected a float type")
+    target = None if dtype is None and large else as_float_type(jnp.float32 if dtype is None else dtype)
 
     def put(leaf: np.ndarray, sharding: NamedSharding | None = None) -> jax.Array:
         kind = leaf.dtype if target is None else target
@@ -166,7 +186,25 @@ def place_params(params: Any, dtype: DTypeLike | None = None, shardings: Any = N
             return jnp.asarray(leaf, kind)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index], kind))
 
-    return jax.tree.map(put, params) if shardings is None else jax.tree.map(put, params, shardings)
+    with np.errstate(over="ignore"):  # what overflows is refused by name
+        placed = jax.tree.map(put, params) if shardings is None else jax.tree.map(put, params, shardings)
+    _require_finite(placed)
+    return placed
+
+
+def _require_finite(params: Any) -> None:
+    """A pass over the weights where they lie; on a mesh each device looks at its shards."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    found = jax.device_get([_all_finite(leaf) for _, leaf in leaves])
+    spoilt = ["/".join(str(key.key) for key in path) for (path, _), sound in zip(leaves, found, strict=True) if not sound]
+    if spoilt:
+        more = f" and {len(spoilt) - 1} more" if len(spoilt) > 1 else ""
+        raise NonFinite(f"weights {spoilt[0]}{more}: NaN or infinite as {leaves[0][1].dtype}, expected finite numbers")
+
+
+@jax.jit
+def _all_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf).all()
 
 
 # --- Out -------------------------------------------------------------------------------------------------------------------

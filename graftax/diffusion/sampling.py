@@ -8,6 +8,7 @@ time; other batch sizes and processors add up in another order, which shows in t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, TypedDict
 
 import jax
@@ -29,17 +30,21 @@ class Sampling:
         sampler: "ddpm", ancestral with the learned variance, or "ddim" (`graftax.diffusion.denoise`).
         steps: of the process, evenly spread.
         cfg_scale: classifier-free guidance; 1 is none.
-        cfg_channels: guide the first so many channels, None: all. DiT guides 3 of its 4.
+        cfg_channels: guide the first so many channels; 0 or None: all. DiT guides 3 of its 4.
         eta: noise of DDIM, 0 to 1.
     """
 
-    sampler: Sampler = "ddpm"
-    steps: int = 250
+    sampler: Sampler = "ddim"
+    steps: int = 50
     cfg_scale: float = 1.5
     cfg_channels: int | None = 3
     eta: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cfg_channels", self.cfg_channels or None)
+        for name, kind in {"steps": Integral, "cfg_scale": Real, "cfg_channels": Integral, "eta": Real}.items():
+            if (value := getattr(self, name)) is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise BadInput(f"{name}: got {value!r}, expected {'an integer' if kind is Integral else 'a number'}")
         if self.sampler not in SAMPLERS:
             raise BadInput(f"sampler: got {self.sampler!r}, expected one of {SAMPLERS}")
         if not 0 <= self.eta <= (1 if self.sampler == "ddim" else 0):

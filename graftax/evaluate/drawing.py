@@ -14,7 +14,7 @@ import numpy as np
 from graftax import api
 from graftax.checkpoint.files import replacing
 from graftax.data.pixels.decoding import Decode
-from graftax.diffusion import Sampler, Sampling, image_keys
+from graftax.diffusion import Sampling, image_keys
 from graftax.errors import BadInput, NonFinite
 from graftax.evaluate import pictures
 from graftax.evaluate.labels import labelled, scale_of
@@ -28,20 +28,16 @@ from graftax.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(Sampling):
-    """How many samples are drawn: `Sampling` with other defaults, a seed and a batch size.
+    """How many samples are drawn: `Sampling` with a seed and a batch size.
 
     Image i has the same noise for every model and in any batch (`graftax.diffusion.sampling`), so that another batch size
     changes it by rounding alone.
 
     Attributes:
-        sampler: as in `Sampling`, which describes the fields not listed here.
-        steps: of the process.
-        seed: of the noise.
+        seed: of the noise. `Sampling` describes the fields not listed here.
         batch_size: images per compiled call.
     """
 
-    sampler: Sampler = "ddim"
-    steps: int = 50
     seed: int = 0
     batch_size: int = 100
 

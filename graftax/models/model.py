@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from graftax.blocks import Taps
 from graftax.errors import BadInput
+from graftax.models.arguments import as_float_type
 from graftax.models.backbone import Cond, find
 from graftax.models.forward import forward
 from graftax.ops.base import Params
@@ -50,9 +51,10 @@ class Meta:
         return cls(**plain)
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["spec", "meta"])
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model. Never mutated.
+    """A model. Never mutated. To jax it is a tree of its parameters: `jax.jit(function)(model)` works.
 
     Attributes:
         spec: what it is.
@@ -69,10 +71,10 @@ class Model:
         return self.apply(x, t, y, **cond)[0]
 
     def apply(
-        self, x: ArrayLike, t: ArrayLike, y: ArrayLike | None = None, *, capture: Sequence[str] = (), plan: str = "unroll",
-        dtype: DTypeLike | None = None, **cond: Any,
+        self, x: ArrayLike, t: ArrayLike, y: ArrayLike | None = None, *, capture: str | Sequence[str] = (),
+        plan: str = "unroll", dtype: DTypeLike | None = None, **cond: Any,
     ) -> tuple[jax.Array, Taps]:  # fmt: skip
-        """The output and taps[name] (l, b, n, d) for each name in `capture`, compiled once per shape.
+        """The output and taps[name] (l, b, n, d) for each name in `capture` (or the one), compiled once per shape.
 
         `t` is what the network was trained with, `y` and `cond` what its backbone takes (`graftax.models.forward`). Raises
         `BadInput` where they do not fit the spec: shapes, types, conditions that it does not know, times and classes out of
@@ -81,7 +83,10 @@ class Model:
         x, t = jnp.asarray(x), jnp.asarray(t)
         given = {name: jnp.asarray(value) for name, value in ({**cond, "y": y} if y is not None else cond).items()}
         check_inputs(self.spec, x, t, given)
-        return _forward(self.spec, self.params, x, t, given, plan=plan, capture=tuple(capture), dtype=dtype)
+        if not self.params.get("blocks"):
+            raise BadInput(f"Model.params: keys {sorted(self.params)}, expected those of {self.spec.backbone} blocks")
+        options = {"capture": (capture,) if isinstance(capture, str) else tuple(capture), "dtype": as_float_type(dtype)}
+        return _forward(self.spec, self.params, x, t, given, plan=plan, **options)
 
     def replace(self, **changes: Any) -> Model:
         """A copy with some of spec, params, meta changed."""
@@ -114,10 +119,13 @@ def check_inputs(spec: ModelSpec, x: jax.Array, t: jax.Array, cond: Cond) -> Non
     if t.shape != x.shape[:1] or not jnp.issubdtype(t.dtype, jnp.number):
         raise BadInput(f"t: {t.dtype}{t.shape}, expected numbers ({x.shape[0]},)")
     find(spec).check_inputs(spec, x, t, cond)
-    if known(x) and not bool(jnp.isfinite(x).all()):
+    if not all_known(x, jnp.isfinite):
         raise BadInput("x: holds NaN or infinite numbers, expected finite ones")
 
 
-def known(array: jax.Array) -> bool:
-    """Whether an array's values can be looked at; inside of `jit` and its like they cannot."""
-    return not isinstance(array, Tracer)
+def all_known(array: jax.Array, condition: Callable[[jax.Array], jax.Array]) -> bool:
+    """Whether `condition` holds of every number of an array; true where they cannot be looked at, as inside of `jit`."""
+    if isinstance(array, Tracer):
+        return True
+    with jax.ensure_compile_time_eval():  # a known array inside of `jit`
+        return bool(condition(array).all())

@@ -8,6 +8,7 @@ import jax
 
 from graftax.errors import BadInput
 from graftax.models import Model
+from graftax.models.arguments import as_key
 from graftax.surgery.check import check
 from graftax.surgery.edits import Edit
 from graftax.surgery.report import Report
@@ -28,6 +29,7 @@ def apply_edit(model: Model, edit: Edit, rng: jax.Array | None = None) -> tuple[
     """`graft` together with its report."""
     if not isinstance(edit, Edit):
         raise BadInput(f"edit: got {edit!r}, expected an edit like graftax.replace(..), or graftax.parse(text)")
+    rng = None if rng is None else as_key(rng)
     held = select(model.meta.sites, model.spec) if model.meta.sites else ()
     (spec, params, report), sites = edit.followed(model.spec, model.params, rng, held)
     _check_adapters(edit, report)

@@ -108,7 +108,7 @@ def test_a_model_of_nan_draws_nothing(run, tmp_path, spec):
     api.save(api.Model(spec, params), tmp_path / "nan")
     code, _, err = run("sample", tmp_path / "nan", "--steps=2", "--per-class=1", f"--out={tmp_path}/x.png")
     assert code == 3
-    assert "not finite" in err
+    assert "weights blocks/01/mixer/proj/bias: NaN or infinite" in err
     assert not (tmp_path / "x.png").exists()
 
 

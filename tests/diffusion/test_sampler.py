@@ -43,9 +43,9 @@ def keys_of(seed: int) -> jax.Array:
     return image_keys(jax.random.key(seed), 0, SHAPE[0])
 
 
-def sample(model, steps, x=None, y=Y, keys=None, step_noise=None, clip=False, **how):
+def sample(model, steps, x=None, y=Y, keys=None, step_noise=None, clip=False, sampler="ddpm", **how):
     """`denoise` without guidance, from `x_init()` if not told otherwise."""
-    run = compiled(model, Sampling(steps=steps, cfg_scale=1.0, **how), clip)
+    run = compiled(model, Sampling(sampler=sampler, steps=steps, cfg_scale=1.0, **how), clip)
     return run(x_init() if x is None else x, y, keys, step_noise)
 
 

@@ -29,8 +29,8 @@ def model() -> Model:
         ({"steps": 1001}, "sampling steps: 1001"),
         ({"cfg_scale": -1.0}, "guidance scale: -1"),
         ({"cfg_scale": float("nan")}, "guidance scale: nan"),
-        ({"cfg_channels": 0}, "guided channels: 0"),
-        ({"eta": 0.2}, "eta: 0.2 with 'ddpm'"),
+        ({"cfg_channels": -1}, "guided channels: -1"),
+        ({"sampler": "ddpm", "eta": 0.2}, "eta: 0.2 with 'ddpm'"),
     ],
 )
 def test_impossible_settings_are_refused(fields, message):
@@ -39,7 +39,7 @@ def test_impossible_settings_are_refused(fields, message):
 
 
 def test_settings_in_words():
-    assert str(Sampling()) == "DDPM, 250 steps, guidance 1.5 on the first 3 channels"
+    assert str(Sampling()) == "DDIM, 50 steps, guidance 1.5 on the first 3 channels"
     assert str(Sampling(sampler="ddim", steps=50, cfg_scale=1.0, eta=0.5)) == "DDIM, 50 steps, eta 0.5, no guidance"
     assert str(Sampling(cfg_channels=None)).endswith("guidance 1.5 on all channels")
 

@@ -140,6 +140,13 @@ def find(name: str) -> Published:
     raise BadInput(f"zoo: no model {name!r} among {len(ZOO)}; nearest are {', '.join(near[:3])}")
 
 
+def published_at(name: str) -> str | None:
+    """Where the model of a name is to be had, also of a file or folder called like it; None where none is published."""
+    path = Path(name)
+    known = (ZOO.get(part) for part in (path.stem, path.name, path.parent.name))
+    return next((entry.url for entry in known if entry), None)
+
+
 def check_published(path: Path, spec: ModelSpec) -> None:
     """Raise `BadInput` where a file has a published model's name, NAME/model.pt or DiT-XL-2-256x256.pt, but is another.
 

@@ -158,7 +158,7 @@ class TorchTraining:
         loss = F.mse_loss(out, self.noise)
         loss.backward()
         self.adamw.step()
-        torch._foreach_lerp_(self.averages, [p.detach() for p in self.trained], 1 - self.decay)
+        torch._foreach_lerp_(self.averages, [p.detach() for p in self.trained], 1 - self.decay)  # pyright: ignore
         self.loss = float(loss.detach())
 
 

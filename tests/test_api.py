@@ -1,0 +1,140 @@
+"""The public functions: arguments of every kind, numbers that are not finite, models as trees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import graftax
+from graftax.errors import BadInput, NonFinite
+from graftax.testing import random_params, tiny_spec
+
+LABELS = np.array([0, 1])
+
+
+@pytest.fixture(scope="module")
+def model():
+    spec = tiny_spec(depth=2)
+    return graftax.Model(spec, random_params(spec, jax.random.key(0)))
+
+
+@pytest.fixture
+def spoilt(model):
+    """A model with one NaN."""
+    bias = model.params["blocks"]["01"]["mixer"]["proj"]["bias"].at[3].set(jnp.nan)
+    return model.replace(params=jax.tree.map(lambda a: bias if a.shape == bias.shape else a, model.params))
+
+
+def draw(model, **settings):
+    return graftax.sample(model, LABELS, **{"steps": 2, **settings})
+
+
+def inputs(model, count=1):
+    return jnp.ones((count, *model.spec.image_shape)), jnp.ones(count), jnp.zeros(count, jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": -1}, "steps: -1, expected 2..1000"),
+        ({"steps": 5.5}, "steps: got 5.5, expected an integer"),
+        ({"rng": 0}, "rng: got 0, expected a key"),
+        ({"rng": np.zeros(2)}, r"rng: got float64\(2,\), expected a key"),
+        ({"cfg_channels": 1.5}, "cfg_channels: got 1.5, expected an integer"),
+        ({"cfg_scale": "1.5"}, "cfg_scale: got '1.5', expected a number"),
+        ({"dtype": "bf16"}, "dtype: got 'bf16', expected a float type like 'float32', 'bfloat16'"),
+        ({"dtype": "int32"}, "dtype: got 'int32', expected a float type"),
+    ],
+)
+def test_settings_of_sampling_are_refused_by_name(model, settings, message):
+    with pytest.raises(BadInput, match=message):
+        draw(model, **settings)
+
+
+def test_old_and_new_keys_draw_the_same(model):
+    new = draw(model, rng=jax.random.key(3))
+    np.testing.assert_array_equal(draw(model, rng=jax.random.PRNGKey(3)), new)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(2))
+    np.testing.assert_array_equal(draw(model, rng=jax.random.key_data(keys)), new)
+    edit = graftax.replace("blocks[0].mixer", "hyena_x", kernel=2)
+    old, typed = (graftax.graft(model, edit, make(5)) for make in (jax.random.PRNGKey, jax.random.key))
+    jax.tree.map(np.testing.assert_array_equal, old.params, typed.params)
+
+
+def test_zero_guided_channels_are_all_of_them():
+    assert graftax.Sampling(cfg_channels=0) == graftax.Sampling(cfg_channels=None)
+
+
+def test_the_command_line_has_the_defaults_of_python():
+    import argparse
+
+    from graftax.cli import options
+    from graftax.evaluate.drawing import SampleConfig
+
+    parser = argparse.ArgumentParser()
+    options.add_sampling(parser)
+    assert options.sampling_of(parser.parse_args([])) == SampleConfig()
+    assert SampleConfig().sampling == graftax.Sampling()
+
+
+def test_edits_that_draw_nothing_need_no_key(model):
+    lora = graftax.graft(model, graftax.lora("blocks[*].mixer", rank=1), jax.random.key(0))
+    for start, edit in ((lora, graftax.merge_lora()), (model, graftax.drop(1)), (lora, graftax.inverse(model))):
+        assert graftax.graft(start, edit).spec.depth == edit.on(start.spec).depth
+
+
+def test_a_model_is_a_tree_of_its_parameters(model):
+    x, t, y = inputs(model)
+    np.testing.assert_allclose(jax.jit(lambda m: m(x, t, y))(model), model(x, t, y), rtol=1e-5, atol=1e-6)
+    doubled = jax.tree.map(lambda a: 2 * a, model)
+    assert (doubled.spec, doubled.meta) == (model.spec, model.meta)
+    gradient = jax.grad(lambda m: m(x, t, y).sum())(model)
+    assert jax.tree.map(jnp.shape, gradient.params) == jax.tree.map(jnp.shape, model.params)
+
+
+def test_one_tap_by_its_name(model):
+    _, taps = model.apply(*inputs(model), capture="mixer/in")
+    assert list(taps) == ["mixer/in"]
+
+
+def test_a_model_without_parameters_is_refused(model):
+    with pytest.raises(BadInput, match=r"Model.params: keys \[\]"):
+        model.replace(params={})(*inputs(model))
+
+
+def test_weights_that_are_not_finite_are_refused_and_named(spoilt, tmp_path):
+    graftax.save(spoilt, tmp_path / "model")
+    with pytest.raises(NonFinite, match=r"weights blocks/\d\d/.*/bias and \d+ more: NaN or infinite as float32"):
+        graftax.load(tmp_path / "model")
+
+
+def test_weights_that_overflow_the_type_asked_for_are_refused(model, tmp_path):
+    kernel = model.params["final"]["linear"]["kernel"].at[0, 0].set(1e6)
+    final = {**model.params["final"], "linear": {**model.params["final"]["linear"], "kernel": kernel}}
+    params = {**model.params, "final": final}
+    graftax.save(model.replace(params=params), tmp_path / "model")
+    assert graftax.load(tmp_path / "model").spec == model.spec
+    with pytest.raises(NonFinite, match="weights final/linear/kernel: NaN or infinite as float16"):
+        graftax.load(tmp_path / "model", dtype="float16")
+
+
+def test_images_that_are_not_finite_are_refused(model, spoilt):
+    with pytest.raises(NonFinite, match="images are not finite"):
+        draw(spoilt)
+    with pytest.raises(NonFinite, match="a weaker guidance than DDIM, 2 steps, guidance 1e\\+38"):
+        draw(model, cfg_scale=1e38)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (3, "path: got 3, expected text or a path"),
+        ("facebook/DiT-XL-2-256", "hf download facebook/DiT-XL-2-256 --local-dir DiT-XL-2-256"),
+        ("weights/DiT-XL-2-256x256.pt", "published at https://"),
+        ("DiT-XL-2-512x512", "published at https://"),
+        ("nowhere", "'nowhere': no such file or folder$"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_with_where_it_is_to_be_had(path, message):
+    with pytest.raises(BadInput, match=message):
+        graftax.load(path)
