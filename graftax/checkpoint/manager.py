@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from graftax.checkpoint import upkeep
+from graftax.checkpoint.files import storage_trouble
 from graftax.checkpoint.hosts import gather
-from graftax.checkpoint.paths import storage_trouble, work_path
+from graftax.checkpoint.paths import work_path
 from graftax.checkpoint.retention import Retention
 from graftax.errors import BadInput
 

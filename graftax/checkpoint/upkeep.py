@@ -11,8 +11,9 @@ import os
 import uuid
 import warnings
 
+from graftax.checkpoint.files import storage_trouble
 from graftax.checkpoint.hosts import decide, gather
-from graftax.checkpoint.paths import WorkPath, checksum, children, files_below, is_remote, move, remove, storage_trouble
+from graftax.checkpoint.paths import WorkPath, checksum, children, files_below, is_remote, move, remove
 from graftax.errors import BadInput
 
 ITEMS = ("state", "record")

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     settings = experiment_of(options.tree_of(args, default_config()), "demo")
-    folder = Path(settings.workdir)
+    folder = options.own(settings.workdir, folder=True)
     found = demo.run(settings, folder)
     page = demo_page.write(found, folder)
     print("\n" + "\n".join(demo_page.verdict(found)))

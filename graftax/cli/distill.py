@@ -6,7 +6,6 @@ Re-running the same command continues from the last checkpoint in WORKDIR/distil
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftax.cli import options
@@ -34,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
     from graftax.study.stages import last_eval
 
     recipe = options.recipe_of(args)
-    workdir = Path(recipe.workdir)
+    workdir = options.own(recipe.workdir, folder=True)
+    out = options.own(args.out or workdir / "distilled")
     recipe.mesh.check(jax.device_count(), recipe.distill.batch_size)
     data = options.load_data(recipe.distill_data)
 
@@ -46,7 +46,6 @@ def run(args: argparse.Namespace) -> None:
     student = stages.open_model(args.student or workdir / "grafted", vet)
     record_settings(workdir, recipe)
     student, history = stages.run_distill(teacher, student, recipe.distill, data, workdir / "distill", recipe.mesh)
-    out = Path(args.out or workdir / "distilled")
     api.save(student, out)
     error = last_eval(history).get("error")
     print(f"{out}" + (f": mean relative error of the new operators on held-out data {error:.3f}" if error else ""))

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 
+from graftax.cli import options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
@@ -35,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     """Encode what is not there yet."""
     from graftax.data.pixels.encoding import encode
 
+    options.own(args.out, folder=True)
     encode(
         args.source, args.out, args.vae, args.size, subset=args.subset, subset_seed=args.subset_seed, dtype=args.dtype,
         batch_size=args.batch_size, shard_size=args.shard_size, data_dir=args.data_dir,

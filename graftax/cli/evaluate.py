@@ -114,6 +114,8 @@ def _model(args: argparse.Namespace) -> None:
     )  # fmt: skip
     if args.out is None and jax.process_count() > 1:
         raise BadInput("evaluate: several hosts share the samples, expected --out and a folder that all of them see")
+    if args.out is not None:
+        options.own(args.out, folder=True)
     model = stages.open_model(args.model, **options.overrides_of(args))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.out or scratch)

@@ -7,7 +7,6 @@ WORKDIR/finetuned.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftax.cli import options
@@ -34,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
     from graftax.study.stages import last_eval
 
     recipe = options.recipe_of(args)
-    workdir = Path(recipe.workdir)
+    workdir = options.own(recipe.workdir, folder=True)
+    out = options.own(args.out or workdir / "finetuned")
     recipe.finetune.check_mesh(recipe.mesh, jax.device_count())
     data = options.load_data(recipe.data)
 
@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> None:
     student = stages.open_model(args.student or workdir / "distilled", vet)
     record_settings(workdir, recipe)
     student, history = stages.run_finetune(student, recipe.finetune, data, workdir / "finetune", recipe.mesh)
-    out = Path(args.out or workdir / "finetuned")
     api.save(student, out)
     loss = last_eval(history).get("loss")
     print(f"{out}" + (f": loss on held-out data {loss:.4f}" if loss else ""))

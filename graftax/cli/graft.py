@@ -46,7 +46,6 @@ def run(args: argparse.Namespace) -> None:
     data = (lambda: options.load_data(source)) if source else None
     teacher = stages.open_model(name, lambda spec: stages.check_edit(config.edit, spec, data), **options.overrides_of(args))
     student, report = stages.run_graft(teacher, config, data)
-    out.parent.mkdir(parents=True, exist_ok=True)
     api.save(student, out)
     print(f"{out}\n{report}")
     _print_modulation(teacher, student, report)
@@ -77,5 +76,8 @@ def _plan(args: argparse.Namespace) -> tuple[str, GraftConfig, Path, DataConfig 
     if args.edit:
         raise BadInput("graft: got --config and --edit, expected edits in one place")
     recipe = options.recipe_of(args)
-    out = options.refuse_existing(args.out, args.overwrite) if args.out else Path(recipe.workdir) / "grafted"
+    if args.out:
+        out = options.refuse_existing(args.out, args.overwrite)
+    else:
+        out = options.own(recipe.workdir, folder=True) / "grafted"
     return args.model or recipe.teacher, recipe.graft, out, recipe.data

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from graftax.cli import options
 from graftax.cli.compiled import keep_compiled
 from graftax.errors import BadInput, GraftaxError
 
@@ -19,7 +20,7 @@ VERBS = (
 INTERRUPTED = 130
 NOT_WRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
 )  # fmt: skip
 """What the system says where an output's place is at fault: full, forbidden, or a file where a folder should be."""
 DISTRIBUTED = "GRAFTAX_DISTRIBUTED"
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             keep_compiled()
         if os.environ.get(DISTRIBUTED):
             _join_hosts()
-        args.run(args)
+        with options.OWNED:
+            args.run(args)
         return 0
     except GraftaxError as error:
         print(f"graftax: error: {_one_line(error)}", file=sys.stderr)
@@ -100,4 +102,6 @@ def _one_line(error: GraftaxError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from graftax.cli.program import program
+
+    sys.exit(program())

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from graftax.errors import BadInput
+
+OWNED = contextlib.ExitStack()
+"""Locks on what the command writes; `main` lets go of them."""
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -86,13 +90,22 @@ def sampling_of(args: argparse.Namespace) -> Any:
     )  # fmt: skip
 
 
+def own(path: str | Path, *, folder: bool = False) -> Path:
+    """`path`, which no other process can own until this command ends; `folder` as in `graftax.checkpoint.lock.holding`."""
+    from graftax.checkpoint.lock import holding
+
+    OWNED.enter_context(holding(path, folder=folder))
+    return Path(path)
+
+
 def refuse_existing(path: str | Path, overwrite: bool) -> Path:
-    """`path`; raises `BadInput` where it exists and `overwrite` was not asked for, or its folder does not exist."""
+    """`path`, owned; raises `BadInput` where it exists and `overwrite` was not asked for, or its folder does not exist."""
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise BadInput(f"{path}: exists already, expected a new name or --overwrite")
     if not path.absolute().parent.is_dir():
         raise BadInput(f"{path}: folder {path.parent} does not exist")
+    own(path)
+    if path.exists() and not overwrite:
+        raise BadInput(f"{path}: exists already, expected a new name or --overwrite")
     return path
 
 

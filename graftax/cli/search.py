@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.study import stages
 
     recipe = options.recipe_of(args)
+    folder = options.own(args.out or Path(recipe.workdir) / "search", folder=True)
     data = images.load(recipe.data)
     if not data.held_out or args.images < 1:
         raise BadInput(f"search: {len(data.raw_test)} held-out images, {args.images} asked for, expected 1 or more")
@@ -51,13 +52,12 @@ def run(args: argparse.Namespace) -> None:
     student = stages.open_model(args.student or Path(recipe.workdir) / "distilled")
     heldout = {"image": data.test[: args.images], "label": data.test_labels[: args.images]}
     found = search(teacher, student, heldout, share=args.share, budget=args.budget, seed=args.seed)
-    folder = Path(args.out or Path(recipe.workdir) / "search")
     _report(folder, found)
     api.save(found.model, folder / "best")
 
 
 def _report(folder: Path, search: Search) -> None:
-    from graftax.checkpoint.files import replacing
+    from graftax.checkpoint.files import filling
     from graftax.evaluate import pictures
     from graftax.evaluate.bench.rows import format_table
 
@@ -68,11 +68,10 @@ def _report(folder: Path, search: Search) -> None:
         for name, choice in search.choices.items()
     ]  # fmt: skip
     print("\n\n".join([format_table(sites), format_table(sets), "\n".join(["best set, as edits:", *search.edits])]))
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "search.json") as temporary:
-        temporary.write_text(json.dumps({"sites": sites, "sets": sets, "edits": search.edits}, indent=1) + "\n")
     slots = sorted({one.site.slot for one in search.found})
     series = {slot: [(one.site.block, one.harm) for one in search.found if one.site.slot == slot] for slot in slots}
-    with replacing(folder / "harm.png") as temporary:
-        pictures.bars(temporary, series, x="block", y="relative error of the output")
+    with filling(folder) as fresh:
+        found = {"sites": sites, "sets": sets, "edits": search.edits}
+        (fresh / "search.json").write_text(json.dumps(found, indent=1) + "\n")
+        pictures.bars(fresh / "harm.png", series, x="block", y="relative error of the output")
     print(f"{folder}: search.json, harm.png, best")

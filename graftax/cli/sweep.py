@@ -11,7 +11,6 @@ code is 3.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from graftax.cli import options
 
@@ -29,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.study.config import experiment_of
 
     settings = experiment_of(options.tree_of(args), "sweep")
-    folder = Path(settings.workdir)
+    folder = options.own(settings.workdir, folder=True)
     found = sweep.run(settings, folder)
     page = sweep_page.write(found, folder)
     print("\n" + sweep_page.text(*sweep_page.table(found)))

@@ -20,4 +20,6 @@ def run(args: argparse.Namespace) -> None:
     """Train what the config says, save the model and the training record."""
     from graftax.study import pretrain
 
-    pretrain.run(pretrain.pretraining_of(options.tree_of(args)))
+    settings = pretrain.pretraining_of(options.tree_of(args))
+    options.own(settings.workdir, folder=True)
+    pretrain.run(settings)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from graftax.checkpoint.files import replacing
+from graftax.checkpoint.files import filling
 from graftax.evaluate import pictures
 from graftax.evaluate.bench.timing import Timing
 from graftax.evaluate.latency import seconds_per_image
@@ -58,14 +58,13 @@ def write(
     folder: Path, rows: Sequence[Work], chip: Chip, batch: int, dtype: str, times: Mapping[str, Timing] | None
 ) -> Path:
     """Write cost.json and roofline.png; returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     record = {
         "batch": batch, "dtype": dtype, "chip": asdict(chip), "environment": environment(),
         "counted": {row.name: {**asdict(row), "bound": row.bound(chip), "seconds": row.seconds(chip)} for row in rows},
         "measured_seconds": {name: list(time.seconds) for name, time in (times or {}).items()},
     }  # fmt: skip
-    with replacing(folder / "cost.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
     points = {row.name: (row.intensity, row.flops / row.seconds(chip)) for row in rows}
-    pictures.roofline(folder / "roofline.png", points, chip.name, chip.flops, chip.hbm_bandwidth)
+    with filling(folder) as fresh:
+        (fresh / "cost.json").write_text(json.dumps(record, indent=1) + "\n")
+        pictures.roofline(fresh / "roofline.png", points, chip.name, chip.flops, chip.hbm_bandwidth)
     return folder

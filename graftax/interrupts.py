@@ -1,0 +1,103 @@
+"""Ctrl-C: the process ends at once, and what it had half written goes with it.
+
+Python's own way, KeyboardInterrupt in the main thread, comes late (never while XLA compiles or runs), in odd places (pages
+of traceback from an import), and ends in an interpreter that is taken apart beside XLA's running threads, which now and then
+is a segmentation fault. So the command line has a thread that waits for the signal and ends the process itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+EXIT_CODE = 130
+"""What a shell reports of a command that Ctrl-C has ended."""
+
+_HELD = 10.0
+"""Seconds that the main thread waits for its end; it never comes back but for a bug."""
+
+_FLUSHED = 0.3
+"""Seconds in which the reader of our output takes what has been printed."""
+
+
+class _Count:
+    """Attributes:
+    heard: how often Ctrl-C was pressed.
+    answered: how many of these somebody answers by himself (`expect`).
+    """
+
+    heard = 0
+    answered = 0
+
+
+_unfinished: set[Path] = set()
+
+
+def end_at_once() -> None:
+    """From here on Ctrl-C ends this process, whatever it is doing: exit code 130, one line, no traceback.
+
+    For the main thread of a command. A process that was told to ignore Ctrl-C, as a shell does in the background, goes on
+    ignoring it.
+    """
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, _hold)
+    threading.Thread(target=_watch, args=(reader,), name="interrupts", daemon=True).start()
+
+
+def expect() -> None:
+    """The next Ctrl-C is answered by whoever calls this, who has a signal handler of his own; one after that ends."""
+    _Count.answered = _Count.heard + 1
+
+
+def withdraw() -> None:
+    """Nobody answers any more: the next Ctrl-C ends."""
+    _Count.answered = _Count.heard
+
+
+@contextlib.contextmanager
+def unfinished(path: Path) -> Iterator[None]:
+    """While the block lasts, `path` (a file or folder) is removed if the process is ended by Ctrl-C."""
+    _unfinished.add(path)
+    try:
+        yield
+    finally:
+        _unfinished.discard(path)
+
+
+def _hold(number: int, frame: FrameType | None) -> None:
+    """What the main thread does while the process is ended: nothing more to any file."""
+    time.sleep(_HELD)
+    raise KeyboardInterrupt
+
+
+def _watch(reader: int) -> None:
+    while True:
+        for number in os.read(reader, 64):
+            _Count.heard += number == signal.SIGINT
+            if _Count.heard > _Count.answered:
+                _end()
+
+
+def _end() -> None:
+    for path in list(_unfinished):
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    flush = threading.Thread(target=sys.stdout.flush, daemon=True)  # may wait for ever, on a reader or on the main thread
+    flush.start()
+    flush.join(_FLUSHED)
+    with contextlib.suppress(OSError):
+        os.write(2, b"\ngraftax: interrupted\n" if os.isatty(2) else b"graftax: interrupted\n")
+    os._exit(EXIT_CODE)
