@@ -45,7 +45,7 @@ class Checkpoints:
         self.folder = work_path(folder)
         self._retention = retention or Retention()
         upkeep.open_folder(self.folder)
-        self._saving = 0
+        self._saving, self._failed = 0, False
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -119,9 +119,13 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait and let go of the folder."""
-        with self._storage():
-            self._manager.close()
+        """Wait and let go of the folder; of a save that failed nothing stays."""
+        try:
+            with self._storage():
+                self._manager.close()
+        finally:
+            if self._failed and jax.process_index() == 0:
+                upkeep.remove_unfinished(self.folder)
 
     def _record(self, step: int) -> dict[str, Any]:
         return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
@@ -147,6 +151,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise what they like
+            self._failed = True
             if not (reason := storage_trouble(error)):
                 raise
             raise BadInput(

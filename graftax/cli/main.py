@@ -20,7 +20,7 @@ VERBS = (
 INTERRUPTED = 130
 NOT_WRITABLE = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
-    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
+    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EPIPE,
 )  # fmt: skip
 """What the system says where an output's place is at fault: full, forbidden, or a file where a folder should be."""
 DISTRIBUTED = "GRAFTAX_DISTRIBUTED"
