@@ -54,8 +54,6 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._noted = number
         self._restore()
-        if number != signal.SIGINT:
-            interrupts.withdraw()
 
     def _restore(self) -> None:
         for sig, handler in self._previous.items():
