@@ -62,6 +62,12 @@ def end_at_once() -> None:
     threading.Thread(target=_watch, args=(reader,), name="interrupts", daemon=True).start()
 
 
+def ignore() -> None:
+    """From here on the signals do nothing. For the very end: Python gives them back to the system there, without a word."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def expect() -> None:
     """The next signal is answered by whoever calls this, who has a handler of his own; one after that ends."""
     _Count.answered = _Count.heard + 1

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("ctrl_c_is_heard")
 WRITER = """
 import sys, time
 from pathlib import Path
@@ -44,9 +45,8 @@ CATCHING = """
 
 def start(code, *args):
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+        [sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout
     assert process.stdout.readline() == "ready\n", process.communicate()
     return process

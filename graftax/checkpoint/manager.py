@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,12 +23,10 @@ import orbax.checkpoint as ocp
 from graftax.checkpoint import upkeep
 from graftax.checkpoint.files import storage_trouble
 from graftax.checkpoint.hosts import gather
+from graftax.checkpoint.hush import hush
 from graftax.checkpoint.paths import work_path
 from graftax.checkpoint.retention import Retention
 from graftax.errors import BadInput
-
-# What goes wrong in the background is raised by the next call; orbax would print pages of it before.
-logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
 
 
 class Checkpoints:
@@ -44,6 +41,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], retention: Retention | None = None) -> None:
         self.folder = work_path(folder)
         self._retention = retention or Retention()
+        hush()
         upkeep.open_folder(self.folder)
         self._saving, self._failed = 0, False
         self._manager = ocp.CheckpointManager(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ def program() -> int:
     from graftax import interrupts
 
     interrupts.end_at_once()
+    atexit.register(interrupts.ignore)  # the first is called last: what then comes is over in a moment
     from graftax.cli import compiled
     from graftax.cli.main import main
     from graftax.errors import BadInput

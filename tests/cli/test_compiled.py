@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def test_a_command_leaves_its_programs_and_the_next_reads_them(teacher, tmp_path
         assert kept
     first = set(kept)
     assert first == set((tmp_path / "cache").rglob("*-cache"))
+
+
+def test_trouble_with_the_folder_is_told_in_one_line_and_what_is_cut_off_goes(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv(compiled.VARIABLE, str(tmp_path))
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *where: shown.append(str(message)))
+    compiled.watch()
+    for name in ("jit_draw", "jit_other"):
+        (tmp_path / f"{name}-0123-cache").touch()
+    entry = "persistent compilation cache entry for 'jit_draw'"
+    for text in (f"Error reading {entry}: error: truncated", "mind the gap", *2 * [f"Error writing {entry}: OSError: full"]):
+        warnings.showwarning(UserWarning(text), UserWarning, "file", 1)
+    assert shown == ["mind the gap"]
+    assert capsys.readouterr().err == f"graftax: warning: {tmp_path}: compiled programs are not kept (OSError: full)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["jit_other-0123-cache"]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ On a small file system of its own (tmpfs), which only root may mount; elsewhere 
 import json
 import os
 import subprocess
+import sys
 import zipfile
 
 import jax
@@ -27,7 +28,10 @@ TRAIN = """
 def get_config():
     return {{
         "task": "dit", "workdir": {workdir!r}, "data": {{"source": {data!r}, "size": 8, "held_out": 0.25}},
-        "model": {{"image_size": 8, "channels": 1, "patch": 2, "width": 32, "depth": 2, "heads": 2, "classes": 3}},
+        "model": {{
+            "input_size": 8, "in_channels": 1, "patch_size": 2, "hidden_size": 32, "depth": 2, "num_heads": 2,
+            "num_classes": 3,
+        }},
         "training": {{"loop": {{"steps": 4, "save_every": 2, "eval_every": 2}}, "batch_size": 8}},
     }}
 """
@@ -171,6 +175,21 @@ def test_trainings(run, disk, recipe, tmp_path, data):
     config = tmp_path / "train.py"
     config.write_text(TRAIN.format(workdir=str(disk / "trained"), data=str(data)))
     squeeze(run, disk, ["train", "--config", config], once=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_real_training_says_no_more_than_its_progress_and_one_line(disk, teacher, recipe):
+    """Where a process has a stderr of its own, orbax and tensorstore log by the page and complain of loops that are closed."""
+    command = ["finetune", "--config", recipe, "--student", teacher, "--workdir", disk / "run"]
+    for room in (262_144, 786_432):
+        fill(disk, room)
+        done = subprocess.run([sys.executable, "-m", "graftax.cli.main", *command], capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        *progress, last = done.stderr.splitlines()
+        assert last.startswith(f"graftax: error: {disk}/run/finetune/checkpoints: step"), last
+        assert all(line.startswith("stage 2 ") for line in progress), progress
+        assert_whole(disk)
 
 
 @pytest.mark.slow

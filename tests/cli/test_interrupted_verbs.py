@@ -11,7 +11,9 @@ import pytest
 
 from graftax.cli.main import VERBS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.full_compiler]
+pytestmark = [
+    pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.full_compiler, pytest.mark.usefixtures("ctrl_c_is_heard"),
+]  # fmt: skip
 PROGRAM = "import sys; from graftax.cli.program import program; sys.exit(program())"
 DELAYS = (0.0, 0.4, 1.2, 3.0, 6.0, 10.0)
 """Seconds after the process has begun to listen for Ctrl-C."""
@@ -62,7 +64,6 @@ def start(command, folder):
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *(word.format(t=folder) for word in command)], stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, cwd=folder,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None and int(re.search(r"Threads:\s+(\d+)", status.read_text())[1]) < 2:
