@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from importlib import resources
@@ -97,6 +98,13 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         if not (reason := storage_trouble(error)):
             raise
         raise BadInput(f"{os.fspath(path)}: cannot be written ({reason})") from error
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder in the system's place for them, gone after the block."""
+    with tempfile.TemporaryDirectory() as folder, interrupts.unfinished(Path(folder)):
+        yield Path(folder)
 
 
 def storage_trouble(error: BaseException | None) -> str:

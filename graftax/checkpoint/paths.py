@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from etils import epath
 from etils.epath import backend
 
-from graftax.checkpoint.files import made, replacing, writing
+from graftax.checkpoint.files import made, replacing, scratch, writing
 from graftax.errors import BadInput
 
 REMOTE = "gs://"
@@ -137,8 +136,8 @@ def local_copy(path: str | os.PathLike[str]) -> Iterator[Path]:
         return
     if not source.exists():
         raise BadInput(f"{source}: no such file or folder")
-    with tempfile.TemporaryDirectory() as scratch:
-        fetched = Path(scratch) / source.name
+    with scratch() as temporary:
+        fetched = temporary / source.name
         _bucket(source).get(os.fspath(source), str(fetched), recursive=True)
         yield fetched
 
@@ -151,10 +150,10 @@ def published(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
     if not is_remote(target):
         yield Path(folder)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        yield Path(scratch)
-        for file in sorted((file for file in Path(scratch).rglob("*") if file.is_file()), key=lambda f: f.name == last):
-            _bucket(target).put_file(str(file), os.fspath(target / file.relative_to(scratch)))
+    with scratch() as temporary:
+        yield temporary
+        for file in sorted((file for file in temporary.rglob("*") if file.is_file()), key=lambda f: f.name == last):
+            _bucket(target).put_file(str(file), os.fspath(target / file.relative_to(temporary)))
 
 
 def _bucket(path: WorkPath) -> Any:

@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
     for name in ("batch", "rounds", "steps"):
         if getattr(args, name) < 1:
             raise BadInput(f"{name}: got {getattr(args, name)}, expected 1 or more")
+    if args.out:
+        options.own(args.out, folder=True)
     model = describe.open_described(args.model, options.overrides_of(args))
     if args.measure and not isinstance(model, Model):
         raise BadInput(f"--measure: {args.model} is a published name without weights here, expected a file or folder")

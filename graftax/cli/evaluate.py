@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
     """Score what was given."""
     from graftax.errors import BadInput
 
+    if args.json is not None:
+        options.own(args.json)
     networks = [path for path in (args.inception, args.dino) if path is not None]
     if (args.reference is None) != (not networks):
         raise BadInput("evaluate: expected --reference together with --inception or --dino, or none of them")
@@ -102,6 +103,7 @@ def _model(args: argparse.Namespace) -> None:
     """Draw what is missing, judge, print."""
     import jax
 
+    from graftax.checkpoint.files import scratch
     from graftax.errors import BadInput
     from graftax.evaluate import run as evaluate_run
     from graftax.evaluate.protocol import Protocol
@@ -117,8 +119,8 @@ def _model(args: argparse.Namespace) -> None:
     if args.out is not None:
         options.own(args.out, folder=True)
     model = stages.open_model(args.model, **options.overrides_of(args))
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(args.out or scratch)
+    with scratch() as temporary:
+        folder = Path(args.out or temporary)
         results = evaluate_run.evaluate(args.model, model, protocol, args.latents, _judges(args), folder, args.batch_size)
     for result in results:
         print("\n".join([f"{result.protocol.features}", *aligned([[k, f"{v:.6g}"] for k, v in result.scores.items()])]))

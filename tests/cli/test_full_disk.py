@@ -180,7 +180,7 @@ def test_trainings(run, disk, recipe, tmp_path, data):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_real_training_says_no_more_than_its_progress_and_one_line(disk, teacher, recipe):
-    """Where a process has a stderr of its own, orbax and tensorstore log by the page and complain of loops that are closed."""
+    """In a process with a stderr of its own, where orbax and tensorstore log by the page and complain of closed loops."""
     command = ["finetune", "--config", recipe, "--student", teacher, "--workdir", disk / "run"]
     for room in (262_144, 786_432):
         fill(disk, room)
