@@ -182,7 +182,7 @@ def test_trainings(run, disk, recipe, tmp_path, data):
 def test_a_real_training_says_no_more_than_its_progress_and_one_line(disk, teacher, recipe):
     """In a process with a stderr of its own, where orbax and tensorstore log by the page and complain of closed loops."""
     command = ["finetune", "--config", recipe, "--student", teacher, "--workdir", disk / "run"]
-    for room in (262_144, 786_432):
+    for room in (98_304, 262_144):
         fill(disk, room)
         done = subprocess.run([sys.executable, "-m", "graftax.cli.main", *command], capture_output=True, text=True)
         assert done.returncode == 2, done.stderr
