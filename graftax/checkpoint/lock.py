@@ -30,6 +30,9 @@ from graftax.errors import BadInput
 
 FILE = ".lock"
 
+_TRIES = 100
+"""Each is lost to an owner that ended at that very moment."""
+
 _held: set[str] = set()
 """What this process holds: the parts of a run may hold its folder once more."""
 
@@ -61,8 +64,8 @@ def holding(path: str | os.PathLike[str] | None, *, folder: bool = False) -> Ite
 def _holding(path: Path, folder: bool) -> Iterator[None]:
     with made(path if folder else path.parent):
         file = _file(path)
-        with interrupts.unfinished(file):
-            number = _lock(file, path)
+        number = _lock(file, path)
+        with interrupts.unfinished(file):  # not before it is ours
             try:
                 yield
             finally:
@@ -79,7 +82,7 @@ def _file(path: Path) -> Path:
 
 def _lock(file: Path, path: Path) -> int:
     """The open file, locked, with this process's name in it."""
-    while True:
+    for _ in range(_TRIES):
         try:
             number = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
@@ -93,6 +96,7 @@ def _lock(file: Path, path: Path) -> int:
             os.close(number)
             raise
         os.close(number)
+    raise BadInput(f"{path}: cannot be locked ({file} is another file each time)")
 
 
 def _ask(number: int, path: Path) -> None:
