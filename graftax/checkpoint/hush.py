@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Any
 
 _LOGGERS = {"absl": ("orbax",), "asyncio": ("orbax", "tensorstore", "OCDBT")}
 """Loggers, and words by which the errors that orbax and tensorstore leave there are known."""
+
+_NEVER_AWAITED = "coroutine '(async_serialize|.*write_fragment|_create_paths).*' was never awaited"
+"""What Python says at the end of orbax's writes that have not even begun when the first one fails."""
 
 
 def hush() -> None:
@@ -16,6 +20,7 @@ def hush() -> None:
     for name, words in _LOGGERS.items():
         if not any(isinstance(one, _Filter) for one in logging.getLogger(name).filters):
             logging.getLogger(name).addFilter(_Filter(words))
+    warnings.filterwarnings("ignore", _NEVER_AWAITED, RuntimeWarning)
     if not isinstance(sys.unraisablehook, _Hook):
         sys.unraisablehook = _Hook(sys.unraisablehook)
 

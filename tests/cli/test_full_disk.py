@@ -61,6 +61,7 @@ def disk(tmp_path):
 
 def fill(disk, room):
     """Leave `room` bytes."""
+    (disk / "ballast").unlink(missing_ok=True)
     free = os.statvfs(disk)
     (disk / "ballast").write_bytes(bytes(max(0, free.f_bavail * free.f_bsize - room)))
 
@@ -182,7 +183,7 @@ def test_trainings(run, disk, recipe, tmp_path, data):
 def test_a_real_training_says_no_more_than_its_progress_and_one_line(disk, teacher, recipe):
     """In a process with a stderr of its own, where orbax and tensorstore log by the page and complain of closed loops."""
     command = ["finetune", "--config", recipe, "--student", teacher, "--workdir", disk / "run"]
-    for room in (98_304, 262_144):
+    for room in (98_304, 262_144, 524_288):
         fill(disk, room)
         done = subprocess.run([sys.executable, "-m", "graftax.cli.main", *command], capture_output=True, text=True)
         assert done.returncode == 2, done.stderr
