@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
+from graftax.allocator import keep_pages
 from graftax.diffusion import Sampling, SamplingFields, Steps, guided, image_keys
 from graftax.diffusion import initial_noise as first_noise
 from graftax.errors import BadInput, NonFinite
@@ -57,6 +58,7 @@ def read(path: str | Path, layout: str | None = None, **overrides: Option) -> Mo
 
 def place(model: Model, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Model:
     """A model that was `read` with its parameters on the devices; `dtype` and `mesh` as in `load`."""
+    keep_pages()
     from graftax.checkpoint import place_params
     from graftax.train.sharding import tree_shardings
 

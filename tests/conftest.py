@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 import types
 
@@ -45,6 +46,14 @@ def quick_compilation(request):
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def ctrl_c_is_heard():
+    """Processes started meanwhile hear of Ctrl-C, even where a shell has told the tests, in the background, to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 ROOT = REPOSITORY / "graftax"
-CORE = {"errors", "progress", "spec"}
+CORE = {"allocator", "errors", "interrupts", "platforms", "progress", "spec"}
 NETWORK = CORE | {"ops", "blocks", "models"}
 FILES_AND_DATA = NETWORK | {"surgery", "checkpoint", "nets", "diffusion", "data"}
 TRAINING = FILES_AND_DATA | {"train", "distill", "api"}
@@ -18,6 +18,9 @@ JUDGING = TRAINING | {"backbones", "evaluate"}
 STUDIES = JUDGING | {"analyze", "config", "study"}
 MAY_IMPORT = {
     "errors": set(),
+    "interrupts": set(),
+    "platforms": set(),
+    "allocator": {"platforms"},
     "progress": {"errors"},
     "config": {"errors"},
     "spec_version_1": set(),

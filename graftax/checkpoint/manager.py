@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,13 +21,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from graftax.checkpoint import upkeep
+from graftax.checkpoint.files import storage_trouble
 from graftax.checkpoint.hosts import gather
-from graftax.checkpoint.paths import storage_trouble, work_path
+from graftax.checkpoint.hush import hush
+from graftax.checkpoint.paths import work_path
 from graftax.checkpoint.retention import Retention
 from graftax.errors import BadInput
-
-# What goes wrong in the background is raised by the next call; orbax would print pages of it before.
-logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
 
 
 class Checkpoints:
@@ -43,8 +41,9 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike[str], retention: Retention | None = None) -> None:
         self.folder = work_path(folder)
         self._retention = retention or Retention()
+        hush()
         upkeep.open_folder(self.folder)
-        self._saving = 0
+        self._saving, self._failed = 0, False
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -118,9 +117,13 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait and let go of the folder."""
-        with self._storage():
-            self._manager.close()
+        """Wait and let go of the folder; of a save that failed nothing stays."""
+        try:
+            with self._storage():
+                self._manager.close()
+        finally:
+            if self._failed and jax.process_index() == 0:
+                upkeep.remove_unfinished(self.folder)
 
     def _record(self, step: int) -> dict[str, Any]:
         return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
@@ -146,6 +149,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise what they like
+            self._failed = True
             if not (reason := storage_trouble(error)):
                 raise
             raise BadInput(

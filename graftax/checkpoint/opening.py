@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
-from graftax.checkpoint.files import replacing
+from graftax.checkpoint.files import filling, replacing
 from graftax.checkpoint.hugging_face import CONFIG, find_folder, read_any_config, read_weights
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.paths import local_copy
@@ -236,11 +236,8 @@ def export_model(path: Path, spec: ModelSpec, params: Mapping[str, Any], layout:
 
 
 def _write_folder(folder: Path, layout: Layout, spec: ModelSpec, tensors: dict[str, np.ndarray]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot be made a folder ({error.strerror})") from None
-    write_safetensors(folder / layout.folder[0], tensors, {"format": "pt"})
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(layout.config(spec), indent=2) + "\n")
+    with filling(folder) as fresh:
+        write_safetensors(fresh / layout.folder[0], tensors, {"format": "pt"})
+        with replacing(fresh / CONFIG) as temporary:
+            temporary.write_text(json.dumps(layout.config(spec), indent=2) + "\n")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from etils import epath
 from etils.epath import backend
 
-from graftax.checkpoint.files import replacing
+from graftax.checkpoint.files import made, replacing, scratch, writing
 from graftax.errors import BadInput
 
 REMOTE = "gs://"
@@ -27,11 +26,6 @@ WorkPath = epath.Path
 """A path that is local or in a bucket."""
 
 _PIECE = 1 << 20
-_TROUBLES = (
-    "no space left on device", "read-only file system", "permission denied", "disk quota exceeded", "file too large",
-    "operation not permitted", "forbidden", "insufficient authentication",
-)  # fmt: skip
-"""What the system, tensorstore and Google's storage say where nothing can be written."""
 
 
 def work_path(path: str | os.PathLike[str]) -> WorkPath:
@@ -65,7 +59,7 @@ def is_remote(path: WorkPath) -> bool:
 def append(path: WorkPath, text: str) -> None:
     """Add `text` to a small file, made if need be. Not for several writers at once."""
     if not is_remote(path):
-        with Path(path).open("a") as file:
+        with writing(path), Path(path).open("a") as file:
             file.write(text)
         return
     path.write_text((path.read_text() if path.exists() else "") + text)
@@ -73,12 +67,16 @@ def append(path: WorkPath, text: str) -> None:
 
 def write_text(path: WorkPath, text: str) -> None:
     """Make or replace a small file, its folder made if need be: a reader sees the old text or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: WorkPath, content: bytes) -> None:
+    """As `write_text`, of bytes."""
     if is_remote(path):
-        path.write_text(text)
+        path.write_bytes(content)
         return
-    with replacing(Path(path)) as temporary:
-        temporary.write_text(text)
+    with made(Path(path.parent)), replacing(Path(path)) as temporary:
+        temporary.write_bytes(content)
 
 
 def children(folder: WorkPath) -> list[WorkPath]:
@@ -138,8 +136,8 @@ def local_copy(path: str | os.PathLike[str]) -> Iterator[Path]:
         return
     if not source.exists():
         raise BadInput(f"{source}: no such file or folder")
-    with tempfile.TemporaryDirectory() as scratch:
-        fetched = Path(scratch) / source.name
+    with scratch() as temporary:
+        fetched = temporary / source.name
         _bucket(source).get(os.fspath(source), str(fetched), recursive=True)
         yield fetched
 
@@ -152,20 +150,10 @@ def published(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
     if not is_remote(target):
         yield Path(folder)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        yield Path(scratch)
-        for file in sorted((file for file in Path(scratch).rglob("*") if file.is_file()), key=lambda f: f.name == last):
-            _bucket(target).put_file(str(file), os.fspath(target / file.relative_to(scratch)))
-
-
-def storage_trouble(error: BaseException | None) -> str:
-    """Why nothing can be written, in few words, if that is what `error` or a cause of it says; "" otherwise."""
-    while error is not None:
-        found = next((words for words in _TROUBLES if words in str(error).lower()), "")
-        if found:
-            return found
-        error = error.__cause__ or error.__context__
-    return ""
+    with scratch() as temporary:
+        yield temporary
+        for file in sorted((file for file in temporary.rglob("*") if file.is_file()), key=lambda f: f.name == last):
+            _bucket(target).put_file(str(file), os.fspath(target / file.relative_to(temporary)))
 
 
 def _bucket(path: WorkPath) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from graftax.blocks import resolve_all
-from graftax.checkpoint.files import existing_file, replacing, sha256
+from graftax.checkpoint.files import existing_file, making, remove_strays, replacing, sha256
 from graftax.checkpoint.paths import published
 from graftax.checkpoint.tensors import read_safetensors, write_safetensors
 from graftax.errors import BadInput, naming
@@ -47,26 +47,28 @@ def save_model(
     leaves = {path: _as_dtype(path, np.asarray(leaf), dtype) for path, leaf in flatten_dict(dict(params), sep="/").items()}
     texts = {"format": FORMAT, "spec": spec.to_json(), "meta": _to_json(meta)}
     if jax.process_index() == 0:
-        with published(folder, last=INDEX) as local:
-            _write(local, leaves, texts)
+        with published(folder, last=INDEX) as local, making(local) as place:
+            _write(place, leaves, texts)
 
 
 def _write(folder: Path, leaves: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot be made a folder ({error.strerror})") from None
     fresh = folder / f"fresh-{WEIGHTS}"
-    write_safetensors(fresh, leaves, texts)
+    write_safetensors(fresh, leaves, texts, named=folder / WEIGHTS)
     digest = sha256(fresh)
     named = fresh.rename(_interim(folder, digest))
     index = {"spec": json.loads(texts["spec"]), "meta": json.loads(texts["meta"]), "sha256": digest}
-    with replacing(folder / INDEX) as temporary:
-        temporary.write_text(json.dumps(index, indent=1) + "\n")
+    try:
+        with replacing(folder / INDEX) as temporary:
+            temporary.write_text(json.dumps(index, indent=1) + "\n")
+    except BadInput:
+        if digest not in _text(folder / INDEX):
+            named.unlink()
+        raise
     named.replace(folder / WEIGHTS)
-    for pattern in (_interim(folder, "*").name, f".fresh-{WEIGHTS}.*.tmp", f".{INDEX}.*.tmp"):
-        for stray in folder.glob(pattern):  # left by saves that were cut off
-            stray.unlink()
+    for stray in folder.glob(_interim(folder, "*").name):  # left by saves that were cut off, as those below
+        stray.unlink()
+    remove_strays(fresh)
+    remove_strays(folder / INDEX)
 
 
 def read_folder(folder: str | Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any], str]:
@@ -119,6 +121,10 @@ def read_spec(text: str) -> ModelSpec:
     spec = resolve_all(ModelSpec.from_json(text))
     find(spec).check(spec)
     return spec
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def _interim(folder: Path, digest: str) -> Path:

@@ -98,11 +98,13 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write arrays and text metadata as a safetensors file, whole or not at all."""
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], named: Path | None = None
+) -> None:
+    """Write arrays and text metadata as a safetensors file, whole or not at all; errors are as in `files.replacing`."""
     from safetensors.numpy import save_file
 
     # The library takes the memory as it lies: anything not in C order would be written scrambled.
     contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with replacing(path, named) as temporary:
         save_file(contiguous, temporary, metadata=dict(metadata))

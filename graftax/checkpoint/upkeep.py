@@ -11,8 +11,9 @@ import os
 import uuid
 import warnings
 
+from graftax.checkpoint.files import storage_trouble
 from graftax.checkpoint.hosts import decide, gather
-from graftax.checkpoint.paths import WorkPath, checksum, children, files_below, is_remote, move, remove, storage_trouble
+from graftax.checkpoint.paths import WorkPath, checksum, children, files_below, is_remote, move, remove
 from graftax.errors import BadInput
 
 ITEMS = ("state", "record")
@@ -69,6 +70,13 @@ def damage(checkpoint: WorkPath) -> str:
     return ""
 
 
+def remove_unfinished(folder: WorkPath) -> None:
+    """Delete what a save that failed or was killed has left. No save may be under way."""
+    for path in children(folder):
+        if _TEMPORARY in path.name or (is_remote(path) and path.name.isdigit() and not (path / _COMMITTED).exists()):
+            remove(path)
+
+
 def _claim(folder: WorkPath) -> str:
     """Write a small file that the other processes will look for; its name."""
     if folder.exists() and not folder.is_dir():
@@ -88,8 +96,7 @@ def _tidy(folder: WorkPath) -> None:
     for path in children(folder):
         if path.name.startswith(_CLAIM):
             path.unlink()
-        elif _TEMPORARY in path.name or (is_remote(path) and path.name.isdigit() and not (path / _COMMITTED).exists()):
-            remove(path)
+    remove_unfinished(folder)
     _set_damaged_aside(folder)
 
 

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure what was asked for, write the folder, print what was found."""
-    from graftax.checkpoint.files import replacing
+    from graftax.checkpoint.files import filling
     from graftax.data.pixels import decoding
     from graftax.pages import analysis_page as report
     from graftax.study import ablation as ablations
@@ -73,22 +73,21 @@ def run(args: argparse.Namespace) -> None:
 
     parts = _parts(args)
     settings, ablation = _settings(args), _ablation(args, ABLATION in parts)
-    folder = options.output(args.out, args.overwrite, FOUND)
+    folder = options.own_output(args.out, args.overwrite, FOUND)  # before minutes of work in vain
     overrides = options.overrides_of(args)
     model = stages.open_model(args.model, lambda spec: _vet(args, spec, parts, settings, ablation), **overrides)
     decode = decoding.decoder_for(model.spec, args.latents, args.model)
-    folder.mkdir(parents=True, exist_ok=True)  # before minutes of work that could not be kept
     found, painted = _measure(model, parts, settings)
     if ablation is not None:
         found[ABLATION] = ablations.measure(model, ablation, folder)
     images = {name: decode(drawn) for name, drawn in painted.items()} if decode else {}
     found = {"model": args.model, "spec": json.loads(model.spec.to_json()), "protocol": _protocol(settings), **found}
-    with replacing(folder / FOUND) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
+    with filling(folder) as fresh:
+        (fresh / FOUND).write_text(json.dumps(found, indent=1) + "\n")
+        page = report.write(found, images, fresh)
     (folder / ablations.PARTIAL).unlink(missing_ok=True)
-    page = report.write(found, images, folder)
     print("\n" + "\n".join(report.verdict(found)))
-    print(f"Report: {page}")
+    print(f"Report: {folder / page.name}")
 
 
 def _measure(model: Model, parts: list[str], settings: Settings) -> tuple[dict[str, Any], Any]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
+import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 """jax's own: another folder, or empty for none."""
@@ -15,6 +19,33 @@ def keep_compiled() -> None:
     """Name the folder to jax, which must not have been imported yet. What the user has set stays."""
     os.environ.setdefault(VARIABLE, str(folder()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+
+
+_TROUBLE = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '([^']*)': (.*)", re.DOTALL)
+"""How jax warns of an entry, by its program's name."""
+
+
+def watch() -> None:
+    """Answer jax's warnings of the folder, pages of them where it is full: say so in one line, remove what is cut off.
+
+    jax writes an entry in place and never again, so one that a full disk or a kill has cut off would stay for ever.
+    """
+    show, told = warnings.showwarning, []
+
+    def answer(message: Warning | str, *where: Any, **more: Any) -> None:
+        found = _TROUBLE.match(str(message))
+        if not found:
+            show(message, *where, **more)
+            return
+        entries = list(Path(os.environ[VARIABLE]).glob(f"{found[1]}-*"))
+        for entry in entries:
+            entry.unlink(missing_ok=True)
+        if not told and not (entries and "reading" in found[0]):
+            reason = " ".join(found[2].split())
+            told.append(reason)
+            print(f"graftax: warning: {os.environ[VARIABLE]}: compiled programs are not kept ({reason})", file=sys.stderr)
+
+    warnings.showwarning = answer
 
 
 def folder() -> Path:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.surgery import graft, merge_lora
 
     to_file = Path(args.output).suffix in FILES
-    output = (options.output if to_file else options.model_output)(args.output, args.overwrite)
+    output = (options.own_output if to_file else options.own_model_output)(args.output, args.overwrite)
     if to_file and args.diffusers:
         raise BadInput(f"{output}: --diffusers writes a folder, expected a name without {output.suffix}")
     if (to_file or args.diffusers) and args.dtype != "float32":
@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> None:
     model = api.read(args.input, **options.overrides_of(args))
     if args.merge_lora:
         model = graft(model, merge_lora())
-    options.make_room(output)
     if to_file or args.diffusers:
         export_model(output, model.spec, model.params)
     else:

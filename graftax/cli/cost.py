@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.train.chips import find_chip
 
     chip = find_chip(args.chip)
-    out = options.output(args.out, args.overwrite, cost_page.FILE) if args.out else None
+    out = options.own_output(args.out, args.overwrite, cost_page.FILE) if args.out else None
     for name in ("batch", "rounds", "steps"):
         if getattr(args, name) < 1:
             raise BadInput(f"{name}: got {getattr(args, name)}, expected 1 or more")

@@ -7,7 +7,6 @@ the grafted models. Running again repeats the judging and skips finished trainin
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from graftax.cli import options
 
@@ -30,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     settings = experiment_of(options.tree_of(args, config.shipped(CONFIG)), "demo")
-    folder = Path(settings.workdir)
+    folder = options.own(settings.workdir, folder=True)
     found = demo.run(settings, folder)
     page = demo_page.write(found, folder)
     print("\n" + "\n".join(demo_page.verdict(found)))

@@ -36,6 +36,10 @@ def run(args: argparse.Namespace) -> None:
 
     recipe = options.recipe_of(args)
     workdir = Path(recipe.workdir)
+    out = Path(args.out or workdir / "distilled")
+    if not args.dry_run:
+        options.own(workdir, folder=True)
+        options.own(out)
     recipe.mesh.check(jax.device_count(), recipe.distill.batch_size)
     data = options.load_data(recipe.distill_data)
 
@@ -52,7 +56,6 @@ def run(args: argparse.Namespace) -> None:
     teacher, student = api.place(teacher), api.place(student)
     record_settings(workdir, recipe)
     student, history = stages.run_distill(teacher, student, recipe.distill, data, workdir / "distill", recipe.mesh)
-    out = Path(args.out or workdir / "distilled")
     api.save(student, out)
     error = last_eval(history).get("error")
     print(f"{out}" + (f": mean relative error of the new operators on held-out data {error:.3f}" if error else ""))

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.data.pixels.encoding import encode
 
     # What is there of the same set is continued, so it may be there; `encode` refuses another.
-    out = options.output(args.out, True, MANIFEST)
+    out = options.own_output(args.out, True, MANIFEST)
     encode(
         args.source, out, args.vae, args.size, subset=args.subset, subset_seed=args.subset_seed, dtype=args.dtype,
         batch_size=args.batch_size, shard_size=args.shard_size, data_dir=args.data_dir,

@@ -20,7 +20,6 @@ a folder that all see. `graftax compare` and `graftax report` read such folders.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +113,7 @@ def _model(args: argparse.Namespace) -> None:
     """Draw what is missing, judge, print."""
     import jax
 
+    from graftax.checkpoint.files import scratch
     from graftax.evaluate import run as evaluate_run
     from graftax.evaluate import sample_set
     from graftax.evaluate.protocol import Protocol
@@ -126,10 +126,10 @@ def _model(args: argparse.Namespace) -> None:
     if args.out is None and jax.process_count() > 1:
         raise BadInput("evaluate: several hosts share the samples, expected --out and a folder that all of them see")
     # What is there of the same samples is continued, so it may be there; `draw_set` refuses another's.
-    out = options.output(args.out, True, sample_set.INDEX) if args.out else None
+    out = options.own_output(args.out, True, sample_set.INDEX) if args.out else None
     model = stages.open_model(args.model, lambda spec: options.check_channels(args, spec), **options.overrides_of(args))
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = out or Path(scratch)
+    with scratch() as temporary:
+        folder = out or temporary
         results = evaluate_run.evaluate(
             args.model, model, protocol, args.latents, _judges(args), folder, args.batch_size, afresh=args.overwrite
         )

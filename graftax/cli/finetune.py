@@ -36,6 +36,10 @@ def run(args: argparse.Namespace) -> None:
 
     recipe = options.recipe_of(args)
     workdir = Path(recipe.workdir)
+    out = Path(args.out or workdir / "finetuned")
+    if not args.dry_run:
+        options.own(workdir, folder=True)
+        options.own(out)
     recipe.finetune.check_mesh(recipe.mesh, jax.device_count())
     data = options.load_data(recipe.data)
 
@@ -51,7 +55,6 @@ def run(args: argparse.Namespace) -> None:
     student = api.place(student)
     record_settings(workdir, recipe)
     student, history = stages.run_finetune(student, recipe.finetune, data, workdir / "finetune", recipe.mesh)
-    out = Path(args.out or workdir / "finetuned")
     api.save(student, out)
     loss = last_eval(history).get("loss")
     print(f"{out}" + (f": loss on held-out data {loss:.4f}" if loss else ""))

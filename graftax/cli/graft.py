@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     data = (lambda: options.load_data(source)) if source else None
     teacher = stages.open_model(name, lambda spec: stages.check_edit(config.edit, spec, data), **options.overrides_of(args))
     student, report = stages.run_graft(teacher, config, data)
-    api.save(student, options.make_room(out))
+    api.save(student, out)
     print(f"{out}\n{report}")
     _print_modulation(teacher, student, report)
 
@@ -72,9 +72,11 @@ def _plan(args: argparse.Namespace) -> tuple[str, GraftConfig, Path, DataConfig 
         if not args.model or not args.edit or not args.out or args.workdir or args.overrides:
             raise BadInput("graft: expected MODEL with --edit and --out, or --config")
         config = GraftConfig(edits=tuple(args.edit), seed=args.seed)
-        return args.model, config, options.model_output(args.out, args.overwrite), None
+        return args.model, config, options.own_model_output(args.out, args.overwrite), None
     if args.edit:
         raise BadInput("graft: got --config and --edit, expected edits in one place")
     recipe = options.recipe_of(args)
-    out = options.model_output(args.out or Path(recipe.workdir) / "grafted", args.overwrite)
+    if args.out is None:
+        options.own(recipe.workdir, folder=True)
+    out = options.own_model_output(args.out or Path(recipe.workdir) / "grafted", args.overwrite)
     return args.model or recipe.teacher, recipe.graft, out, recipe.data

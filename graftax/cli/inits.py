@@ -8,7 +8,6 @@ The folder gets table.md and results.json. Running again continues with the rows
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from graftax.cli import options
 
@@ -21,12 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure the rows that are missing, write and print the table."""
+    from graftax.checkpoint.paths import work_path, write_text
     from graftax.study import inits
     from graftax.study.config import experiment_of
 
     settings = experiment_of(options.tree_of(args), "inits")
-    folder = Path(settings.workdir)
+    folder = options.own(settings.workdir, folder=True)
     rows = inits.run(settings, folder)
     text = inits.table(rows)
-    (folder / "table.md").write_text(text)
+    write_text(work_path(folder / "table.md"), text)
     options.answer(args, rows, f"{text}Written to {folder / 'table.md'}")

@@ -9,15 +9,17 @@ import os
 import sys
 from collections.abc import Sequence
 
+from graftax.allocator import keep_pages
+from graftax.cli import options
 from graftax.cli import parser as parsers
 from graftax.cli.compiled import keep_compiled
-from graftax.cli.platforms import leave_out_absent_tpus
 from graftax.errors import BadInput, GraftaxError
+from graftax.platforms import leave_out_absent_tpus
 
 INTERRUPTED = 130
 NOT_WRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG,
-    errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EPIPE,
 )  # fmt: skip
 """What the system says where an output's place is at fault: full, forbidden, or a file where a folder should be."""
 DISTRIBUTED = "GRAFTAX_DISTRIBUTED"
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if overrides and not hasattr(args, "config"):
             args.parser.error(f"{args.verb} takes no config, so no {CONFIG_PREFIX}{overrides[0]}")
         _prepare(args)
-        with _silence(args):
+        with _silence(args), options.OWNED:
             args.run(args)
         return 0
     except GraftaxError as error:
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(args: argparse.Namespace) -> None:
     """What jax must be told before it is imported; verbs that need none of it never import it."""
     leave_out_absent_tpus()
+    keep_pages()
     if args.verb != "bench":  # it times compilations
         keep_compiled()
     if os.environ.get(DISTRIBUTED):
@@ -86,4 +89,6 @@ def _one_line(error: GraftaxError, parser: argparse.ArgumentParser) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from graftax.cli.program import program
+
+    sys.exit(program())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 """The name of the shipped model, which therefore is no name for an output."""
+
+OWNED = contextlib.ExitStack()
+"""Locks on what the command writes; `main` lets go of them."""
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +133,7 @@ def add_overwrite(parser: argparse.ArgumentParser, what: str = "--out") -> None:
 
 
 def output(name: str | Path, overwrite: bool, holds: str = "") -> Path:
-    """The path that a verb writes to, checked before it does any work; nothing is made yet (`make_room`).
+    """The path that a verb writes to, checked before it does any work; nothing is made yet.
 
     `holds`: the file by which a folder is known as an output of this verb, where the folder itself may be there. Raises
     `BadInput` where the output exists and is not to be replaced, where it cannot be written, and where it is called "demo".
@@ -149,19 +153,27 @@ def output(name: str | Path, overwrite: bool, holds: str = "") -> Path:
     return path
 
 
-def model_output(name: str | Path, overwrite: bool) -> Path:
-    """`output` of a model's folder, whose name must not look like that of a file of a format that is not written."""
+def own_output(name: str | Path, overwrite: bool, holds: str = "") -> Path:
+    """`output`, which no other process can own until this command ends; the folders above it are made."""
+    own(output(name, overwrite, holds), folder=bool(holds))
+    return output(name, overwrite, holds)  # once more: its last owner may have just ended
+
+
+def own_model_output(name: str | Path, overwrite: bool) -> Path:
+    """`own_output` of a model's folder, whose name must not look like that of a file of a format that is not written."""
     if re.search(r"\.[A-Za-z]\w*$", str(name)):
         raise BadInput(f"{name}: suffix {Path(name).suffix!r}, expected a folder's name without one, or with '/' behind it")
-    return output(name, overwrite)
+    return own_output(name, overwrite)
 
 
-def make_room(path: Path) -> Path:
-    """`path`, with the folders above it made. Raises `BadInput` where that cannot be done."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{path}: its folder cannot be made ({error.strerror})") from None
+def own(path: str | Path, *, folder: bool = False) -> Path:
+    """`path`, which no other process can own until this command ends; `folder` as in `graftax.checkpoint.lock.holding`."""
+    from graftax.checkpoint.lock import holding
+
+    OWNED.enter_context(holding(path, folder=folder))
+    return Path(path)
+
+
     return path
 
 

@@ -24,7 +24,7 @@ exit codes:
   2   bad input, config or usage; nothing can be written
   3   a loss or gradient became NaN or infinite; the last good state is kept
   42  asked to stop, state saved; the same command continues
-  130 interrupted
+  130 interrupted (143: by SIGTERM)
 
 `graftax VERB --help` describes a verb. Config files take overrides: --config FILE --config.key.sub=value."""
 

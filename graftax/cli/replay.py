@@ -31,12 +31,12 @@ def run(args: argparse.Namespace) -> None:
     from graftax.study.missing import require_model
     from graftax.surgery import replay
 
-    out = options.model_output(args.out, args.overwrite)
+    out = options.own_model_output(args.out, args.overwrite)
     require_model(args.model)
     require_model(args.other)
     recipe = api.read(args.model).meta
     model, report, left_out = replay(recipe, api.load(args.other, **options.overrides_of(args)), jax.random.key(args.seed))
-    api.save(model, options.make_room(out))
+    api.save(model, out)
     print(f"{out}\n{report}")
     if left_out:
         print(f"{'not replayed':<20}{', '.join(left_out)}")

@@ -11,6 +11,7 @@ that `graftax train` reads. Latent models without a decoder (`--latents`) give a
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftax.cli import options
@@ -42,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
     from graftax.evaluate import drawing
     from graftax.study import stages
 
-    out = options.output(args.out, args.overwrite)
-    options.suffix_of(out, (".png", ".npz"))
+    options.suffix_of(Path(args.out), (".png", ".npz"))
+    out = options.own_output(args.out, args.overwrite)
     settings = options.sampling_of(args)
     if args.per_class < 1:
         raise BadInput(f"per-class: got {args.per_class}, expected 1 or more")
@@ -57,7 +58,6 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"{out}: these latents have no decoder here, expected --latents or an .npz")
     shown = classes if classes is not None else list(range(min(model.spec.classes, 16)))
     labels = np.repeat(np.asarray(shown, np.int32), args.per_class)
-    options.make_room(out)
     drawn = drawing.draw(model, labels, settings)
     drawing.write(out, drawn, decode, labels, decoding.class_names(model.spec, args.latents, shown), args.scale)
     print(f"{out}: {len(labels)} images, {settings}")

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.study import stages
 
     recipe = options.recipe_of(args)
-    folder = options.output(args.out or Path(recipe.workdir) / "search", args.overwrite, FILE)
+    folder = options.own_output(args.out or Path(recipe.workdir) / "search", args.overwrite, FILE)
     data = images.load(recipe.data)
     if not data.held_out or args.images < 1:
         raise BadInput(f"search: {len(data.raw_test)} held-out images, {args.images} asked for, expected 1 or more")
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace, folder: Path, search: Search) -> None:
-    from graftax.checkpoint.files import replacing
+    from graftax.checkpoint.files import filling
     from graftax.evaluate import pictures
     from graftax.evaluate.bench.rows import format_table
 
@@ -72,13 +72,11 @@ def _report(args: argparse.Namespace, folder: Path, search: Search) -> None:
         for name, choice in search.choices.items()
     ]  # fmt: skip
     record = {"sites": sites, "sets": sets, "edits": search.edits}
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / FILE) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
     slots = sorted({one.site.slot for one in search.found})
     series = {slot: [(one.site.block, one.harm) for one in search.found if one.site.slot == slot] for slot in slots}
-    with replacing(folder / "harm.png") as temporary:
-        pictures.bars(temporary, series, x="block", y="relative error of the output")
+    with filling(folder) as fresh:
+        (fresh / FILE).write_text(json.dumps(record, indent=1) + "\n")
+        pictures.bars(fresh / "harm.png", series, x="block", y="relative error of the output")
     edits = "\n".join(["best set, as edits:", *search.edits])
     text = "\n\n".join([format_table(sites), format_table(sets), f"{edits}\n{folder}: {FILE}, harm.png, best"])
     options.answer(args, record, text)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from graftax.cli import options
 
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.study.config import experiment_of
 
     settings = experiment_of(options.tree_of(args), "sweep")
-    folder = Path(settings.workdir)
+    folder = options.own(settings.workdir, folder=True)
     found = sweep.run(settings, folder)
     page = sweep_page.write(found, folder)
     verdict = "\n".join(sweep_page.verdict(found))

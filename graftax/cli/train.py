@@ -7,7 +7,6 @@ weights), workdir/record.json (config, curve, time, held-out loss), workdir/metr
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from graftax.cli import options
 
@@ -26,5 +25,6 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(pretrain.dry_run(config))
     else:
+        workdir = options.own(config.workdir, folder=True)
         held_out = pretrain.run(config)["held_out"]
-        print(f"{config.task}: {Path(config.workdir) / 'model'}; held out: {held_out}")
+        print(f"{config.task}: {workdir / 'model'}; held out: {held_out}")

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from graftax.checkpoint.files import storage_trouble
 from graftax.data.pipeline import Batch, coin, flips, generator
 from graftax.errors import BadInput
 
@@ -158,7 +159,8 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise BadInput(f"{path}: cannot be written ({' '.join(str(error).split())[:200]})") from None
+        reason = storage_trouble(error) or " ".join(str(error).split())[:200]
+        raise BadInput(f"{path}: cannot be written ({reason})") from None
 
 
 class LatentSet:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from graftax.checkpoint.lock import holding
 from graftax.checkpoint.paths import work_path
 from graftax.data.feed import as_batches
 from graftax.diffusion import Process
@@ -62,11 +63,6 @@ def distill(
         raise BadInput(f"LoopConfig.steps: got {loop.steps}, expected at most DistillConfig.steps = {config.steps}")
     check_trainable("student", student.params)
     batches = as_batches(data, batch_size, loop.seed, teacher.spec)
-    if workdir:
-        write_parameters(workdir, table_of(student, sites))
-    if config.calibration:
-        student = _calibrated(teacher, student, batches, config, loop, sites, process, mesh, rules, show)
-    job = distill_job(teacher, student, config, sites=sites, process=process, mesh=mesh, rules=rules, heldout=heldout)
     history: History = []
 
     def record(line: dict[str, Any]) -> None:
@@ -74,9 +70,15 @@ def distill(
         if on_record:
             on_record(line)
 
-    state = fit(job, batches, loop, workdir, on_record=record, show=show)
-    if workdir and (work_path(workdir) / FILE).exists():  # a run that resumed has earlier records there
-        history = read_metrics(workdir)
+    with holding(workdir, folder=True):
+        if workdir:
+            write_parameters(workdir, table_of(student, sites))
+        if config.calibration:
+            student = _calibrated(teacher, student, batches, config, loop, sites, process, mesh, rules, show)
+        job = distill_job(teacher, student, config, sites=sites, process=process, mesh=mesh, rules=rules, heldout=heldout)
+        state = fit(job, batches, loop, workdir, on_record=record, show=show)
+        if workdir and (work_path(workdir) / FILE).exists():  # a run that resumed has earlier records there
+            history = read_metrics(workdir)
     calibration = f", calibration={config.calibration}" if config.calibration else ""
     return _noted(install(student, state, sites), f"distill(steps={loop.steps}{calibration})"), history
 

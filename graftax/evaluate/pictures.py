@@ -10,6 +10,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from graftax.checkpoint.files import replacing
 from graftax.errors import BadInput
 from graftax.evaluate.axes import COLOURS, INK, finish, log_scale, new_axes
 
@@ -38,7 +39,12 @@ def grid(images: np.ndarray, columns: int, *, gap: int = 2, scale: int = 1, back
 
 def save_png(target: Path | IO[bytes], image: np.ndarray) -> None:
     """Write an image (h, w, 1 or 3) uint8."""
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(target, format="PNG", optimize=True)
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    if not isinstance(target, Path):
+        picture.save(target, format="PNG", optimize=True)
+        return
+    with replacing(target) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
 
 
 MARGIN, FEW, LINE, MARKS = 0.08, 6, 0.17, "osD^vP*"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from graftax.checkpoint.files import replacing
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2126; --soft: #5c6670; --line: #d9dee3; --ground: #ffffff; --tint: #f3f6f9; --mark: #2f6fb7; --shade: #0004; }
 @media (prefers-color-scheme: dark) {
@@ -114,9 +116,8 @@ class Report:
             + "\n".join(self._parts)
             + f"\n<footer>{html.escape(footer)}</footer>\n</body>\n</html>\n"
         )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
 
 
 def _figure(figure: Figure) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from graftax.checkpoint.files import replacing
+from graftax.checkpoint.files import made, replacing
 from graftax.errors import BadInput
 from graftax.evaluate.protocol import Protocol, require_equal
 from graftax.models.cost import count_params, flops
@@ -62,8 +62,7 @@ class Result:
     def save(self, folder: Path) -> Path:
         """Write FOLDER/scores/SPACE.json, one file for each feature space, and return its path."""
         path = folder / SCORES / f"{_slug(self.protocol.features)}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with made(path.parent), replacing(path) as temporary:
             temporary.write_text(json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
 

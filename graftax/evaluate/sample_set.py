@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from graftax import api
-from graftax.checkpoint.files import replacing
+from graftax.checkpoint.files import made, replacing
 from graftax.data.pixels.decoding import Decode
 from graftax.errors import BadInput, naming
 from graftax.evaluate.drawing import require_finite
@@ -117,7 +117,7 @@ def _draw_part(
         model, y, sampling=protocol.sampling, rng=keys, dtype=jnp.dtype(protocol.dtype),
     )  # fmt: skip
     images = protocol.to_uint8(decode(require_finite(np.asarray(drawn), f"images {first} to {last - 1}")))[: last - first]
-    with replacing(found.file(first)) as temporary, temporary.open("wb") as file:
+    with made(found.folder / PARTS), replacing(found.file(first)) as temporary, temporary.open("wb") as file:
         np.savez(file, images=images, labels=labels[first:last])
 
 
@@ -125,8 +125,7 @@ def _begin(folder: Path, protocol: Protocol, identity: str, part: int) -> None:
     """Note what the folder's images belong to, unless that is noted already."""
     if (index := folder / INDEX).exists():
         return
-    (folder / PARTS).mkdir(parents=True, exist_ok=True)
-    with replacing(index) as temporary:
+    with made(folder / PARTS), replacing(index) as temporary:
         record = {"model": identity, "part": part, "protocol": json.loads(protocol.to_json())}
         temporary.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from graftax.checkpoint.files import demo_path
+from graftax.checkpoint.files import demo_path, making
 from graftax.checkpoint.paths import local_copy, published
 from graftax.checkpoint.tensors import read_safetensors, write_safetensors
 from graftax.errors import BadInput
@@ -52,9 +52,8 @@ def save(kind: str, folder: Path, spec_json: str, params: Params, meta: Mapping[
     texts = {"format": f"graftax-{kind}", "spec": spec_json, "meta": json.dumps(dict(meta))}
     file = f"{kind}.safetensors"
     if jax.process_index() == 0:
-        with published(folder, last=file) as local:
-            local.mkdir(parents=True, exist_ok=True)
-            write_safetensors(local / file, leaves, texts)
+        with published(folder, last=file) as local, making(local) as place:
+            write_safetensors(place / file, leaves, texts)
 
 
 def in_chunks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from graftax.checkpoint.files import filling
 from graftax.evaluate import pictures
 from graftax.evaluate.protocol import differences
 from graftax.evaluate.report import Figure, Report
@@ -30,7 +31,12 @@ def tables(named: Named) -> list[tuple[str, list[str], list[list[str]]]]:
 
 def write(named: Named, folder: Path) -> Path:
     """Write compare.html and its pictures into `folder`; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with filling(folder) as fresh:
+        _fill(named, fresh)
+    return folder / "compare.html"
+
+
+def _fill(named: Named, folder: Path) -> None:
     page = Report("Models compared", f"{len(named)} results, each with the protocol that gave it.")
     for i, (space, members) in enumerate(by_space(named).items()):
         page.section(space, f"Reference: {members[0][1].protocol.reference or 'none'}.")
@@ -38,7 +44,6 @@ def write(named: Named, folder: Path) -> Path:
         page.figures(_pictures(members, folder, f"space-{i}"), least="24rem")
         _protocols(page, members)
     page.write(folder / "compare.html", common.footer())
-    return folder / "compare.html"
 
 
 def _pictures(members: Named, folder: Path, stem: str) -> list[Figure]:

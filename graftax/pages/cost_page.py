@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from graftax.checkpoint.files import replacing
+from graftax.checkpoint.files import filling
 from graftax.evaluate import pictures
 from graftax.evaluate.bench.timing import Timing
 from graftax.evaluate.latency import seconds_per_image
@@ -70,9 +70,8 @@ def record(
 
 def write(folder: Path, record: Mapping[str, Any], rows: Sequence[Work], chip: Chip) -> Path:
     """Write cost.json and roofline.png; returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / FILE) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
     points = {row.name: (row.intensity, row.flops / row.seconds(chip)) for row in rows}
-    pictures.roofline(folder / "roofline.png", points, chip.name, chip.flops, chip.hbm_bandwidth)
+    with filling(folder) as fresh:
+        (fresh / FILE).write_text(json.dumps(record, indent=1) + "\n")
+        pictures.roofline(fresh / "roofline.png", points, chip.name, chip.flops, chip.hbm_bandwidth)
     return folder

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from graftax.checkpoint.files import filling
 from graftax.evaluate import pictures
 from graftax.evaluate.report import Figure, Report
 from graftax.models.cost import count_params, flops
@@ -38,7 +39,12 @@ def verdict(found: Findings) -> list[str]:
 
 def write(found: Findings, folder: Path) -> Path:
     """Write pictures, results.json and report.html into `folder`; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with filling(folder) as fresh:
+        _fill(found, fresh)
+    return folder / "report.html"
+
+
+def _fill(found: Findings, folder: Path) -> None:
     page = Report(
         "Grafting, start to finish",
         f"A diffusion transformer that draws garments has its attention exchanged for {_scion(found.half)}, "
@@ -54,7 +60,6 @@ def write(found: Findings, folder: Path) -> Path:
     _protocol(page, found)
     page.write(folder / "report.html", common.footer())
     (folder / "results.json").write_text(json.dumps(_results(found), indent=1) + "\n")
-    return folder / "report.html"
 
 
 def _samples(page: Report, found: Findings, folder: Path) -> None:

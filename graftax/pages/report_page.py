@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from graftax.checkpoint.files import filling
 from graftax.evaluate import pictures
 from graftax.evaluate.labels import labelled, scale_of
 from graftax.evaluate.protocol import differences
@@ -31,12 +32,17 @@ PICTURES = "report"
 
 def write(run: RunFolder, folder: Path, shown: int) -> Path:
     """Write FOLDER/report.html with `shown` samples per evaluated model; returns its path."""
-    (folder / PICTURES).mkdir(exist_ok=True)
+    with filling(folder) as fresh:
+        _fill(run, fresh, shown)
+    return folder / "report.html"
+
+
+def _fill(run: RunFolder, folder: Path, shown: int) -> None:
+    (folder / PICTURES).mkdir()
     page = Report(run.name, _lead(run))
     for part in (_scores, _samples, _trainings, _cost, _edits, _settings):
         part(page, run, folder, shown)
     page.write(folder / "report.html", common.footer())
-    return folder / "report.html"
 
 
 def _lead(run: RunFolder) -> str:

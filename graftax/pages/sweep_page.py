@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from graftax.checkpoint.files import filling
 from graftax.evaluate import pictures
 from graftax.evaluate.report import Figure, Report
 from graftax.evaluate.tables import aligned
@@ -25,6 +26,13 @@ HEAD = (
 
 def write(found: Findings, folder: Path) -> Path:
     """Write table.md, pictures and report.html into `folder`; returns the page's path."""
+    with filling(folder) as fresh:
+        _fill(found, fresh, folder)
+    return folder / "report.html"
+
+
+def _fill(found: Findings, folder: Path, kept: Path) -> None:
+    """Write the page and what is new into `folder`; pictures of the runs are in `kept`."""
     head, rows = table(found)
     (folder / "table.md").write_text(markdown(head, rows), encoding="utf-8")
     page = Report(
@@ -36,10 +44,9 @@ def write(found: Findings, folder: Path) -> Path:
     page.section("In numbers")
     page.table(head, rows, strong=(0,))
     _charts(page, found, folder)
-    _samples(page, found, folder)
+    _samples(page, found, folder, kept)
     _protocol(page, found)
     page.write(folder / "report.html", common.footer())
-    return folder / "report.html"
 
 
 def verdict(found: Findings) -> list[str]:
@@ -144,7 +151,7 @@ def _charts(page: Report, found: Findings, folder: Path) -> None:
     )
 
 
-def _samples(page: Report, found: Findings, folder: Path) -> None:
+def _samples(page: Report, found: Findings, folder: Path, kept: Path) -> None:
     page.section(
         "The same noise, every model",
         f"After stage 2. Each column is one class: {', '.join(found.class_names)}. Of several seeds the first is shown, the "
@@ -153,7 +160,7 @@ def _samples(page: Report, found: Findings, folder: Path) -> None:
     common.save_grid(folder / "samples-teacher.png", found.teacher, found.class_names, found.config.judging.shown)
     shown = [Figure(folder / "samples-teacher.png", "teacher")]
     shown += [
-        Figure(folder / plan.picture, str(plan))
+        Figure(kept / plan.picture, str(plan))
         for plan, run in zip(found.plans, found.runs, strict=True)
         if not run.failure and run.seed == found.config.seeds[0]
     ]

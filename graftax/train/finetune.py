@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from graftax.checkpoint.files import sha256_of_arrays
+from graftax.checkpoint.lock import holding
 from graftax.checkpoint.paths import work_path
 from graftax.data.feed import as_batches
 from graftax.diffusion import Process
@@ -61,11 +62,9 @@ def finetune(
     batches = as_batches(data, config.batch_size, config.loop.seed, student.spec)
     sites = select(student.meta.sites, student.spec) if student.meta.sites else ()
     table = parameter_table(student.params, [site.path(student.spec) for site in sites], config.frozen)
-    if workdir:
-        write_parameters(workdir, table)
     metadata = {"spec": student.spec.to_json(), "start": sha256_of_arrays(student.params)}
     params, history = _run(
-        student.spec, lambda: student.params, metadata, "stage 2", batches, config, workdir, heldout, process=process,
+        student.spec, lambda: student.params, table, metadata, "stage 2", batches, config, workdir, heldout, process=process,
         mesh=mesh, rules=rules, watch=watch, on_record=on_record, show=show,
     )  # fmt: skip
     edits = (*student.meta.edits, f"finetune(steps={config.loop.steps})")
@@ -81,22 +80,21 @@ def train(
     """Train a model of `spec` from scratch, its first weights drawn from `config.loop.seed`. The rest as in `finetune`."""
     batches = as_batches(data, config.batch_size, config.loop.seed, spec)
     key = jax.random.fold_in(jax.random.key(config.loop.seed), FRESH)
-    if workdir:
-        write_parameters(workdir, parameter_table(jax.eval_shape(lambda: init(spec, key)), None, config.frozen))
+    table = parameter_table(jax.eval_shape(lambda: init(spec, key)), None, config.frozen)
     params, history = _run(
-        spec, lambda: init(spec, key), {"spec": spec.to_json()}, "train", batches, config, workdir, heldout, process=process,
-        mesh=mesh, rules=rules, watch=watch, on_record=on_record, show=show,
+        spec, lambda: init(spec, key), table, {"spec": spec.to_json()}, "train", batches, config, workdir, heldout,
+        process=process, mesh=mesh, rules=rules, watch=watch, on_record=on_record, show=show,
     )  # fmt: skip
     return Model(spec, params, Meta(edits=(f"train(steps={config.loop.steps})",))), history
 
 
 def _run(
-    spec: ModelSpec, start: Callable[[], Params], metadata: Mapping[str, Any], label: str, batches: Batches,
+    spec: ModelSpec, start: Callable[[], Params], table: str, metadata: Mapping[str, Any], label: str, batches: Batches,
     config: DiffusionConfig, workdir: str | os.PathLike[str] | None, heldout: Mapping[str, Any] | None, *,
     process: Process | None, mesh: Mesh | None, rules: AxisRules, watch: Watch | None,
     on_record: Callable[[dict[str, Any]], None] | None, show: bool,
 ) -> tuple[Params, History]:  # fmt: skip
-    """The averaged parameters after training, plain, and the records."""
+    """The averaged parameters after training, plain, and the records. `table`: what is trained, for people."""
     process, dtype = process or Process(), jnp.dtype(config.compute_dtype)
     loss = diffusion_loss(
         spec, process, class_dropout=config.class_dropout, dtype=dtype, plan=config.plan, remat=config.remat
@@ -122,8 +120,11 @@ def _run(
         if on_record:
             on_record(line)
 
-    state = fit(job, batches, config.loop, workdir, on_record=record, show=show)
-    if workdir and (work_path(workdir) / FILE).exists():  # a run that resumed has earlier records there
-        history = read_metrics(workdir)
+    with holding(workdir, folder=True):
+        if workdir:
+            write_parameters(workdir, table)
+        state = fit(job, batches, config.loop, workdir, on_record=record, show=show)
+        if workdir and (work_path(workdir) / FILE).exists():  # a run that resumed has earlier records there
+            history = read_metrics(workdir)
     averaged = spread(spec, to_host(state.ema_params))
     return jax.tree.map(jnp.asarray, averaged), history

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from graftax.checkpoint.paths import WorkPath, storage_trouble, work_path
+from graftax.checkpoint.files import storage_trouble
+from graftax.checkpoint.lock import holding
+from graftax.checkpoint.paths import WorkPath, work_path
 from graftax.checkpoint.retention import Retention
 from graftax.errors import BadInput, NonFinite, Preempted, naming
 from graftax.progress import Progress
@@ -89,20 +91,24 @@ def fit(
     share, each with its share of the batches.
 
     Raises BadInput if the checkpoint belongs to another run (naming the field), the data ends early, or `workdir` cannot
-    be written. NonFinite after a non-finite step: the state before it is saved. Preempted after SIGTERM or Ctrl-C in any of
-    the processes: the current step is finished and saved first, the same one by all.
+    be written or is in use by another process (`graftax.checkpoint.lock`). NonFinite after a non-finite step: the state
+    before it is saved. Preempted after SIGTERM or Ctrl-C in any of the processes: the current step is finished and saved
+    first, the same one by all.
     """
     if config.keep_best and not job.evaluate:
         raise BadInput(f"LoopConfig.keep_best: got {config.keep_best!r}, expected None: this job has no evaluation")
     folder = work_path(workdir) if workdir else None
-    with Watchdog(config.hang_seconds, folder, abort=config.hang_abort) as watchdog:
+    watched = Watchdog(config.hang_seconds, folder, abort=config.hang_abort)
+    with holding(folder, folder=True), watched as watchdog:
         store = _open(folder, config) if folder else None
         try:
             return _fit(_Run(job, batches, config, store, watchdog), folder, on_record, show)
-        except OSError as error:
+        except BadInput:
+            raise
+        except Exception as error:  # of a writer, as a rule
             if not (reason := storage_trouble(error)):
                 raise
-            raise BadInput(f"{error.filename or folder}: cannot be written ({reason})") from error
+            raise BadInput(f"{getattr(error, 'filename', None) or folder}: cannot be written ({reason})") from error
         finally:
             with watchdog.patience("last save"):
                 if store:

@@ -13,7 +13,7 @@ import jax
 from clu.parameter_overview import make_table
 from flax.traverse_util import flatten_dict
 
-from graftax.checkpoint.paths import work_path
+from graftax.checkpoint.paths import work_path, write_text
 from graftax.models.lora import LORA
 from graftax.models.merge import MERGES
 from graftax.ops.base import Params
@@ -84,5 +84,4 @@ def write_parameters(workdir: str | os.PathLike[str], table: str) -> None:
     """Leave `table` in workdir/parameters.txt, once for all processes; what an earlier start left there stays."""
     path = work_path(workdir) / "parameters.txt"
     if jax.process_index() == 0 and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{table}\n")
+        write_text(path, f"{table}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from clu.metrics import Average
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from graftax.checkpoint.paths import WorkPath, append, is_remote, work_path
+from graftax.checkpoint.paths import WorkPath, append, is_remote, work_path, write_bytes, write_text
 
 FILE, HPARAMS, IMAGES = "metrics.jsonl", "hparams.json", "images"
 Scalars = Mapping[str, float]
@@ -76,9 +77,7 @@ class JsonLines:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / FILE).exists():
             kept = [line for line in read_metrics(folder) if line["step"] <= step]
-            whole = (folder / FILE).with_suffix(".tmp")
-            whole.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            whole.replace(folder / FILE)
+            write_text(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))
         for path in (folder / IMAGES).glob("*.png"):
             if int(path.stem.rpartition("_")[2]) > step:
                 path.unlink()
@@ -93,16 +92,16 @@ class JsonLines:
 
     def write_images(self, step: int, images: Images) -> None:
         """images/SPLIT_NAME_00000100.png, several images side by side."""
-        (self._folder / IMAGES).mkdir(exist_ok=True)
         for name, image in images.items():
             row = image if image.ndim == 3 else np.concatenate(list(image), axis=1)  # (h, n w, c)
             plain = row[..., 0] if row.shape[-1] == 1 else row
-            with (self._folder / IMAGES / f"{name.replace('/', '_')}_{step:08d}.png").open("wb") as file:
-                Image.fromarray(plain).save(file, "png")
+            picture = io.BytesIO()
+            Image.fromarray(plain).save(picture, "png")
+            write_bytes(self._folder / IMAGES / f"{name.replace('/', '_')}_{step:08d}.png", picture.getvalue())
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Replace hparams.json."""
-        (self._folder / HPARAMS).write_text(json.dumps(hparams, indent=1) + "\n")
+        write_text(self._folder / HPARAMS, json.dumps(hparams, indent=1) + "\n")
 
     def flush(self) -> None:
         """Nothing waits: every line is in the file when its call returns."""

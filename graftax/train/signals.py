@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from graftax import interrupts
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -30,11 +32,15 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         heard = [sig for sig in self._heard if signal.getsignal(sig) not in (signal.SIG_IGN, None)]
+        if heard:
+            interrupts.expect()
         self._previous = {sig: signal.signal(sig, self._note) for sig in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._restore()
+        if not self._noted:
+            interrupts.withdraw()
 
     def poll(self) -> str:
         """The name of the signal that came, or "". All processes must call this once per step.

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 import jax
@@ -87,7 +87,8 @@ class Watchdog:
     @staticmethod
     def _write(folder: WorkPath, text: str) -> None:
         name = f"hang-{time.strftime('%Y%m%d-%H%M%S')}-{jax.process_index()}.txt"
-        (folder / name).write_text(text)
+        with suppress(OSError):  # stderr has it
+            (folder / name).write_text(text)
 
 
 def _stacks() -> str:

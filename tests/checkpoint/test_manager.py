@@ -1,9 +1,12 @@
 """Training checkpoints: round trip, mismatches named, damage and left-overs survived."""
 
+import errno
 import json
+import logging
 import os
 import subprocess
 import sys
+import types
 import warnings
 
 import jax
@@ -12,6 +15,8 @@ import numpy as np
 import optax
 import pytest
 
+from graftax.checkpoint import upkeep
+from graftax.checkpoint.hush import hush
 from graftax.checkpoint.manager import Checkpoints
 from graftax.checkpoint.retention import Retention
 from graftax.checkpoint.upkeep import SEAL
@@ -275,3 +280,36 @@ def test_the_record_is_vetted_before_the_arrays(tmp_path):
     with pytest.raises(BadInput, match="this run has more than"):
         store.restore(1, {"other": jax.ShapeDtypeStruct((3,), jnp.float32)}, refuse)
     store.close()
+
+
+def test_a_commit_that_fails_is_told_leaves_nothing_and_is_not_restored(tmp_path, monkeypatch):
+    fill(tmp_path / "run", steps=(1,))
+    store = Checkpoints(tmp_path / "run")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(upkeep, "seal", full)
+    with pytest.raises(BadInput, match=r"run: step 2 cannot be saved \(no space left on device\)"):  # noqa: PT012
+        store.save(2, state(2), {}, None)
+        store.wait()
+    store.close()
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["1"]
+    store = Checkpoints(tmp_path / "run")
+    assert store.latest() == 1
+    store.save(2, state(2), {}, None)
+    store.close()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["1", "2"]
+
+
+def test_only_the_pages_of_the_background_are_dropped(caplog, monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    hush()
+    for text in ("Event loop is closed", "another"):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    assert [str(one.exc_value) for one in shown] == ["another"]
+    for text in ("Task exception was never retrieved: Error writing in OCDBT database", "a bug of the user's"):
+        logging.getLogger("asyncio").error(text)
+    assert caplog.messages == ["a bug of the user's"]

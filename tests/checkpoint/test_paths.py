@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from graftax.checkpoint import open_checkpoint, save_model
+from graftax.checkpoint.files import storage_trouble
 from graftax.checkpoint.manager import Checkpoints
-from graftax.checkpoint.paths import append, checksum, files_below, is_remote, move, remove, storage_trouble, work_path
+from graftax.checkpoint.paths import append, checksum, files_below, is_remote, move, remove, work_path
 from graftax.errors import BadInput
 from graftax.testing import random_params, tiny_spec
 from graftax.train import fit

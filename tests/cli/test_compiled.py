@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def test_the_folder_is_the_users_and_the_processors(monkeypatch, tmp_path):
 def test_what_the_user_has_set_stays(monkeypatch, given, expected):
     monkeypatch.setattr(compiled, "folder", lambda: Path("ours"))
     for name in (compiled.VARIABLE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
     if given is not None:
         monkeypatch.setenv(compiled.VARIABLE, given)
     compiled.keep_compiled()
@@ -36,7 +38,8 @@ def test_what_the_user_has_set_stays(monkeypatch, given, expected):
 
 def test_a_measurement_compiles_anew(monkeypatch, capsys):
     for argv, kept in ((["bench", "list"], False), (["inspect", "demo"], True)):
-        monkeypatch.delenv(compiled.VARIABLE, raising=False)
+        monkeypatch.setenv(compiled.VARIABLE, "")
+        monkeypatch.delenv(compiled.VARIABLE)
         assert main(argv) == 0
         assert (compiled.VARIABLE in os.environ) == kept
     assert "compile" in capsys.readouterr().out
@@ -52,6 +55,21 @@ def test_a_command_leaves_its_programs_and_the_next_reads_them(teacher, tmp_path
         assert kept
     first = set(kept)
     assert first == set((tmp_path / "cache").rglob("*-cache"))
+
+
+def test_trouble_with_the_folder_is_told_in_one_line_and_what_is_cut_off_goes(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv(compiled.VARIABLE, str(tmp_path))
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *where: shown.append(str(message)))
+    compiled.watch()
+    for name in ("jit_draw", "jit_other"):
+        (tmp_path / f"{name}-0123-cache").touch()
+    entry = "persistent compilation cache entry for 'jit_draw'"
+    for text in (f"Error reading {entry}: error: truncated", "mind the gap", *2 * [f"Error writing {entry}: OSError: full"]):
+        warnings.showwarning(UserWarning(text), UserWarning, "file", 1)
+    assert shown == ["mind the gap"]
+    assert capsys.readouterr().err == f"graftax: warning: {tmp_path}: compiled programs are not kept (OSError: full)\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["jit_other-0123-cache"]
 
 
 @pytest.mark.slow

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from graftax import api, config
-from graftax.cli import platforms
+from graftax import api, config, platforms
 from graftax.errors import BadInput
 from graftax.testing import random_params
 
@@ -84,7 +83,7 @@ def test_a_refused_resumption_names_folder_field_and_remedy(run, refused, recipe
 
 
 def test_a_work_folder_that_cannot_be_made_is_refused(refused, recipe):
-    assert "its folder cannot be made" in refused("graft", "--config", recipe, "--workdir", "/proc/nothing")
+    assert "/proc/nothing: cannot be written" in refused("graft", "--config", recipe, "--workdir", "/proc/nothing")
 
 
 def test_distill_before_graft_says_so(refused, recipe, tmp_path):

@@ -221,3 +221,20 @@ def test_an_output_below_a_file_is_refused_and_the_file_stays(refused, tmp_path,
     (tmp_path / "file").write_text("mine")
     assert str(tmp_path / "file") in refused(*command, tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("graft", "{m}", "--edit=blocks[1].mixer=swa", "--out"), ("convert", "{m}"), ("analyze", "{m}", "--out"),
+        ("sample", "{m}", "--out"), ("evaluate", "demo", "--out"), ("distill", "--config={r}", "--workdir"),
+        ("encode", "fashion_mnist", "--vae=demo", "--size=32"), ("graft", "--config={r}", "--workdir"),
+    ],
+    ids=lambda command: command[0],
+)  # fmt: skip
+def test_where_nothing_can_be_written_is_found_before_any_work(refused, teacher, recipe, tmp_path, monkeypatch, command):
+    """As root, too: /proc takes no files from anybody, and no name has 300 letters."""
+    monkeypatch.setattr(api, "place", None)  # what would put weights on a device
+    suffix = ".png" if command[0] == "sample" else ""
+    for out in (f"/proc/x{suffix}", f"{tmp_path}/{300 * 'x'}{suffix}"):
+        assert out in refused(*(text.format(m=teacher, r=recipe) for text in command), out)

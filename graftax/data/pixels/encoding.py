@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from graftax.checkpoint.files import replacing, sha256
+from graftax.checkpoint.files import made, remove_strays, replacing, sha256
 from graftax.data.latents import MANIFEST, Manifest, Shard, is_latent_set, read_manifest, shard_from_tree, write_shard
 from graftax.data.opening import open_records, part
 from graftax.data.pipeline import Pixels, Reader, in_order, read_threads
@@ -146,8 +146,7 @@ def begin(folder: Path, plan: Manifest) -> Path:
     # Other processes may be at this very point, so what they write here does not count.
     if folder.is_file() or (folder.is_dir() and any(_is_foreign(path.name) for path in folder.iterdir())):
         raise BadInput(f"{folder}: holds something else, expected a new folder, an empty one or a latent set")
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / MANIFEST) as temporary:
+    with made(folder), replacing(folder / MANIFEST) as temporary:
         temporary.write_text(plan.to_json())
     return folder
 
@@ -178,8 +177,7 @@ def write_missing(
 
 def write_described(folder: Path, name: str, records: Iterator[np.ndarray], labels: Sequence[int]) -> None:
     """Write one shard, then the file that describes it. `labels` are complete once `records` is at its end."""
-    for stray in folder.glob(f".{name}.*.tmp"):  # left by a kill
-        stray.unlink()
+    remove_strays(folder / name)
     with replacing(folder / name) as temporary:
         write_shard(temporary, records)
         shard = Shard(name, temporary.stat().st_size, sha256(temporary), tuple(labels))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from graftax.checkpoint.files import sha256
+from graftax.checkpoint.files import scratch, sha256
 from graftax.data.folder import open_folder
 from graftax.data.latents import MANIFEST, LatentSet, Manifest, Shard, open_latents, write_shard
 from graftax.data.pipeline import Pixels, Reader, read_threads, stream
@@ -44,11 +43,11 @@ def bench_data(
     spec = published(variant)
     needs = UTILISATION * find_chip(chip).flops / train_flops(spec)
     threads = threads or read_threads()
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         shape = spec.image_shape
         readers: dict[str, Reader] = {
-            f"latents {'x'.join(map(str, shape))}, ArrayRecord": _latents(Path(folder) / "latents", records, shape),
-            f"JPEG {PHOTO[1]}x{PHOTO[0]}, cropped to 256": _pictures(Path(folder) / "pictures", pictures),
+            f"latents {'x'.join(map(str, shape))}, ArrayRecord": _latents(folder / "latents", records, shape),
+            f"JPEG {PHOTO[1]}x{PHOTO[0]}, cropped to 256": _pictures(folder / "pictures", pictures),
         }
         draws = {name: functools.partial(_draw, reader, batch, batches, threads) for name, reader in readers.items()}
         before, times = load(), interleaved(draws, rounds)

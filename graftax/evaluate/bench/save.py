@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 
 import jax
 
+from graftax.checkpoint.files import scratch
 from graftax.evaluate.bench.rows import Rows
 from graftax.evaluate.bench.timing import load
 
@@ -28,7 +28,7 @@ def _row(megabytes: int, rounds: int) -> dict[str, float | int | None]:
     state = {f"leaf{i}": jax.random.normal(jax.random.key(i), (250, 1000)) for i in range(megabytes)}
     jax.block_until_ready(state)
     times: list[tuple[float, float, float, float]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         store = Checkpoints(folder)
         for step in range(1, rounds + 1):
             marks = [time.perf_counter()]

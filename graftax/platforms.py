@@ -1,4 +1,4 @@
-"""A machine without a TPU hears nothing of it: libtpu, once installed, looks for one on every start, and complains."""
+"""What this machine computes on, found out before jax starts: from the files that the system shows and from variables."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ SIGNS = ("TPU_NAME", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_ID", "TPU_WORKER_HOSTNA
 """Variables that a TPU's host or its launcher sets."""
 
 
-def leave_out_absent_tpus() -> None:
-    """Have jax, which must not have been imported yet, use the CPU alone where libtpu is installed but there is no TPU.
+def only_cpu() -> bool:
+    """Whether jax will find nothing but the CPU: told so by JAX_PLATFORMS, or, where that is not set, no plugin of another
+    accelerator is installed and neither devices nor the environment speak of a TPU."""
+    chosen = os.environ.get(VARIABLE)
+    return chosen == "cpu" if chosen else not (_has_plugins() or _has_tpu())
 
-    Only where nothing else could be meant: JAX_PLATFORMS is not set, no plugin of another accelerator is installed, and
-    neither devices nor the environment speak of a TPU.
-    """
-    if importlib.util.find_spec("libtpu") and not (os.environ.get(VARIABLE) or _has_plugins() or _has_tpu()):
+
+def leave_out_absent_tpus() -> None:
+    """Have jax, which must not have been imported yet, use the CPU alone where libtpu is installed but there is no TPU:
+    libtpu looks for one on every start, and complains."""
+    if importlib.util.find_spec("libtpu") and not os.environ.get(VARIABLE) and only_cpu():
         os.environ[VARIABLE] = "cpu"
 
 
