@@ -23,6 +23,7 @@ from graftax.models.collect import one_block, stack, stacked
 from graftax.models.merge import merged
 from graftax.models.plans import Segment, segments
 from graftax.ops.base import Params
+from graftax.ops.target import target
 from graftax.spec import BlockSpec, ModelSpec, OpSpec, Step, members
 
 Held = OpSpec | tuple[OpSpec, ...]
@@ -40,7 +41,7 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
 }
-"""Rematerialisation policies: keep all activations, none but block inputs, or matmul results only."""
+"""Rematerialisation policies: keep all activations, none but block inputs, or matmul results only. "auto" is one of them."""
 
 
 @jax.tree_util.register_dataclass
@@ -84,8 +85,10 @@ def run_stack(
 ) -> tuple[State, Taps]:  # fmt: skip
     """`apply_stack` on weights that `prepare` arranged."""
     check_capture(spec, capture)
-    if remat not in REMAT:
-        raise BadInput(f"remat: got {remat!r}, expected one of {tuple(REMAT)}")
+    if remat not in ("auto", *REMAT):
+        raise BadInput(f"remat: got {remat!r}, expected one of {('auto', *REMAT)}")
+    # A CPU computes what lies between matmuls sooner than it fetches it from memory.
+    remat = ("dots" if target() == "cpu" else "none") if remat == "auto" else remat
     block = _block_fn(spec, tuple(capture), dtype, remat)
     rows: list[Taps] = []
     for segment, weights in zip(prepared.segments, prepared.weights, strict=True):

@@ -54,7 +54,9 @@ class MHA(Operator):
         b, n, _ = x.shape
         # Output features are ordered (three, heads, head dim).
         qkv = self.qkv(x).reshape(b, n, 3, self.sizes.heads, self.sizes.head_dim)
-        q, k, v = (place(qkv[:, :, i], "batch", None, "heads", None) for i in range(3))
+        # Going back, the parts of a split are joined; those of slices would be padded and added.
+        parts = (part.squeeze(2) for part in jnp.split(qkv, 3, axis=2))
+        q, k, v = (place(part, "batch", None, "heads", None) for part in parts)
         return q, k, v
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

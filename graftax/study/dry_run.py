@@ -109,7 +109,7 @@ def _diffusion(
     traced = train_program(title, spec, stage).trace(mesh.build(), mesh.rules)
     (state, batch, _), _ = traced.in_avals
     memory = {"state": f"{_bytes(state, mesh)}: weights, averages, moments"}
-    if stage.remat == "none":
+    if stage.remat in ("auto", "none"):
         pieces = stage.accumulate * math.prod(mesh.shape(jax.device_count())[:2])
         kept = roofline(spec, max(1, stage.batch_size // pieces), stage.compute_dtype)[-1].saved_bytes
         memory["activations"] = f"{size_text(kept)} on each device, kept for the backward pass (less with remat)"

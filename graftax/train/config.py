@@ -55,7 +55,7 @@ class DiffusionConfig(TrainConfig):
         class_dropout: share of images that are trained without their conditions.
         compute_dtype: matmul type.
         plan: as in `graftax.models.forward`.
-        remat: likewise.
+        remat: likewise; "auto" keeps matmul results only on a CPU, where that is faster, and everything elsewhere.
         preview: how many samples every evaluation draws, classes in turn, for writers and workdir/images.
     """
 
@@ -63,14 +63,14 @@ class DiffusionConfig(TrainConfig):
     class_dropout: float = 0.1
     compute_dtype: str = "float32"
     plan: str = "auto"
-    remat: str = "none"
+    remat: str = "auto"
     preview: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.preview < 0:
             raise BadInput(f"preview: got {self.preview}, expected 0 or more")
-        for name, choices in {"compute_dtype": DTYPES, "remat": tuple(REMAT)}.items():
+        for name, choices in {"compute_dtype": DTYPES, "remat": ("auto", *REMAT)}.items():
             if getattr(self, name) not in choices:
                 near = did_you_mean(getattr(self, name), choices)
                 raise BadInput(f"{name}: got {getattr(self, name)!r}, expected one of {choices}{near}")

@@ -28,7 +28,7 @@ TIME, NOISE, DROP = range(3)  # streams of a step's key
 
 def diffusion_loss(
     spec: ModelSpec, process: Process, *, class_dropout: float = 0.1, dtype: DTypeLike | None = None,
-    plan: str = "auto", remat: str = "none",
+    plan: str = "auto", remat: str = "auto",
 ) -> DiffusionLoss:  # fmt: skip
     """`loss_fn(params, batch, key) -> (() loss, {"mse", "vb"})` of conditional diffusion training.
 

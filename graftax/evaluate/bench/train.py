@@ -52,7 +52,7 @@ class _Training:
 
 def bench_train(
     variant: str = "DiT-S/2", depth: int | None = None, batch: int = 8, plans: tuple[str, ...] = ("auto",),
-    remat: str = "none", rounds: int = 5,
+    remat: str = "auto", rounds: int = 5,
 ) -> Rows:  # fmt: skip
     """One update (forward, backward, AdamW, average) of a DiT here, in eager PyTorch, and there with its linear layers
     through oneDNN.
