@@ -82,7 +82,7 @@ def export(model: Model, path: str | Path, layout: str | None = None) -> None:
     """
     from graftax.checkpoint import export_model
 
-    export_model(Path(as_path(path)), model.spec, model.params, layout)
+    export_model(Path(as_path(path)), model.spec, model.params, layout, model.meta.to_dict())
 
 
 def sample(

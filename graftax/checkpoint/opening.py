@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
+from graftax.checkpoint.card import card, card_path
 from graftax.checkpoint.files import filling, replacing
 from graftax.checkpoint.hugging_face import CONFIG, find_folder, read_any_config, read_weights
 from graftax.checkpoint.members import shown
@@ -210,9 +211,11 @@ def _all_finite(leaf: jax.Array) -> jax.Array:
 # --- Out -------------------------------------------------------------------------------------------------------------------
 
 
-def export_model(path: Path, spec: ModelSpec, params: Mapping[str, Any], layout: str | None = None) -> None:
+def export_model(
+    path: Path, spec: ModelSpec, params: Mapping[str, Any], layout: str | None = None, meta: Mapping[str, Any] | None = None
+) -> None:
     """Write a model in a foreign layout, by default the first of its backbone's that fits the path: a file `.pt`, `.pth` or
-    `.safetensors`, or without suffix a folder.
+    `.safetensors`, or without suffix a folder. A model card goes beside it, with what `meta` says of its provenance.
 
     Raises `BadInput` on other suffixes and on models that the layout cannot hold. Nothing is written then.
     """
@@ -227,16 +230,22 @@ def export_model(path: Path, spec: ModelSpec, params: Mapping[str, Any], layout:
     if not fitting:
         raise BadInput(f"{path}: layout {layout!r} is {'one file' if not path.suffix else 'a folder'}, expected such a path")
     tensors = {name: np.asarray(tensor, np.float32) for name, tensor in tensors_from(fitting[0], spec, dict(params)).items()}
+    about = card(path.name, spec, meta or {})
     if fitting[0].folder:
-        _write_folder(path, fitting[0], spec, dict(sorted(tensors.items())))
-    elif path.suffix == ".safetensors":
-        write_safetensors(path, tensors, {"format": "pt", SPEC_KEY: spec.to_json()})
+        _write_folder(path, fitting[0], spec, dict(sorted(tensors.items())), about)
+        return
+    texts = {SPEC_KEY: spec.to_json()}
+    if path.suffix == ".safetensors":
+        write_safetensors(path, tensors, {"format": "pt", **texts})
     else:
-        write_torch(path, tensors)
+        write_torch(path, tensors, texts=texts)
+    with replacing(card_path(path)) as temporary:
+        temporary.write_text(about)
 
 
-def _write_folder(folder: Path, layout: Layout, spec: ModelSpec, tensors: dict[str, np.ndarray]) -> None:
+def _write_folder(folder: Path, layout: Layout, spec: ModelSpec, tensors: dict[str, np.ndarray], about: str) -> None:
     with filling(folder) as fresh:
+        card_path(fresh).write_text(about)
         write_safetensors(fresh / layout.folder[0], tensors, {"format": "pt"})
         with replacing(fresh / CONFIG) as temporary:
             temporary.write_text(json.dumps(layout.config(spec), indent=2) + "\n")

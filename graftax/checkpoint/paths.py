@@ -20,6 +20,7 @@ from etils.epath import backend
 
 from graftax.checkpoint.files import made, replacing, scratch, writing
 from graftax.errors import BadInput
+from graftax.models.arguments import as_path
 
 REMOTE = "gs://"
 WorkPath = epath.Path
@@ -33,7 +34,7 @@ def work_path(path: str | os.PathLike[str]) -> WorkPath:
 
     Raises `BadInput` on addresses other than gs://, and on these where the package gcsfs is missing.
     """
-    text = os.fspath(path)
+    text = as_path(path)
     if text.startswith("gs:/"):
         text = REMOTE + text.removeprefix("gs:").lstrip("/")  # `Path` makes one slash of two
         if importlib.util.find_spec("gcsfs") is None:

@@ -20,6 +20,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from graftax.blocks import resolve_all
+from graftax.checkpoint.card import card as card_text
+from graftax.checkpoint.card import card_path
 from graftax.checkpoint.files import existing_file, making, remove_strays, replacing, sha256
 from graftax.checkpoint.paths import published
 from graftax.checkpoint.tensors import read_safetensors, write_safetensors
@@ -65,10 +67,13 @@ def _write(folder: Path, leaves: Mapping[str, np.ndarray], texts: Mapping[str, s
             named.unlink()
         raise
     named.replace(folder / WEIGHTS)
+    with replacing(card_path(folder)) as temporary:
+        temporary.write_text(card_text(folder.name, read_spec(texts["spec"]), index["meta"]))
     for stray in folder.glob(_interim(folder, "*").name):  # left by saves that were cut off, as those below
         stray.unlink()
     remove_strays(fresh)
     remove_strays(folder / INDEX)
+    remove_strays(card_path(folder))
 
 
 def read_folder(folder: str | Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any], str]:
@@ -90,6 +95,8 @@ def read_folder(folder: str | Path) -> tuple[ModelSpec, dict[str, Any], dict[str
     if found != expected:
         raise BadInput(f"{weights}: SHA-256 {found[:12]}..., but {INDEX} says {expected[:12]}...; damaged or replaced")
     spec, params, meta = load_file(weights)
+    if read_spec(json.dumps(index.get("spec"))) != spec:
+        raise BadInput(f"{folder / INDEX}: its spec is not that of the weights, which {WEIGHTS} holds too; changed by hand?")
     return spec, params, meta, found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from graftax.checkpoint.files import existing_file, replacing, sha256
 from graftax.checkpoint.members import shown
-from graftax.checkpoint.torch_reader import read_torch
+from graftax.checkpoint.torch_reader import read_texts, read_torch
 from graftax.errors import BadInput
 
 TORCH_SUFFIXES = (".pt", ".pth")
@@ -33,7 +33,7 @@ ENTRIES = ("ema", "model", "state_dict")
 @dataclass(frozen=True)
 class Source:
     """Where tensors came from: file name, SHA-256 of the file, the entry taken of a training checkpoint ("ema", or "" of
-    a flat one), and the text metadata of a safetensors file."""
+    a flat one), and the text metadata of a safetensors file or of an archive of ours."""
 
     name: str
     sha256: str
@@ -50,7 +50,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], Source]:
     path = existing_file(path)
     if path.suffix in (*TORCH_SUFFIXES, HUGGING_FACE_SUFFIX):
         tensors, entry = _state_dict(path, read_torch(path))
-        return tensors, Source(path.name, sha256(path), entry)
+        return tensors, Source(path.name, sha256(path), entry, read_texts(path))
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return tensors, Source(path.name, sha256(path), metadata=metadata)

@@ -12,8 +12,10 @@ copies of storages that fit into the file, checked to lie inside.
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +44,9 @@ OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """First bytes of the format from before PyTorch 1.6: a pickle of its magic number (torch/serialization.py)."""
 
 OLD_VERSION = 1001
+
+TEXTS = "graftax.json"
+"""Member of the archives that we write: texts by name."""
 
 STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype("<f8"),
@@ -100,6 +105,24 @@ def read_torch(path: str | Path) -> dict:
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
     return result
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The texts that `torch_writer.write_torch` has put into a zip checkpoint that can be read; {} where there are none.
+
+    Raises `BadInput` where they are damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return {}
+    member = stored_members(path).get(TEXTS, Member(0, 0))
+    if member.size > LARGEST_PICKLE:
+        raise BadInput(f"{path}: {TEXTS} of {member.size} bytes, expected at most {LARGEST_PICKLE}")
+    raw = np.memmap(path, mode="r")[member.start : member.start + member.size].tobytes()
+    try:
+        texts = json.loads(raw) if raw else {}
+        return {str(name): str(text) for name, text in texts.items()}
+    except (ValueError, AttributeError) as error:
+        raise BadInput(f"{path}: {TEXTS} is damaged ({shown(str(error))})") from None
 
 
 def _read(path: Path) -> dict:

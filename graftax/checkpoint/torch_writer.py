@@ -6,6 +6,7 @@ The pickle in such a file is a handful of fixed instructions per tensor, so it i
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 import zipfile
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from graftax.checkpoint.files import replacing
-from graftax.checkpoint.torch_reader import STORAGES
+from graftax.checkpoint.torch_reader import STORAGES, TEXTS
 from graftax.errors import BadInput
 
 ALIGNMENT = 64
@@ -26,8 +27,12 @@ _FIXED_DATE = (1980, 1, 1, 0, 0, 0)  # equal tensors give equal files
 _LARGE_MEMBER = (1 << 31) - 1
 
 
-def write_torch(path: str | Path, tensors: Mapping[str, np.ndarray], key: str | None = None) -> None:
+def write_torch(
+    path: str | Path, tensors: Mapping[str, np.ndarray], key: str | None = None, texts: Mapping[str, str] | None = None
+) -> None:
     """Write a flat state dict, name -> array, as a PyTorch zip checkpoint; under `key` ("ema") if given.
+
+    `texts` go into a member of their own, which PyTorch does not look at and `torch_reader.read_texts` reads.
 
     Arrays are written as they are (C order), each with a storage of its own; the file appears whole or not at all.
     Raises `BadInput` on element types PyTorch has no storage for.
@@ -44,6 +49,8 @@ def write_torch(path: str | Path, tensors: Mapping[str, np.ndarray], key: str | 
         for index, tensor in enumerate(tensors.values()):
             _add(archive, f"data/{index}", np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
         _add(archive, "version", np.frombuffer(b"3\n", np.uint8))
+        if texts:
+            _add(archive, TEXTS, np.frombuffer(json.dumps(dict(texts)).encode(), np.uint8))
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: np.ndarray) -> None:

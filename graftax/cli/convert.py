@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if args.merge_lora:
         model = graft(model, merge_lora())
     if to_file or args.diffusers:
-        export_model(output, model.spec, model.params)
+        export_model(output, model.spec, model.params, meta=model.meta.to_dict())
     else:
         save_model(output, model.spec, model.params, model.meta.to_dict(), dtype=args.dtype)
     spec = model.spec

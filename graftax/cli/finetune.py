@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
     parser.add_argument("--student", metavar="FOLDER", help="default: WORKDIR/distilled")
     parser.add_argument("--out", metavar="FOLDER", help="default: WORKDIR/finetuned")
+    parser.add_argument("--unaveraged", metavar="FOLDER", help="also write the weights as trained last, not averaged")
     options.add_dry_run(parser)
 
 
@@ -33,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.study import dry_run, stages
     from graftax.study.run_folder import record_settings
     from graftax.study.stages import last_eval
+    from graftax.train import latest_weights
 
     recipe = options.recipe_of(args)
     workdir = Path(recipe.workdir)
@@ -40,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.dry_run:
         options.own(workdir, folder=True)
         options.own(out)
+        if args.unaveraged:
+            options.own(args.unaveraged)
     recipe.finetune.check_mesh(recipe.mesh, jax.device_count())
     data = options.load_data(recipe.data)
 
@@ -56,5 +60,7 @@ def run(args: argparse.Namespace) -> None:
     record_settings(workdir, recipe)
     student, history = stages.run_finetune(student, recipe.finetune, data, workdir / "finetune", recipe.mesh)
     api.save(student, out)
+    if args.unaveraged:
+        api.save(latest_weights(student, recipe.finetune, workdir / "finetune"), args.unaveraged)
     loss = last_eval(history).get("loss")
     print(f"{out}" + (f": loss on held-out data {loss:.4f}" if loss else ""))

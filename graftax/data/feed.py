@@ -15,6 +15,7 @@ import numpy as np
 
 from graftax.data.pipeline import Arrays, read_threads, stream
 from graftax.errors import BadInput
+from graftax.progress import say
 from graftax.spec import ModelSpec
 
 KEYS = ("image", "label")
@@ -63,7 +64,7 @@ def as_batch(batch: Any, spec: ModelSpec | None = None) -> dict[str, Any]:
     if not isinstance(batch, Mapping) or "image" not in batch:
         found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise BadInput(f"data: a batch is {found}, expected the keys {KEYS}, or a pair of images and labels")
-    arrays = {name: value if isinstance(value, jax.Array) else np.asarray(value) for name, value in batch.items()}
+    arrays = {name: _array(value) for name, value in batch.items()}
     image, label = arrays["image"], arrays.get("label")
     expected = "h, w, c" if spec is None else ", ".join(map(str, spec.image_shape))
     fits = image.ndim == 4 and (spec is None or image.shape[1:] == spec.image_shape)
@@ -80,6 +81,16 @@ def as_batch(batch: Any, spec: ModelSpec | None = None) -> dict[str, Any]:
         if low < 0 or high > spec.classes:
             raise BadInput(f"data label: {low}..{high}, expected classes 0..{spec.classes - 1}, or {spec.classes} for none")
     return arrays
+
+
+def _array(value: Any) -> Any:
+    """A jax array as it is, anything else as numpy's; PyTorch's tensors are known by their methods alone."""
+    if isinstance(value, jax.Array):
+        return value
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value  # a type that numpy lacks
+    return np.asarray(value)
 
 
 def _from_memory(arrays: dict[str, Any], batch_size: int, seed: int) -> Any:
@@ -143,6 +154,7 @@ class CountedBatches:
             if self._iterator is self._data:
                 raise BadInput(f"data: {self._done} batches were taken, an iterator cannot go back to {state['batches']}")
             self._iterator, self._done = iter(self._data), 0
+        say(f"data: gives no position, so {state['batches'] - self._done} batches are read again to get there")
         try:
             while self._done < state["batches"]:
                 self._take()

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from graftax.checkpoint.lock import holding
 from graftax.checkpoint.paths import work_path
-from graftax.data.feed import as_batches
+from graftax.data.feed import as_batch, as_batches
 from graftax.diffusion import Process
 from graftax.distill.closed_form import calibrate
 from graftax.distill.config import PAPER_BATCH, DistillConfig
@@ -75,12 +75,14 @@ def distill(
             write_parameters(workdir, table_of(student, sites))
         if config.calibration:
             student = _calibrated(teacher, student, batches, config, loop, sites, process, mesh, rules, show)
-        job = distill_job(teacher, student, config, sites=sites, process=process, mesh=mesh, rules=rules, heldout=heldout)
+        held = None if heldout is None else as_batch(heldout, teacher.spec)
+        job = distill_job(teacher, student, config, sites=sites, process=process, mesh=mesh, rules=rules, heldout=held)
         state = fit(job, batches, loop, workdir, on_record=record, show=show)
         if workdir and (work_path(workdir) / FILE).exists():  # a run that resumed has earlier records there
             history = read_metrics(workdir)
     calibration = f", calibration={config.calibration}" if config.calibration else ""
-    return _noted(install(student, state, sites), f"distill(steps={loop.steps}{calibration})"), history
+    meta = student.meta.after(f"distill(steps={loop.steps}{calibration})", history, "error")
+    return install(student, state, sites).replace(meta=meta), history
 
 
 def table_of(student: Model, sites: Selector | None = None) -> str:
@@ -99,10 +101,6 @@ def _untouched(student: Model, sites: Selector | None) -> str:
         else:
             found.append(unit.path(spec))
     return f"(?!(?:{'|'.join(found)})/).*"
-
-
-def _noted(model: Model, text: str) -> Model:
-    return model.replace(meta=dataclasses.replace(model.meta, edits=(*model.meta.edits, text)))
 
 
 def _calibrated(

@@ -185,9 +185,9 @@ def _joined(key: Key, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _alike(leaf: np.ndarray, computed: np.ndarray) -> bool:
-    """Whether a leaf is the computed one, to the precision of its type."""
-    rounded = computed.astype(leaf.dtype).astype(np.float32)
-    return bool(np.allclose(leaf.astype(np.float32), rounded, rtol=0, atol=1e-5))
+    """Whether a leaf is the computed one, to the precision of a type that it may have been saved in."""
+    saved = (computed.astype(kind).astype(np.float32) for kind in (leaf.dtype, np.float16, jnp.bfloat16))
+    return any(np.allclose(leaf.astype(np.float32), rounded, rtol=0, atol=1e-5) for rounded in saved)
 
 
 def _to_theirs(turn: str, array: np.ndarray) -> np.ndarray:

@@ -32,12 +32,22 @@ class Meta:
         sha256: of that file.
         edits: what was done since, in the language of `graftax.surgery.parse`; trainings too.
         sites: where scions are, each as the selector that names it: "blocks[3].mixer".
+        data: what its trainings saw, where that is known.
+        scores: what they came to on held-out data.
     """
 
     source: str = ""
     sha256: str = ""
     edits: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
+
+    def after(self, training: str, history: Sequence[Mapping[str, Any]], number: str) -> Meta:
+        """With a training, and the last held-out `number` ("loss") among its records."""
+        found = next((line[number] for line in reversed(history) if line["split"] == "eval" and number in line), None)
+        score = () if found is None else (f"{training}: {number} {found:.4g} on held-out data",)
+        return dataclasses.replace(self, edits=(*self.edits, training), scores=(*self.scores, *score))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

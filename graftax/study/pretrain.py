@@ -160,7 +160,7 @@ def _dit(config: DiTPretraining, data: Images, folder: Path) -> None:
         rules=config.mesh.rules, watch=preview(stage.preview, spec, data),
     )  # fmt: skip
     source = f"graftax train, {stage.loop.steps} steps on {config.data.source}"
-    save_model(folder / "model", spec, model.params, {**model.meta.to_dict(), "source": source})
+    save_model(folder / "model", spec, model.params, {**model.meta.to_dict(), "source": source, "data": [data.described]})
 
 
 def _vetted(config: DiTPretraining, data: Images) -> ModelSpec:

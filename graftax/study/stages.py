@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,11 @@ def run_distill(
     teacher: Model, student: Model, stage: DistillStage, data: Images, workdir: Path | None, mesh: MeshConfig
 ) -> tuple[Model, History]:
     """Stage 1 over all of the student's sites; `workdir` makes it resumable. Returns the student and the records."""
-    return distill(
+    student, history = distill(
         teacher, student, data.batches(stage.batch_size, stage.seed), stage.settings, stage.loop, workdir, heldout_of(data),
         mesh=mesh.build(), rules=mesh.rules,
     )  # fmt: skip
+    return _saw(student, data), history
 
 
 def run_finetune(
@@ -101,10 +103,19 @@ def run_finetune(
 ) -> tuple[Model, History]:
     """Stage 2 with the full objective. Returns the student with averaged weights and the records."""
     image_data.check_fit(data, student.spec)
-    return finetune(
+    student, history = finetune(
         student, data.batches(stage.batch_size, stage.loop.seed), stage, workdir, heldout_of(data), mesh=mesh.build(),
         rules=mesh.rules, watch=preview(stage.preview, student.spec, data),
     )  # fmt: skip
+    return _saw(student, data), history
+
+
+def _saw(student: Model, data: Images) -> Model:
+    """The student, with the images of its last training in its provenance."""
+    training = student.meta.edits[-1]
+    return student.replace(
+        meta=dataclasses.replace(student.meta, data=(*student.meta.data, f"{training}: {data.described}"))
+    )
 
 
 def heldout_of(data: Images) -> dict[str, Any] | None:

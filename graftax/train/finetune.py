@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -17,8 +18,9 @@ from jax.sharding import Mesh
 from graftax.checkpoint.files import sha256_of_arrays
 from graftax.checkpoint.lock import holding
 from graftax.checkpoint.paths import work_path
-from graftax.data.feed import as_batches
+from graftax.data.feed import as_batch, as_batches
 from graftax.diffusion import Process
+from graftax.errors import BadInput
 from graftax.models import Meta, Model, init
 from graftax.models.collect import spread
 from graftax.models.cost import train_flops
@@ -32,6 +34,7 @@ from graftax.train.loop import Batches, fit
 from graftax.train.overview import parameter_table, write_parameters
 from graftax.train.record import FILE, read_metrics
 from graftax.train.sharding import RULES, AxisRules, to_host
+from graftax.train.state import create_state
 from graftax.train.step import train_job
 
 History = list[dict[str, Any]]
@@ -67,8 +70,8 @@ def finetune(
         student.spec, lambda: student.params, table, metadata, "stage 2", batches, config, workdir, heldout, process=process,
         mesh=mesh, rules=rules, watch=watch, on_record=on_record, show=show,
     )  # fmt: skip
-    edits = (*student.meta.edits, f"finetune(steps={config.loop.steps})")
-    return student.replace(params=params, meta=dataclasses.replace(student.meta, edits=edits)), history
+    meta = student.meta.after(f"finetune(steps={config.loop.steps})", history, "loss")
+    return student.replace(params=params, meta=meta), history
 
 
 def train(
@@ -85,7 +88,24 @@ def train(
         spec, lambda: init(spec, key), table, {"spec": spec.to_json()}, "train", batches, config, workdir, heldout,
         process=process, mesh=mesh, rules=rules, watch=watch, on_record=on_record, show=show,
     )  # fmt: skip
-    return Model(spec, params, Meta(edits=(f"train(steps={config.loop.steps})",))), history
+    return Model(spec, params, Meta().after(f"train(steps={config.loop.steps})", history, "loss")), history
+
+
+def latest_weights(model: Model, config: DiffusionConfig, workdir: str | os.PathLike[str]) -> Model:
+    """`model` with the weights of its training in `workdir` as they are at the newest checkpoint: not averaged.
+
+    `model` and `config` as they went into `finetune` or came out of it; optimiser and frozen leaves must be the run's.
+    Raises `BadInput` where there is no checkpoint, or one of another model.
+    """
+    from graftax.checkpoint.manager import Checkpoints  # late, as in `graftax.train.loop`
+
+    tree = training_tree(model.spec, model.params, config.frozen)
+    like = jax.eval_shape(lambda: create_state(tree, config.optimiser.build(), config.frozen))
+    with holding(workdir, folder=True), closing(Checkpoints(work_path(workdir) / "checkpoints")) as store:
+        if (step := store.latest()) is None:
+            raise BadInput(f"{workdir}: no checkpoint in it, expected the work folder of a training")
+        state, _, _ = store.restore(step, like)
+    return model.replace(params=jax.tree.map(jnp.asarray, spread(model.spec, to_host(state.params))))
 
 
 def _run(
@@ -101,7 +121,7 @@ def _run(
     )
     errors = None
     if heldout is not None:
-        errors = heldout_loss(spec, process, heldout, dtype=dtype, plan=config.plan, mesh=mesh, rules=rules)
+        errors = heldout_loss(spec, process, as_batch(heldout, spec), dtype=dtype, plan=config.plan, mesh=mesh, rules=rules)
 
     def evaluate(params: Params) -> dict[str, Any]:
         found: dict[str, Any] = dict(errors(params)) if errors else {}

@@ -31,7 +31,7 @@ def assert_same(found, expected):
 def test_round_trip(model, tmp_path):
     spec, params = model
     save_model(tmp_path / "a" / "b", spec, jax.tree.map(jax.numpy.asarray, params), META)
-    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["graftax.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["README.md", "graftax.json", "model.safetensors"]
     found_spec, found, meta, digest = read_folder(tmp_path / "a" / "b")
     assert (found_spec, meta) == (spec, META)
     assert digest == files.sha256(tmp_path / "a" / "b" / "model.safetensors")
@@ -93,7 +93,7 @@ def test_a_save_cut_off_anywhere_leaves_old_or_new(calls, model, tmp_path, monke
     assert_same(found, {"old": params, "new": new}[meta["version"]])
     save_model(tmp_path, spec, params, {"version": "last"})
     assert read_folder(tmp_path)[2] == {"version": "last"}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["graftax.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "graftax.json", "model.safetensors"]
 
 
 def test_damage_is_named(model, tmp_path):

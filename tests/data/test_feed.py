@@ -156,3 +156,20 @@ def test_wrong_data_is_one_line(data, message):
     with pytest.raises(BadInput, match=message) as refused:
         next(as_batches(data, 4, 0, SPEC))
     assert "\n" not in str(refused.value)
+
+
+def test_loaders_and_tensors_of_pytorch():
+    torch = pytest.importorskip("torch")
+    images, labels = torch.from_numpy(IMAGES), torch.from_numpy(LABELS)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=4)
+    np.testing.assert_array_equal(next(as_batches(loader, 4, spec=SPEC))["image"], IMAGES[:4])
+    rounded = next(as_batches([(images[:4].bfloat16().requires_grad_(), labels[:4])], 4, spec=SPEC))["image"]
+    assert rounded.dtype == np.float32
+    np.testing.assert_allclose(rounded, IMAGES[:4], rtol=2**-8)
+
+
+def test_what_has_no_position_says_that_it_counts(capsys):
+    stream = as_batches(READY, 4, spec=SPEC)
+    stream.restore({"batches": 2})
+    assert "2 batches are read again" in capsys.readouterr().err
+    np.testing.assert_array_equal(next(stream)["image"], READY[2]["image"])

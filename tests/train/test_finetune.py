@@ -1,5 +1,6 @@
 """Whole models trained from Python: stage 2 and from scratch, from arrays, without any config file."""
 
+import dataclasses
 import functools
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from graftax.train import (
     finetune,
     fit,
     heldout_loss,
+    latest_weights,
     train,
     train_job,
     training_tree,
@@ -162,3 +164,26 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
     refused(tmp_path, "data label: 5..12, expected classes 0..9", student(), (ARRAYS["image"], ARRAYS["label"] + 5))
     unknown = DiffusionConfig(loop=LoopConfig(4), frozen=("no_such_leaf",))
     refused(tmp_path, "frozen: 'no_such_leaf' matches no parameter", student(), ARRAYS, unknown)
+
+
+def test_the_weights_as_trained_last_are_to_be_had_beside_their_averages(tmp_path):
+    averaged, _ = finetune(student(), ARRAYS, CONFIG, tmp_path, show=False)
+    raw = latest_weights(averaged, CONFIG, tmp_path)
+    unaveraged, _ = finetune(student(), ARRAYS, dataclasses.replace(CONFIG, ema_decay=0.0), show=False)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), raw.params, unaveraged.params)
+    bias = ("blocks", "00", "mlp", "fc1", "bias")
+    assert not np.array_equal(leaf(raw.params, bias), leaf(averaged.params, bias))
+
+
+def test_there_are_no_latest_weights_where_nothing_was_trained(tmp_path):
+    with pytest.raises(BadInput, match="no checkpoint in it, expected the work folder of a training"):
+        latest_weights(student(), CONFIG, tmp_path)
+
+
+def leaf(tree, path):
+    return functools.reduce(lambda below, key: below[key], path, tree)
+
+
+def test_held_out_data_are_looked_at_before_the_training():
+    with pytest.raises(BadInput, match="data label: float64"):
+        finetune(student(), ARRAYS, CONFIG, heldout={**HELDOUT, "label": np.arange(4.0)}, show=False)

@@ -43,6 +43,12 @@ class Images:
     note: str = ""
 
     @property
+    def described(self) -> str:
+        """What a training sees, in words."""
+        part = f", {self.config.subset}" if self.config.subset else ""
+        return f"{self.config.source}{part}, {len(self.raw_train):,} images"
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Shape (h, w, c) of one image as the model sees it."""
         if isinstance(self.raw_train, LatentSet):
