@@ -86,9 +86,3 @@ def _join_hosts() -> None:
 
 def _one_line(error: GraftaxError, parser: argparse.ArgumentParser) -> str:
     return parsers.in_flags(" ".join(str(error).split()), parser)
-
-
-if __name__ == "__main__":
-    from graftax.cli.program import program
-
-    sys.exit(program())

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from graftax import api, config, platforms
+from graftax.checkpoint.tensors import read_tensors
+from graftax.checkpoint.torch_writer import write_torch
 from graftax.errors import BadInput
 from graftax.testing import random_params
 
@@ -113,7 +115,9 @@ def test_a_model_of_nan_draws_nothing(run, tmp_path, spec):
 
 def test_the_demo_converts_and_parents_are_made(run, tmp_path):
     assert run("convert", "demo", tmp_path / "a" / "b" / "d.pt")[0] == 0
-    code, _, err = run("inspect", tmp_path / "a" / "b" / "d.pt")
+    assert run("inspect", tmp_path / "a" / "b" / "d.pt")[0] == 0
+    write_torch(tmp_path / "foreign.pt", read_tensors(tmp_path / "a" / "b" / "d.pt")[0])  # as others write it
+    code, _, err = run("inspect", tmp_path / "foreign.pt")
     assert code == 2
     assert "give --num-heads=..." in err
 
@@ -197,6 +201,6 @@ def test_an_absent_tpu_is_left_out_and_one_that_is_there_is_not(monkeypatch):
 
 def test_without_jax_platforms_nobody_hears_of_tpus(teacher):
     environment = {key: value for key, value in os.environ.items() if key != platforms.VARIABLE}
-    command = [sys.executable, "-m", "graftax.cli.main", "doctor", "--quiet"]
+    command = [sys.executable, "-m", "graftax", "doctor", "--quiet"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
     assert "TPU" not in done.stderr
