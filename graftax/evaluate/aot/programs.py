@@ -92,7 +92,7 @@ def sample_program(
     dtype: DTypeLike | None = None,
 ) -> Program:  # fmt: skip
     """`graftax.sample` of a batch spread over the chips, with the weights on each of them and a key for every image."""
-    chosen = sampling or Sampling()
+    chosen = sampling or Sampling(sampler="ddpm", steps=250)  # as DiT and the grafting paper score
 
     def trace(mesh: Mesh, rules: AxisRules) -> jax.stages.Traced:
         noise = jax.ShapeDtypeStruct((batch_size, *spec.image_shape), jnp.float32)
