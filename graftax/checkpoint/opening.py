@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 
 from graftax.checkpoint.card import card, card_path
 from graftax.checkpoint.files import filling, replacing
+from graftax.checkpoint.hosts import gather
 from graftax.checkpoint.hugging_face import CONFIG, find_folder, read_any_config, read_weights
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.paths import local_copy
@@ -189,16 +190,17 @@ def place_params(params: Any, dtype: DTypeLike | None = None, shardings: Any = N
 
     with np.errstate(over="ignore"):  # what overflows is refused by name
         placed = jax.tree.map(put, params) if shardings is None else jax.tree.map(put, params, shardings)
-    _require_finite(placed)
+    _require_finite(placed, shared=shardings is not None)
     return placed
 
 
-def _require_finite(params: Any) -> None:
-    """A pass over the weights where they lie; on a mesh each device looks at its shards."""
+def _require_finite(params: Any, shared: bool) -> None:
+    """A pass over the weights where they lie: each device looks at its shards, so that they need not talk to each other.
+    Where all processes share the arrays, all hear of it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    found = jax.device_get([_all_finite(leaf) for _, leaf in leaves])
-    spoilt = ["/".join(str(key.key) for key in path) for (path, _), sound in zip(leaves, found, strict=True) if not sound]
-    if spoilt:
+    shards = jax.device_get([[_all_finite(shard.data) for shard in leaf.addressable_shards] for _, leaf in leaves])
+    own = ["/".join(str(key.key) for key in path) for (path, _), sound in zip(leaves, shards, strict=True) if not all(sound)]
+    if spoilt := sorted({name for names in (gather(own) if shared else [own]) for name in names}):
         more = f" and {len(spoilt) - 1} more" if len(spoilt) > 1 else ""
         raise NonFinite(f"weights {spoilt[0]}{more}: NaN or infinite as {leaves[0][1].dtype}, expected finite numbers")
 
