@@ -58,7 +58,8 @@ def test_diffusers_folders(run, refused, tmp_path, teacher):
     assert "the model has compat 'dit'" in refused("convert", teacher, out, "--diffusers")
     assert "expected a name without .pt" in refused("convert", teacher, tmp_path / "x.pt", "--diffusers")
     assert run("convert", teacher, out, "--diffusers", "--compat=diffusers")[0] == 0
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    names = ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == names
     assert run("convert", out, tmp_path / "back")[0] == 0
     before, after = open_checkpoint(teacher), open_checkpoint(tmp_path / "back")
     assert after[0] == before[0]
