@@ -115,7 +115,7 @@ def test_models_go_to_a_bucket_and_back(bucket):
     params = random_params(spec, jax.random.key(0))
     folder = f"{bucket}/models/student"
     save_model(folder, spec, params, {"source": "here"})
-    assert sorted(path.name for path in work_path(folder).iterdir()) == ["graftax.json", "model.safetensors"]
+    assert sorted(path.name for path in work_path(folder).iterdir()) == ["README.md", "graftax.json", "model.safetensors"]
     found, weights, meta = open_checkpoint(Path(folder))  # one slash is lost
     assert (found, meta["source"]) == (spec, "here")
     jax.tree.map(np.testing.assert_array_equal, weights, jax.tree.map(np.asarray, params))
