@@ -53,9 +53,9 @@ def test_shortest_demo(run, tmp_path):
         "finetune.optimiser.warmup_steps": 1, "finetune.optimiser.decay_steps": 2, "data.limit": 256,
     }  # fmt: skip
     argv = ("demo", "--workdir", tmp_path / "demo", *(f"--config.{key}={value}" for key, value in short.items()))
-    code, out, _ = run(*argv)
+    code, out, err = run(*argv)
     assert code == 0
-    assert "[9]" in out
+    assert "[9]" in err
     assert f"Report: {tmp_path}/demo/report.html" in out
     page = (tmp_path / "demo" / "report.html").read_text()
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
