@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from graftax.models.backbone import published
 from graftax.models.cost import count_params, flops
-from graftax.spec import BACKBONES, ModelSpec, members
+from graftax.spec import ModelSpec, members
 
 NAME = "README.md"
 
@@ -53,7 +53,6 @@ def _list(lines: Any) -> list[str]:
 
 
 def _licence(source: str) -> str:
-    modules = (importlib.import_module(module) for module in BACKBONES.values())
-    known = (module.licence_of(source) for module in modules if hasattr(module, "licence_of"))
-    found = next((licence for licence in known if licence), None)
-    return found or "That of the weights that it was made from and of the data that it learnt from; graftax adds none."
+    if known := published(source):
+        return known.licence
+    return "That of the weights that it was made from and of the data that it learnt from; graftax adds none."

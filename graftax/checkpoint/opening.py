@@ -5,7 +5,6 @@ Opening is asking a list: our own format first, then the layouts of every backbo
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Mapping
@@ -29,9 +28,9 @@ from graftax.checkpoint.tensors import TORCH_SUFFIXES, Source, read_tensors, wri
 from graftax.checkpoint.torch_writer import write_torch
 from graftax.errors import BadInput, NonFinite, did_you_mean, naming
 from graftax.models.arguments import as_float_type
-from graftax.models.backbone import find
+from graftax.models.backbone import find, module_of, modules, published
 from graftax.models.layout import Layout, params_from, tensors_from
-from graftax.spec import BACKBONES, ModelSpec, Option
+from graftax.spec import ModelSpec, Option
 
 SPEC_KEY = "graftax_spec"
 """Safetensors metadata entry of exported files: the spec, so that they come back without overrides."""
@@ -50,8 +49,7 @@ Opened = tuple[ModelSpec, dict[str, Any], dict[str, Any]]
 
 def layouts() -> dict[str, Layout]:
     """All foreign layouts by name, in the order in which they are asked."""
-    modules = (importlib.import_module(module) for module in BACKBONES.values())
-    return {layout.name: layout for module in modules for layout in module.LAYOUTS}
+    return {layout.name: layout for module in modules() for layout in module.LAYOUTS}
 
 
 def require_there(path: str | Path) -> None:
@@ -61,11 +59,9 @@ def require_there(path: str | Path) -> None:
     """
     if ":/" in str(path) or Path(path).exists():
         return
-    modules = (importlib.import_module(module) for module in BACKBONES.values())
-    lists = (module.published_at for module in modules if hasattr(module, "published_at"))
-    url = next((url for published_at in lists if (url := published_at(str(path)))), None)
-    hint = f"; it is published at {url}" if url else ""
-    if not url and HUB_NAME.fullmatch(str(path)):
+    known = published(str(path))
+    hint = f"; it is published at {known.url}" if known else ""
+    if not known and HUB_NAME.fullmatch(str(path)):
         hint = f"; if it is a model of the Hugging Face Hub: hf download {path} --local-dir {Path(path).name}"
     raise BadInput(f"model {str(path)!r}: no such file or folder{hint}")
 
@@ -221,7 +217,7 @@ def export_model(
 
     Raises `BadInput` on other suffixes and on models that the layout cannot hold. Nothing is written then.
     """
-    own = {one.name: one for one in importlib.import_module(BACKBONES[spec.backbone]).LAYOUTS}
+    own = {one.name: one for one in module_of(spec.backbone).LAYOUTS}
     if not own:
         raise BadInput(f"{path}: a {spec.backbone} has no layout but graftax's own; save a folder")
     if layout is not None and layout not in own:

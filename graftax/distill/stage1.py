@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from graftax.checkpoint.lock import holding
-from graftax.checkpoint.paths import work_path
 from graftax.data.feed import as_batch, as_batches
 from graftax.diffusion import Process
 from graftax.distill.closed_form import calibrate
@@ -30,13 +29,10 @@ from graftax.models import Model
 from graftax.models.merge import MERGES
 from graftax.surgery import check_trainable
 from graftax.surgery.select import Selector
-from graftax.train.loop import Batch, Batches, Job, Metrics, fit
+from graftax.train.loop import Batch, Batches, History, Job, Metrics, fit_recorded
 from graftax.train.loop_config import LoopConfig
 from graftax.train.overview import parameter_table, write_parameters
-from graftax.train.record import FILE, read_metrics
 from graftax.train.sharding import RULES, AxisRules, to_host
-
-History = list[dict[str, Any]]
 
 
 def distill(
@@ -63,13 +59,6 @@ def distill(
         raise BadInput(f"LoopConfig.steps: got {loop.steps}, expected at most DistillConfig.steps = {config.steps}")
     check_trainable("student", student.params)
     batches = as_batches(data, batch_size, loop.seed, teacher.spec)
-    history: History = []
-
-    def record(line: dict[str, Any]) -> None:
-        history.append(line)
-        if on_record:
-            on_record(line)
-
     with holding(workdir, folder=True):
         if workdir:
             write_parameters(workdir, table_of(student, sites))
@@ -77,9 +66,7 @@ def distill(
             student = _calibrated(teacher, student, batches, config, loop, sites, process, mesh, rules, show)
         held = None if heldout is None else as_batch(heldout, teacher.spec)
         job = distill_job(teacher, student, config, sites=sites, process=process, mesh=mesh, rules=rules, heldout=held)
-        state = fit(job, batches, loop, workdir, on_record=record, show=show)
-        if workdir and (work_path(workdir) / FILE).exists():  # a run that resumed has earlier records there
-            history = read_metrics(workdir)
+        state, history = fit_recorded(job, batches, loop, workdir, on_record=on_record, show=show)
     calibration = f", calibration={config.calibration}" if config.calibration else ""
     meta = student.meta.after(f"distill(steps={loop.steps}{calibration})", history, "error")
     return install(student, state, sites).replace(meta=meta), history

@@ -6,10 +6,10 @@ one by name: `find(spec)` imports it when a model of its kind is first computed.
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -101,13 +101,40 @@ class Backbone(Protocol):
         ...
 
 
-def find(spec: ModelSpec) -> Backbone:
-    """The backbone of a model."""
-    return _load(spec.backbone)
+class Publication(Protocol):
+    """What a family knows of a published model.
+
+    Attributes:
+        url: where it is to be had.
+        licence: of its weights.
+    """
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def licence(self) -> str: ...
 
 
-@functools.cache
-def _load(name: str) -> Backbone:
+def module_of(name: str) -> ModuleType:
+    """A family's module: it has its `BACKBONE`, its file formats `LAYOUTS`, and `published(name)`.
+
+    Raises `BadInput` on a name that is not known.
+    """
     if name not in BACKBONES:
         raise BadInput(f"backbone {name!r}: not known, expected one of {tuple(BACKBONES)}{did_you_mean(name, BACKBONES)}")
-    return importlib.import_module(BACKBONES[name]).BACKBONE
+    return importlib.import_module(BACKBONES[name])
+
+
+def modules() -> list[ModuleType]:
+    """Those of all families."""
+    return [module_of(name) for name in BACKBONES]
+
+
+def published(name: str) -> Publication | None:
+    """The published model that a name, or a file or folder called like it, speaks of; None where no family knows it."""
+    return next((found for module in modules() if (found := module.published(name))), None)
+
+
+def find(spec: ModelSpec) -> Backbone:
+    """The backbone of a model."""
+    return module_of(spec.backbone).BACKBONE

@@ -87,14 +87,17 @@ def run_stack(
     check_capture(spec, capture)
     if remat not in ("auto", *REMAT):
         raise BadInput(f"remat: got {remat!r}, expected one of {('auto', *REMAT)}")
-    # A CPU computes what lies between matmuls sooner than it fetches it from memory.
-    remat = ("dots" if target() == "cpu" else "none") if remat == "auto" else remat
-    block = _block_fn(spec, tuple(capture), dtype, remat)
+    block = _block_fn(spec, tuple(capture), dtype, chosen_remat(remat))
     rows: list[Taps] = []
     for segment, weights in zip(prepared.segments, prepared.weights, strict=True):
         state, taps = _RUN[segment.mode](spec, segment, weights, state, context, block)
         rows.append(taps)
     return state, _joined(rows)
+
+
+def chosen_remat(remat: str) -> str:
+    """What "auto" stands for: a CPU computes what lies between matmuls sooner than it fetches it from memory."""
+    return ("dots" if target() == "cpu" else "none") if remat == "auto" else remat
 
 
 def runs(spec: ModelSpec) -> tuple[int, ...]:

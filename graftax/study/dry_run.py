@@ -23,6 +23,7 @@ from graftax.distill.stage1 import table_of
 from graftax.evaluate.aot import stage1_program, train_program
 from graftax.evaluate.roofline import roofline
 from graftax.models import Model, param_shapes
+from graftax.models.stack import chosen_remat
 from graftax.spec import ModelSpec
 from graftax.surgery.select import select
 from graftax.train import DiffusionConfig, MeshConfig
@@ -109,7 +110,7 @@ def _diffusion(
     traced = train_program(title, spec, stage).trace(mesh.build(), mesh.rules)
     (state, batch, _), _ = traced.in_avals
     memory = {"state": f"{_bytes(state, mesh)}: weights, averages, moments"}
-    if stage.remat in ("auto", "none"):
+    if chosen_remat(stage.remat) == "none":
         pieces = stage.accumulate * math.prod(mesh.shape(jax.device_count())[:2])
         kept = roofline(spec, max(1, stage.batch_size // pieces), stage.compute_dtype)[-1].saved_bytes
         memory["activations"] = f"{size_text(kept)} on each device, kept for the backward pass (less with remat)"

@@ -26,8 +26,8 @@ from graftax.surgery.config import GraftConfig
 from graftax.surgery.edits import Compose
 from graftax.surgery.replace import Exchange, weighed, with_importance
 from graftax.train import DiffusionConfig, MeshConfig, finetune
+from graftax.train.loop import History
 
-History = list[dict[str, Any]]
 ReadData = Callable[[], Images]
 
 
@@ -126,4 +126,3 @@ def heldout_of(data: Images) -> dict[str, Any] | None:
 def last_eval(history: History) -> dict[str, Any]:
     """The last held-out numbers of a run, {} where there are none."""
     return next((line for line in reversed(history) if line["split"] == "eval"), {})
-

@@ -30,14 +30,12 @@ from graftax.surgery import check_trainable
 from graftax.surgery.select import select
 from graftax.train.config import DiffusionConfig
 from graftax.train.diffusion_task import diffusion_loss, heldout_loss, training_tree
-from graftax.train.loop import Batches, fit
+from graftax.train.loop import Batches, History, fit_recorded
 from graftax.train.overview import parameter_table, write_parameters
-from graftax.train.record import FILE, read_metrics
 from graftax.train.sharding import RULES, AxisRules, to_host
 from graftax.train.state import create_state
 from graftax.train.step import train_job
 
-History = list[dict[str, Any]]
 Watch = Callable[[Model], Mapping[str, Any]]
 """From the averaged model to more numbers, and images (h, w, c) uint8, for the record of an evaluation."""
 
@@ -101,11 +99,13 @@ def latest_weights(model: Model, config: DiffusionConfig, workdir: str | os.Path
 
     tree = training_tree(model.spec, model.params, config.frozen)
     like = jax.eval_shape(lambda: create_state(tree, config.optimiser.build(), config.frozen))
-    with holding(workdir, folder=True), closing(Checkpoints(work_path(workdir) / "checkpoints")) as store:
-        if (step := store.latest()) is None:
-            raise BadInput(f"{workdir}: no checkpoint in it, expected the work folder of a training")
-        state, _, _ = store.restore(step, like)
-    return model.replace(params=jax.tree.map(jnp.asarray, spread(model.spec, to_host(state.params))))
+    folder = work_path(workdir) / "checkpoints"
+    if folder.exists():  # to look for checkpoints makes a folder for them
+        with holding(workdir), closing(Checkpoints(folder)) as store:
+            if (step := store.latest()) is not None:
+                state, _, _ = store.restore(step, like)
+                return model.replace(params=jax.tree.map(jnp.asarray, spread(model.spec, to_host(state.params))))
+    raise BadInput(f"{workdir}: no checkpoint in it, expected the work folder of a training")
 
 
 def _run(
@@ -133,18 +133,9 @@ def _run(
         evaluate=evaluate if errors or watch else None, label=label, flops_per_image=train_flops(spec), rules=rules,
         accumulate=config.accumulate,
     )  # fmt: skip
-    history: History = []
-
-    def record(line: dict[str, Any]) -> None:
-        history.append(line)
-        if on_record:
-            on_record(line)
-
     with holding(workdir, folder=True):
         if workdir:
             write_parameters(workdir, table)
-        state = fit(job, batches, config.loop, workdir, on_record=record, show=show)
-        if workdir and (work_path(workdir) / FILE).exists():  # a run that resumed has earlier records there
-            history = read_metrics(workdir)
+        state, history = fit_recorded(job, batches, config.loop, workdir, on_record=on_record, show=show)
     averaged = spread(spec, to_host(state.ema_params))
     return jax.tree.map(jnp.asarray, averaged), history

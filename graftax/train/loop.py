@@ -24,7 +24,7 @@ from graftax.checkpoint.retention import Retention
 from graftax.errors import BadInput, NonFinite, Preempted, naming
 from graftax.progress import Progress
 from graftax.train.loop_config import LoopConfig
-from graftax.train.record import Record, Window
+from graftax.train.record import FILE, Record, Window, read_metrics
 from graftax.train.sharding import put_batch
 from graftax.train.signals import StopRequest
 from graftax.train.throughput import Throughput
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 Batch = Mapping[str, Any]  # name -> (b, ...) array
 Metrics = Mapping[str, Any]  # name -> () float32
+History = list[dict[str, Any]]  # records of a run, as they stand in metrics.jsonl
 
 
 SHOWN = {"loss": "loss", "lr": "lr", "img/s/chip": "images_per_s_per_chip", "MFU": "mfu"}
@@ -113,6 +114,24 @@ def fit(
             with watchdog.patience("last save"):
                 if store:
                     store.close()
+
+
+def fit_recorded(
+    job: Job[S], batches: Batches, config: LoopConfig, workdir: str | os.PathLike[str] | None = None, *,
+    on_record: Callable[[dict[str, Any]], None] | None = None, show: bool = True,
+) -> tuple[S, History]:  # fmt: skip
+    """`fit`, and all records of the run: with a `workdir` also those that it left before it was resumed."""
+    history: History = []
+
+    def record(line: dict[str, Any]) -> None:
+        history.append(line)
+        if on_record:
+            on_record(line)
+
+    state = fit(job, batches, config, workdir, on_record=record, show=show)
+    if workdir and (work_path(workdir) / FILE).exists():
+        history = read_metrics(workdir)
+    return state, history
 
 
 def _fit(run: _Run[S], workdir: WorkPath | None, listener: Callable[[dict[str, Any]], None] | None, show: bool) -> S:

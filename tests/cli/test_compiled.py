@@ -48,7 +48,7 @@ def test_a_measurement_compiles_anew(monkeypatch, capsys):
 def test_a_command_leaves_its_programs_and_the_next_reads_them(teacher, tmp_path):
     home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     home.pop(compiled.VARIABLE, None)
-    command = [sys.executable, "-m", "graftax", "sample", teacher, "--steps=2", "--per-class=1", "--overwrite"]
+    command = [sys.executable, "-m", "graftax.cli", "sample", teacher, "--steps=2", "--per-class=1", "--overwrite"]
     for _ in range(2):
         subprocess.run([*command, "--out", tmp_path / "x.npz"], env=home, check=True, capture_output=True)
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*-cache")}
@@ -76,7 +76,7 @@ def test_trouble_with_the_folder_is_told_in_one_line_and_what_is_cut_off_goes(mo
 @pytest.mark.parametrize(("argv", "seconds"), [(["--help"], 1.0), (["inspect", "demo"], 2.0)])
 def test_answers_are_quick(argv, seconds):
     """Processor time, which is the wall's on a free machine, since other tests run beside; of several tries the best."""
-    command = [sys.executable, "-m", "graftax", *argv]
+    command = [sys.executable, "-m", "graftax.cli", *argv]
     taken = []
     for _ in range(4):
         start = os.times()

@@ -14,5 +14,5 @@ def test_the_shell_is_offered_what_may_come_next(tmp_path, line, expected):
         **os.environ, "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)),
         "_ARGCOMPLETE_SUPPRESS_SPACE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(answers), "_ARGCOMPLETE_IFS": "\n",
     }  # fmt: skip
-    subprocess.run([sys.executable, "-m", "graftax"], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "graftax.cli"], env=environment, check=True, timeout=60)
     assert expected in answers.read_text().split()

@@ -248,7 +248,7 @@ def test_killed_anywhere_it_ends_as_an_undisturbed_run(run, demo, tmp_path):
     for kill in range(3):
         until, wait = random.randint(3 * kill, 3 * kill + 2), random.uniform(0, 0.3)
         print(f"to be killed {wait:.3f} s after {until} parts")
-        command = [sys.executable, "-m", "graftax", "evaluate", demo, *flags, "--out", folder]
+        command = [sys.executable, "-m", "graftax.cli", "evaluate", demo, *flags, "--out", folder]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and len(list(folder.glob("parts/0*.npz"))) < until:
             time.sleep(0.001)

@@ -201,6 +201,6 @@ def test_an_absent_tpu_is_left_out_and_one_that_is_there_is_not(monkeypatch):
 
 def test_without_jax_platforms_nobody_hears_of_tpus(teacher):
     environment = {key: value for key, value in os.environ.items() if key != platforms.VARIABLE}
-    command = [sys.executable, "-m", "graftax", "doctor", "--quiet"]
+    command = [sys.executable, "-m", "graftax.cli", "doctor", "--quiet"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
     assert "TPU" not in done.stderr

@@ -144,7 +144,7 @@ def test_killed_and_run_again_gives_the_same_bits(run, recipe, grafted, tmp_path
     whole = tmp_path / "whole"
     assert run(*argv, "--student", grafted / "grafted", "--workdir", whole)[0] == 0
 
-    process = subprocess.Popen([sys.executable, "-m", "graftax", *argv], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "graftax.cli", *argv], stderr=subprocess.PIPE, text=True)
     saved = grafted / verb / "checkpoints"
     _wait(lambda: process.poll() is not None or any(saved.glob("[0-9]*/record")))
     os.kill(process.pid, kill)

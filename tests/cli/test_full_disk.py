@@ -185,7 +185,7 @@ def test_a_real_training_says_no_more_than_its_progress_and_one_line(disk, teach
     command = ["finetune", "--config", recipe, "--student", teacher, "--workdir", disk / "run"]
     for room in (98_304, 262_144, 524_288):
         fill(disk, room)
-        done = subprocess.run([sys.executable, "-m", "graftax", *command], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "graftax.cli", *command], capture_output=True, text=True)
         assert done.returncode == 2, done.stderr
         *progress, last = done.stderr.splitlines()
         assert last.startswith(f"graftax: error: {disk}/run/finetune/checkpoints: step"), last

@@ -66,9 +66,9 @@ def test_every_verb_that_writes_is_refused_what_another_process_holds(refused, r
 def test_of_two_real_runs_one_is_refused_and_succeeds_when_the_other_is_killed(recipe, tmp_path):
     def start():
         argv = ("distill", f"--config={recipe}", "--config.distill.settings.steps=4000", "--config.distill.eval_every=0")
-        return subprocess.Popen([sys.executable, "-m", "graftax", *argv], stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen([sys.executable, "-m", "graftax.cli", *argv], stderr=subprocess.PIPE, text=True)
 
-    graft = [sys.executable, "-m", "graftax", "graft", f"--config={recipe}"]
+    graft = [sys.executable, "-m", "graftax.cli", "graft", f"--config={recipe}"]
     assert subprocess.run(graft, capture_output=True).returncode == 0
     first = start()
     while not (tmp_path / "run" / "distill" / "checkpoints").exists():
@@ -95,7 +95,7 @@ def test_of_two_real_runs_one_is_refused_and_succeeds_when_the_other_is_killed(r
 def test_two_grafts_to_one_output_end_with_one_model(tmp_path):
     command = ["graft", "demo", "--edit=blocks[*].mixer=hyena_x(kernel=4)", f"--out={tmp_path}/gg"]
     both = [
-        subprocess.Popen([sys.executable, "-m", "graftax", *command], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-m", "graftax.cli", *command], stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     errors = [process.communicate(timeout=120)[1] for process in both]

@@ -122,7 +122,7 @@ def test_a_sweep_does_each_variant_once(run, sweep, tmp_path):
 def test_killed_and_run_again_gives_the_same_scores(run, sweep, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "sweep"
     assert run("sweep", "--config", sweep, "--workdir", whole)[0] == 0
-    argv = [sys.executable, "-m", "graftax", "sweep", "--config", str(sweep)]
+    argv = [sys.executable, "-m", "graftax.cli", "sweep", "--config", str(sweep)]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 600
     while process.poll() is None and not list(folder.glob("work/*/finetune/checkpoints/[0-9]*/record")):

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from graftax.backbones.dit.backbone import BACKBONE, DiT
     from graftax.backbones.dit.layouts import LAYOUTS
     from graftax.backbones.dit.variants import dit_spec, variant, with_compat
-    from graftax.backbones.dit.zoo import licence_of, published_at
+    from graftax.backbones.dit.zoo import published
 
-__all__ = ["BACKBONE", "LAYOUTS", "DiT", "dit_spec", "licence_of", "published_at", "variant", "with_compat"]
+__all__ = ["BACKBONE", "LAYOUTS", "DiT", "dit_spec", "published", "variant", "with_compat"]
 
 _HOMES = {
     "BACKBONE": "backbone", "DiT": "backbone", "LAYOUTS": "layouts", "dit_spec": "variants", "variant": "variants",
-    "with_compat": "variants", "published_at": "zoo", "licence_of": "zoo",
+    "with_compat": "variants", "published": "zoo",
 }  # fmt: skip
 
 

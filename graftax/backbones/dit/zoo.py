@@ -140,19 +140,8 @@ def find(name: str) -> Published:
     raise BadInput(f"zoo: no model {name!r} among {len(ZOO)}; nearest are {', '.join(near[:3])}")
 
 
-def licence_of(name: str) -> str | None:
-    """The licence of the published model of a name, as `published_at` finds it; None where none is known."""
-    found = _called(name)
-    return found and found.licence
-
-
-def published_at(name: str) -> str | None:
-    """Where the model of a name is to be had, also of a file or folder called like it; None where none is published."""
-    found = _called(name)
-    return found and found.url
-
-
-def _called(name: str) -> Published | None:
+def published(name: str) -> Published | None:
+    """The model of a name, also of a file or folder called like it; None where none is published."""
     path = Path(name)
     return next((ZOO[part] for part in (path.stem, path.name, path.parent.name) if part in ZOO), None)
 

@@ -1,4 +1,4 @@
-"""`python -m graftax VERB ...` is `graftax VERB ...`."""
+"""`python -m graftax.cli VERB ...` is `graftax VERB ...`."""
 
 import sys
 
