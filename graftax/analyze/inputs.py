@@ -14,6 +14,7 @@ from graftax.api import sampler_steps
 from graftax.diffusion import Process, Sampling, heldout_set, image_keys, initial_noise
 from graftax.errors import BadInput, naming
 from graftax.models import Cond, Model
+from graftax.models.arguments import as_key
 from graftax.models.backbone import find
 from graftax.models.forward import prepare_params
 from graftax.models.model import check_inputs, given_conditions
@@ -47,7 +48,7 @@ def trajectory(
     if batch_size < 1:
         raise BadInput(f"batch_size: got {batch_size}, expected 1 or more")
     given = conditions_of(model.spec, labels, cond)
-    return _walk(model, given, sampling, jax.random.key(0) if rng is None else rng, batch_size, dtype)
+    return _walk(model, given, sampling, jax.random.key(0) if rng is None else as_key(rng), batch_size, dtype)
 
 
 def noised_batches(spec: ModelSpec, heldout: Batch, process: Process, seed: int = 0, batch_size: int = 64) -> list[Input]:

@@ -22,6 +22,7 @@ from graftax.analyze.strategies import Program, Strategy
 from graftax.diffusion import Sampling, denoise, guided, image_keys, initial_noise
 from graftax.errors import naming
 from graftax.models import Cond, Model
+from graftax.models.arguments import as_key
 from graftax.models.backbone import find
 from graftax.models.library import CAPACITY, Instructions, Library
 from graftax.ops.base import Params
@@ -112,7 +113,7 @@ class ProgramSampler:
         self._capacity, self._cond = capacity, conditions_of(spec, labels, cond)
         self._library = library = Library((spec,))
         self._weights = library.prepare(model.params)
-        self._keys = image_keys(jax.random.key(0) if rng is None else rng, 0, number_of(self._cond))
+        self._keys = image_keys(jax.random.key(0) if rng is None else as_key(rng), 0, number_of(self._cond))
         self.compilations = 0
 
         def draw(weights: Params, instructions: Instructions, cond: Cond, keys: jax.Array) -> jax.Array:
