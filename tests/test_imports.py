@@ -54,6 +54,7 @@ HOMES = {
     "orbax": {"checkpoint"},
     "etils": {"checkpoint"},
     "fsspec": {"checkpoint"},
+    "huggingface_hub": {"checkpoint"},
     "safetensors": {"checkpoint"},
     "absl": {"cli"},
     "ml_collections": {"cli"},

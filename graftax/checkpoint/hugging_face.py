@@ -23,6 +23,10 @@ CLASS = {"diffusers": "_class_name", "transformers": "model_type"}
 """Where each library's `config.json` says what it is the config of."""
 
 
+PART = "transformer"
+"""The folder of a pipeline that holds the transformer."""
+
+
 def read_config(folder: Path, library: str, classes: Sequence[str]) -> dict[str, Any]:
     """`config.json` of a folder that `library` wrote. Raises `BadInput` where it is none, or of no class in `classes`."""
     path = folder / CONFIG
@@ -38,7 +42,7 @@ def read_config(folder: Path, library: str, classes: Sequence[str]) -> dict[str,
 
 def find_folder(path: Path) -> Path | None:
     """The folder with a transformer's `config.json`: `path`, or `path/transformer` of a pipeline; None if there is none."""
-    return next((folder for folder in (path, path / "transformer") if (folder / CONFIG).is_file()), None)
+    return next((folder for folder in (path, path / PART) if (folder / CONFIG).is_file()), None)
 
 
 def read_any_config(folder: Path) -> dict[str, Any]:

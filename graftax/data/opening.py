@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from graftax.checkpoint.hub import fetched, is_hub
 from graftax.data import subset as subsets
 from graftax.data.folder import open_folder
 from graftax.data.latents import LatentSet, is_latent_set, open_latents
@@ -16,12 +17,19 @@ from graftax.data.tfds import PREFIX, open_tfds
 from graftax.errors import BadInput
 
 
+def at_hand(source: str) -> str:
+    """`source`, or the folder or file that the whole of an address hf:// is in, fetched."""
+    return str(fetched(source, whole=True)) if is_hub(source) else source
+
+
 def open_records(source: str, data_dir: str | None = None) -> Records:
-    """The images of "fashion_mnist[#test]" (embedded), an `.npz`, "tfds:NAME[:VERSION][#SPLIT]", a folder of classes.
+    """The images of "fashion_mnist[#test]" (embedded), an `.npz`, "tfds:NAME[:VERSION][#SPLIT]", a folder of classes, or
+    of an address hf:// of either.
 
     `data_dir` is where tensorflow-datasets keeps what it prepared. Raises `BadInput` where there are none, naming what is
     wrong.
     """
+    source = at_hand(source)
     if source.startswith(PREFIX):
         return open_tfds(source.removeprefix(PREFIX), data_dir)
     if source.partition("#")[0] == FASHION_MNIST:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from graftax.checkpoint.files import sha256
+from graftax.checkpoint.hub import fetched
 from graftax.data import shards
 from graftax.data.latents import Manifest, TextLink
 from graftax.data.opening import open_records, part
@@ -115,7 +116,7 @@ def open_encoder(name: str, size: int) -> Encoder:
         mean = autoencoder.encode(ours, params, images)
         return jnp.concatenate([mean, jnp.full_like(mean, DETERMINISTIC)], axis=-1)
 
-    file = small.demo_path("autoencoder.safetensors") if name == "demo" else Path(name)
+    file = small.demo_path("autoencoder.safetensors") if name == "demo" else fetched(name)
     file = file / "autoencoder.safetensors" if file.is_dir() else file
     return Encoder(sha256(file), ours.image_channels, ours.latent_shape, 1.0, 0.0, params, certain)
 

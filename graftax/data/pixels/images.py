@@ -13,7 +13,7 @@ import numpy as np
 
 from graftax.data.config import DataConfig
 from graftax.data.latents import LatentSet, is_latent_set
-from graftax.data.opening import open_any, part
+from graftax.data.opening import at_hand, open_any, part
 from graftax.data.pipeline import Batches, Pixels, Reader, batches, read_threads, stream, whole
 from graftax.data.source import FASHION_MNIST, ImageSet, Records, load_source, prepare, require_npz, split_indices
 from graftax.data.text.captions import CaptionedImages
@@ -184,6 +184,7 @@ def reduced(images: Images, subset: str | None) -> Images:
 
 def _sets(config: DataConfig) -> tuple[Any, Any]:
     """Training and held-out set, both of one kind, before subsets are taken."""
+    config = replace(config, source=at_hand(config.source), test=config.test and at_hand(config.test))
     if config.latents == "given" and not is_latent_set(config.source):
         return _given_latents(config)
     if config.test is not None:
