@@ -84,7 +84,7 @@ def fetched(path: str | os.PathLike[str], *parts: str, whole: bool = False) -> P
 
     Of a folder with a model in it (`config.json` or `graftax.json`) these are its weights, in the first of the forms
     `SUFFIXES`, and the small files beside them; of a pipeline's, likewise of those of its folders `parts` that it has
-    ("transformer"); of a file, it alone. `whole`: all that is in the folder and below it, for data.
+    ("transformer"), and `model_index.json`; of a file, it alone. `whole`: all that is in the folder and below it, for data.
 
     Raises `Absent` where the repository has no such thing, else `BadInput`: no such repository or revision, one that asks
     for a login, no way to it and not in the cache, the library missing.
@@ -145,16 +145,17 @@ def _sizes(address: Address, commit: str) -> dict[str, int]:
 
 
 def _wanted(address: Address, names: Mapping[str, int], parts: tuple[str, ...]) -> list[str]:
-    """The files of a model: one, or those of a folder that holds one, or those of the `parts` of a pipeline."""
+    """The files of a model: one, or those of a folder that holds one, or those of the `parts` of a pipeline with the texts
+    above them, which say what its parts are."""
     if address.inner in names:
         return [address.inner]
     folders = [address.inner, *(posixpath.join(address.inner, part) for part in parts)]
-    inside = {folder: [name for name in names if posixpath.dirname(name) == folder] for folder in folders}
-    models = [folder for folder in folders if {CONFIG, INDEX} & {posixpath.basename(name) for name in inside[folder]}]
-    if not models:
+    own, *others = ([name for name in names if posixpath.dirname(name) == folder] for folder in folders)
+    if {CONFIG, INDEX} & {posixpath.basename(name) for name in own}:
+        return _model_files(own)
+    if not any(others):
         raise Absent(f"{address}: {_missing(address, names, parts)}")
-    read = [address.inner] if address.inner in models else models
-    return [name for folder in read for name in _model_files(inside[folder])]
+    return [name for name in own if name.endswith(TEXTS)] + [name for part in others for name in _model_files(part)]
 
 
 def _model_files(names: list[str]) -> list[str]:
@@ -185,7 +186,7 @@ def _missing(address: Address, names: Mapping[str, int], parts: tuple[str, ...])
     if address.inner and not any(name.startswith(f"{address.inner}/") for name in names):
         folders = {posixpath.dirname(name) for name in names} - {""}
         return f"no such file or folder in the repository{did_you_mean(address.inner, [*folders, *weights])}"
-    places = " or ".join([CONFIG, INDEX, *(f"{part}/{CONFIG}" for part in parts)])
+    places = " or ".join([CONFIG, INDEX, *(f"{part}/" for part in parts)])
     below = [name for name in weights if name.startswith(address.inner)]
     more = f", or one of its files by name: {_listed(below)}" if below else ""
     return f"no model in it, expected {places}{more}"

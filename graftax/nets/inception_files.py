@@ -35,8 +35,8 @@ def load_inception(path: str | Path) -> tuple[dict[str, Any], Source]:
     """(params, source) of an Inception weight file: float32, batch normalisation folded into kernels and biases.
 
     `path` may be an address hf://. `params` has no "fc" where the file has no classifier. Raises `BadInput`, with the
-    file's name, on unreadable or refused files, missing or unknown entries, and other shapes (torchvision's InceptionV3 has 1000 classes: other
-    weights, other numbers).
+    file's name, on unreadable or refused files, missing or unknown entries, and other shapes (torchvision's InceptionV3 has
+    1000 classes: other weights, other numbers).
     """
     path = fetched(path)
     if path.suffix in PICKLES:

@@ -25,6 +25,8 @@ from graftax.nets.vae_files import find_vae
 from graftax.study.aot import teacher_spec
 from graftax.testing import random_params, tiny_spec
 
+FOLDER = ("config.json", "diffusion_pytorch_model.safetensors")
+
 constants = pytest.importorskip("huggingface_hub.constants")
 
 
@@ -47,11 +49,11 @@ def repositories(tmp_path_factory):
     (root / "pipe" / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"never fetched")
     (root / "pipe" / "transformer" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"never fetched")
     for name in ("model_index.json", "vae/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json"):
-        write(root / "pipe", **{name: "{}"})
+        write(root / "pipe", **{name: json.dumps({"file": name})})  # each of its own: the cache keeps alike ones once
     write(root / "pipe" / "vae", **{"diffusion_pytorch_model.bin": "old", "README.md": "words"})
     shards = {f"model-0000{i}-of-00002.safetensors": "s" for i in (1, 2)} | {"model.safetensors.index.json": "{}"}
     write(root / "pipe" / "text_encoder", **shards, **{"pytorch_model.bin": "b", "pytorch_model.bin.index.json": "{}"})
-    write(root / "pipe" / "tokenizer", **{"spiece.model": "s", "config.json": "{}"})
+    write(root / "pipe" / "tokenizer", **{"spiece.model": "s"})
     save_model(root / "own", model.spec, model.params, {})
     (root / "loose").mkdir()
     graftax.export(model, root / "loose" / "dit.pt")
@@ -88,12 +90,12 @@ def assert_same(found, model):
 def test_a_pipeline_gives_its_transformer_and_nothing_else(hub, repositories):
     model = graftax.load("hf://ours/pipe", num_heads=2)
     assert_same(model, repositories[1])
-    assert sorted(hub.downloads()) == ["transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"]
+    assert sorted(hub.downloads()) == ["model_index.json", *(f"transformer/{name}" for name in FOLDER)]
     assert model.meta.source == f"hf://ours/pipe@{COMMIT}"
     before = len(hub.asked)
     for again in ("hf://ours/pipe@v1", f"hf://ours/pipe@{COMMIT}/transformer", Path("hf://ours/pipe/transformer/")):
         assert_same(graftax.load(again, num_heads=2), repositories[1])
-    assert len(hub.downloads()) == 2
+    assert len(hub.downloads()) == 3
     assert len(hub.asked) - before == 2  # what "v1" and the main branch are; a commit is what it is
     assert graftax.load(model.meta.source).meta.sha256 == model.meta.sha256
 
@@ -111,14 +113,14 @@ def test_each_part_of_a_pipeline_is_fetched_when_it_is_wanted(hub):
     found = find_vae("hf://ours/pipe")
     assert found == find_vae(Path("hf://ours/pipe") / "vae")
     assert found.parts[-3:] == ("snapshots", COMMIT, "vae")
-    assert sorted(hub.downloads()) == ["vae/config.json", "vae/diffusion_pytorch_model.bin"]
+    assert sorted(hub.downloads()) == ["model_index.json", "vae/config.json", "vae/diffusion_pytorch_model.bin"]
     assert find_vae("hf://ours/own/vae") is None
     folder = fetched("hf://ours/pipe", "text_encoder", "tokenizer")
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and "vae" not in path.parts}
     assert there == {
         "text_encoder/config.json", "text_encoder/model-00001-of-00002.safetensors",
         "text_encoder/model-00002-of-00002.safetensors", "text_encoder/model.safetensors.index.json",
-        "tokenizer/config.json", "tokenizer/spiece.model", "tokenizer/tokenizer.json",
+        "tokenizer/spiece.model", "tokenizer/tokenizer.json", "model_index.json",
     }  # fmt: skip
     assert (called(folder), called(found), pinned(found)) == ("pipe", "vae", f"hf://ours/pipe@{COMMIT}/vae")
 
@@ -163,9 +165,9 @@ def test_the_hub_is_down(hub, monkeypatch):
         ("hf://ours/secret", "gated, expected that its page has given you access .*`hf auth login`"),
         ("hf://ours/own/transfomer", "no such file or folder in the repository$"),
         ("hf://ours/pipe/transfomer", "no such file or folder in the repository; did you mean 'transformer'"),
-        ("hf://ours/loose", "no model in it, expected config.json or graftax.json or transformer/config.json, or one of its "
+        ("hf://ours/loose", "no model in it, expected config.json or graftax.json or transformer/, or one of its "
                             "files by name: 'autoencoder.safetensors', 'dit.pt'"),
-        ("hf://ours/set", "no model in it, expected config.json or graftax.json or transformer/config.json$"),
+        ("hf://ours/set", "no model in it, expected config.json or graftax.json or transformer/$"),
         ("hf://ours", "expected a model's address hf://ORG/NAME"),
         ("hf://datasets/ours/set", "expected a model's address hf://ORG/NAME"),
         ("hf://ours/own/../../x", "leads out of the repository"),
