@@ -29,6 +29,7 @@ class Protocol:
         seed: of the noise; image i has its own (`graftax.diffusion.sampling`).
         count: images.
         labels: "balanced" takes the classes in turn, "random" draws each (as DiT's published scores).
+        text: what reads the prompts of a text-to-image model, by name and hash; "" for a model of classes.
         decoder: what turned latents into pixels, by name and hash.
         rounding: of pixels in [-1, 1] to bytes: "nearest" as DiT's code, "truncate" as ADM's.
         dtype: of the model's matrix products.
@@ -40,6 +41,7 @@ class Protocol:
     seed: int = 0
     count: int = 50_000
     labels: str = "random"
+    text: str = ""
     decoder: str = "none"
     rounding: str = "nearest"
     dtype: str = "float32"
@@ -59,8 +61,11 @@ class Protocol:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:DIGITS]
 
     def to_json(self) -> str:
-        """One line of JSON, all fields side by side, that `from_json` reads back to an equal protocol."""
-        return json.dumps(self.fields(), sort_keys=True)
+        """One line of JSON, all fields side by side, that `from_json` reads back to an equal protocol.
+
+        An empty `text` is left out: hashes of models of classes are what they were before there was one.
+        """
+        return json.dumps({name: value for name, value in self.fields().items() if (name, value) != ("text", "")}, sort_keys=True)
 
     def fields(self) -> dict[str, Any]:
         """All fields by name, those of the sampling among them."""
@@ -98,8 +103,9 @@ class Protocol:
         return np.clip(scaled, 0, 255).astype(np.uint8)  # astype truncates
 
     def __str__(self) -> str:
+        what = f"prompts read by {self.text}" if self.text else f"{self.labels} classes"
         return (
-            f"{self.count:,} images of {self.labels} classes, {self.sampling}, seed {self.seed}, decoder {self.decoder}, "
+            f"{self.count:,} images of {what}, {self.sampling}, seed {self.seed}, decoder {self.decoder}, "
             f"bytes by {self.rounding}, {self.dtype}"
         )
 

@@ -11,7 +11,7 @@ from graftax.evaluate.protocol import Protocol, differences, require_equal
 OTHER = {
     "sampler": "ddpm", "steps": 250, "cfg_scale": 4.0, "cfg_channels": None, "eta": 0.5, "seed": 1, "count": 10_000,
     "labels": "balanced", "decoder": "demo", "rounding": "truncate", "dtype": "bfloat16", "reference": "a.npz 12ab",
-    "features": "inception 34cd",
+    "features": "inception 34cd", "text": "T5 56ef",
 }  # fmt: skip
 
 
