@@ -65,6 +65,8 @@ HOMES = {
     "tensorflow_datasets": {"data"},
     "timm": set(),
     "diffusers": {"evaluate/bench"},
+    "transformers": set(),
+    "tokenizers": {"nets"},
 }
 """Folders in which a library may be imported."""
 

@@ -98,6 +98,8 @@ def _open(path: Path, known: Mapping[str, Layout], layout: str | None, overrides
         return _own(layout, spec, params, _provenance(path.name, digest, saved), overrides)
     if folder is not None:
         config = read_any_config(folder)
+        if "model_type" in config and "_class_name" not in config:
+            raise BadInput(f"{CONFIG}: a {shown(config['model_type'])} of transformers, expected a diffusion transformer")
         names = dict.fromkeys(name for one in known.values() for name in one.folder)
         if not names:
             raise BadInput(f"layout {layout!r}: this is a folder with a {CONFIG}, which has no such layout")

@@ -19,7 +19,7 @@ REQUIRED = (
 OPTIONAL = {
     "torch": "bench", "scipy": "eval", "libtpu": "tpu", "jax-cuda12-plugin": "NVIDIA GPUs",
     "jax-cuda13-plugin": "NVIDIA GPUs", "tensorboardX": "tensorboard", "wandb": "wandb", "treescope": "notebook",
-    "argcomplete": "completion",
+    "argcomplete": "completion", "tokenizers": "text", "huggingface_hub": "hub",
 }  # fmt: skip
 
 
