@@ -181,7 +181,7 @@ def sampler_steps(
         return forward_prepared(spec, prepared, x, t, cond, dtype=dtype)[0]
 
     def twin(cond: Any) -> Any:
-        return find(spec).null(spec, cond) if null is None else null
+        return find(spec).null(spec, prepared, cond) if null is None else null
 
     return Steps(guided(model_fn, sampling.cfg_scale, twin, sampling.cfg_channels), sampling)
 

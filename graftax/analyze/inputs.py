@@ -96,15 +96,17 @@ def _walk(
         part = {name: value[start : start + size] for name, value in cond.items()}
         x = initial_noise(image_keys(root, start, size), sampling.steps, spec.image_shape)
         for number, t in enumerate(sampling.process.timestep_map[::-1]):
-            yield _guided_input(spec, x, jnp.full(size, t), part, sampling.cfg_scale)
+            yield _guided_input(spec, prepared, x, jnp.full(size, t), part, sampling.cfg_scale)
             x = _step(spec, prepared, number, x, part, sampling=sampling, dtype=dtype)
 
 
-def _guided_input(spec: ModelSpec, x: jax.Array, t: jax.Array, cond: Cond, cfg_scale: float) -> Input:
+def _guided_input(
+    spec: ModelSpec, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond, cfg_scale: float
+) -> Input:
     """What a guided pass looks at: (b, ..) -> (2 b, ..), the unconditional half last; without guidance as it is."""
     if cfg_scale == 1:
         return x, t, cond
-    first, second = (x, t, dict(cond)), (x, t, dict(find(spec).null(spec, cond)))
+    first, second = (x, t, dict(cond)), (x, t, dict(find(spec).null(spec, prepared, cond)))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 

@@ -122,7 +122,10 @@ class ProgramSampler:
             def model_fn(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
                 return library.forward(weights, instructions, x, t, cond, dtype)
 
-            guide = guided(model_fn, sampling.cfg_scale, lambda cond: find(spec).null(spec, cond), sampling.cfg_channels)
+            def twin(cond: Any) -> Any:
+                return find(spec).null(spec, weights, cond)
+
+            guide = guided(model_fn, sampling.cfg_scale, twin, sampling.cfg_channels)
             return denoise(guide, sampling, initial_noise(keys, sampling.steps, spec.image_shape), cond, keys)
 
         self._draw = jax.jit(draw)

@@ -240,7 +240,7 @@ def export_model(
     if path.suffix == ".safetensors":
         write_safetensors(path, tensors, {"format": "pt", **texts})
     else:
-        write_torch(path, tensors, texts=texts)
+        write_torch(path, tensors, key=fitting[0].entry or None, texts=texts)
     with replacing(card_path(path)) as temporary:
         temporary.write_text(about)
 
