@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "blocks": CORE | {"ops"},
     "models": CORE | {"ops", "blocks"},
     "surgery": NETWORK,
-    "backbones": NETWORK | {"surgery"},
+    "backbones": NETWORK | {"surgery", "nets"},
     "checkpoint": NETWORK,  # it asks the layouts of backbones that it knows by name alone
     "nets": CORE | {"checkpoint"},
     "diffusion": {"errors", "progress"},  # a model is a function to it

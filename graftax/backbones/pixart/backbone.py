@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, sinusoids
 from graftax.backbones.overrides import check_names, refuse_contradictions
+from graftax.backbones.pixart import words
 from graftax.backbones.pixart.frame import MICRO, PARTS, SizeEmbed, declare_text, size_params, text_cost, text_of
 from graftax.backbones.times import STEPS, check_times
 from graftax.blocks import Context, State
@@ -27,7 +28,7 @@ from graftax.spec import ModelSpec, Option
 COUNTS = {"base": 1, "channels": 1, "null_tokens": 0, "patch": 1, "text_width": 1}
 """Whole numbers among the frame's options, and the least that each may be."""
 
-OPTIONS = tuple(sorted({*COUNTS, "interpolation", "micro"}))
+OPTIONS = tuple(sorted({*COUNTS, *words.OPTIONS, "interpolation", "micro"}))
 OWN = ("num_heads", "interpolation", "text_tokens", "input_size")
 """Overrides that are no option of an operator."""
 
@@ -45,7 +46,7 @@ class PixArt:
         """Raise `BadInput` where the frame's options are not those of a PixArt."""
         if unknown := sorted(dict(spec.frame).keys() - set(OPTIONS)):
             raise BadInput(f"ModelSpec.frame {unknown[0]}: not known, expected {OPTIONS}")
-        for name, least in COUNTS.items():
+        for name, least in (COUNTS | words.OPTIONS if words.reads_words(spec) else COUNTS).items():
             value = spec.option(name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise BadInput(f"ModelSpec.frame {name}: got {value!r}, expected an integer from {least}")
@@ -54,6 +55,8 @@ class PixArt:
             raise BadInput(f"ModelSpec.frame interpolation: got {interpolation!r}, expected a positive number")
         if not isinstance(micro, bool) or (micro and spec.width % PARTS):
             raise BadInput(f"ModelSpec.frame micro: got {micro!r}, expected true or false, and true at widths 3 d alone")
+        if words.reads_words(spec):
+            words.encoder(spec)
         if spec.sizes.text or not spec.sizes.context or not spec.tokens:
             raise BadInput(f"ModelSpec.sizes: {spec.sizes}, expected image tokens, a context and no text stream")
 
@@ -115,10 +118,14 @@ class PixArt:
             raise BadInput(f"x: shape {x.shape}, expected (b, h, w, {channels}), h and w multiples of the patch {patch}")
         check_times(spec, t)
         needed = {"text", *(MICRO if spec.option("micro") else ())}
-        if not needed <= set(cond) <= needed | {"text_mask"}:
-            raise BadInput(f"conditions: got {sorted(cond)}, expected {sorted(needed)}, and text_mask where text is padded")
+        masked = () if words.reads_words(spec) else ("text_mask",)
+        if not needed <= set(cond) <= {*needed, *masked}:
+            also = ", and text_mask where text is padded" if masked else ""
+            raise BadInput(f"conditions: got {sorted(cond)}, expected {sorted(needed)}{also}")
         count, text, width = len(x), cond["text"], spec.option("text_width")
-        if text.ndim != 3 or text.shape[::2] != (count, width) or not text.shape[1] or not _floats(text):
+        if words.reads_words(spec):
+            words.check(spec, count, text)
+        elif text.ndim != 3 or text.shape[::2] != (count, width) or not text.shape[1] or not _floats(text):
             raise BadInput(f"text: {text.dtype}{text.shape}, expected float embeddings ({count}, m, {width}), m >= 1")
         for name in needed - {"text"}:
             if cond[name].shape != (count, MICRO[name]):
@@ -133,8 +140,10 @@ class PixArt:
 
     def null(self, spec: ModelSpec, params: Params, cond: Cond) -> Cond:
         """The learned null caption for every image, all else as it is: PixArt drops its captions so in training. It counts
-        as many real tokens as the caption that it replaces."""
+        as many real tokens as the caption that it replaces. Of words it is the empty caption."""
         count, tokens = spec.option("null_tokens"), cond["text"].shape[1]
+        if words.reads_words(spec):
+            return {**cond, "text": jnp.zeros_like(cond["text"])}
         if not count:
             raise BadInput("null caption: this model's file brings none, expected null_cond (the encoded empty prompt)")
         if tokens > count:
@@ -144,9 +153,11 @@ class PixArt:
 
     def example(self, spec: ModelSpec, count: int) -> Cond:
         """A text of zeros, all tokens real, and an image of the model's own size."""
-        text = jnp.zeros((count, spec.sizes.context, spec.option("text_width")))
-        mask = jnp.ones((count, spec.sizes.context), jnp.int32)
-        return {"text": text, "text_mask": mask, **(_sizes(spec, jnp.ones(count)) if spec.option("micro") else {})}
+        micro = _sizes(spec, jnp.ones(count)) if spec.option("micro") else {}
+        shape = (count, spec.sizes.context)
+        if words.reads_words(spec):
+            return {"text": jnp.ones(shape, jnp.int32), **micro}
+        return {"text": jnp.zeros((*shape, spec.option("text_width"))), "text_mask": jnp.ones(shape, jnp.int32), **micro}
 
     def vectors(self, spec: ModelSpec, params: Params, count: int) -> jax.Array:
         """About `count` conditioning vectors (s, d): times evenly spread, at each of them a few sizes in turn."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from graftax.backbones.embedders import FREQUENCIES, TimestepEmbed
+from graftax.backbones.pixart import words
 from graftax.models.backbone import Cond
 from graftax.ops.base import Params, call
 from graftax.ops.mlp import gelu
@@ -44,6 +45,8 @@ class CaptionProjection(nn.Module):
 def declare_text(module: nn.Module, spec: ModelSpec) -> None:
     """Create the parameters that `text_of` and `null_text` read inside `module`."""
     width = spec.option("text_width")
+    if words.reads_words(spec):
+        words.declare(module, spec)
     CaptionProjection(spec.width, name="caption")(jnp.zeros((1, 1, width)))
     if count := spec.option("null_tokens"):
         module.param("null_caption", nn.initializers.normal(width**-0.5), (count, width), jnp.float32)
@@ -53,16 +56,18 @@ def text_of(
     spec: ModelSpec, params: Params, cond: Cond, dtype: DTypeLike | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """The text (b, m, d) that blocks look at, and which of its tokens are real (b, m), None for all: of the conditions
-    `text` (b, m, c) and, where given, `text_mask` (b, m)."""
-    text = call(CaptionProjection(spec.width, dtype), params["caption"], cond["text"])
-    mask = cond.get("text_mask")
-    return text, None if mask is None else mask.astype(bool)
+    `text` (b, m, c) and, where given, `text_mask` (b, m), or of words `text` (b, m)."""
+    text, mask = cond["text"], cond.get("text_mask")
+    if words.reads_words(spec):
+        text, mask = words.embedded(spec, params, text)
+    return call(CaptionProjection(spec.width, dtype), params["caption"], text), None if mask is None else mask.astype(bool)
 
 
 def text_cost(spec: ModelSpec) -> tuple[int, int]:
     """Parameters of the text's way into the model, and FLOPs for one text of `sizes.context` tokens."""
     d, c = spec.width, spec.option("text_width")
-    return c * d + d + d * d + d, 2 * spec.sizes.context * d * (c + d)
+    params, flops = words.cost(spec) if words.reads_words(spec) else (0, 0)
+    return params + c * d + d + d * d + d, flops + 2 * spec.sizes.context * d * (c + d)
 
 
 class SizeEmbed(nn.Module):

@@ -44,12 +44,14 @@ def pixart_spec(
     *, input_size: int, patch_size: int, hidden_size: int, depth: int, num_heads: int, in_channels: int = 4,
     learn_sigma: bool = True, interpolation: float = 1.0, text_width: int = TEXT_WIDTH,
     text_tokens: int = TEXT_TOKENS["sigma"], null_tokens: int = 0, micro: bool = False, mixer: OpSpec | None = None,
-    mlp: OpSpec | None = None,
+    mlp: OpSpec | None = None, words: int = 0, text_blocks: int = 2, text_heads: int = 4,
 ) -> ModelSpec:  # fmt: skip
     """Spec of a PixArt with equal blocks: attention and a ratio-4 MLP unless given otherwise.
 
     `input_size` is the side of the (latent) image, `text_width` and `text_tokens` are those of the caption's embedding,
-    `null_tokens` rows of the learned null caption (0: none), `micro` whether the original image's size is a condition.
+    `null_tokens` rows of the learned null caption (0: none), `micro` whether the original image's size is a condition. With
+    `words` the model reads numbers of so many words by a text encoder of its own (`graftax.backbones.pixart.words`), of
+    `text_blocks` blocks with `text_heads` heads.
     Raises `BadInput` on sizes that do not go together.
     """
     sizes = {
@@ -69,6 +71,8 @@ def pixart_spec(
         patch_size=patch_size, in_channels=in_channels, side=side, interpolation=interpolation, text_width=text_width,
         null_tokens=null_tokens, micro=micro,
     )  # fmt: skip
+    if words:
+        frame += (("words", words), ("text_blocks", text_blocks), ("text_heads", text_heads))
     block: BlockSpec = resolve("pixart", made, {**around(), "mixer": mixer or op("mha"), "mlp": mlp or op("mlp")})
     return ModelSpec("pixart", made, frame, Prediction(variance=learn_sigma), (block,) * depth)
 
