@@ -219,8 +219,12 @@ def begin(folder: Path, plan: ShardedManifest, beside: Mapping[str, str] | None 
         for field in dataclasses.fields(plan):  # type: ignore[arg-type]
             ours, theirs = getattr(plan, field.name), getattr(found, field.name)
             if field.name not in plan.free and ours != theirs:
+                name = field.name
+                if isinstance(ours, dict) and isinstance(theirs, dict):  # its first entry that differs
+                    name = next(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+                    ours, theirs = ours.get(name), theirs.get(name)
                 there, here = (str(value)[:80] for value in (theirs, ours))
-                raise BadInput(f"{folder}: a {plan.what} of {field.name} {there}, expected {here}, or another folder")
+                raise BadInput(f"{folder}: a {plan.what} of {name} {there}, expected {here}, or another folder")
     elif folder.is_file() or (folder.is_dir() and any(_is_foreign(path.name, type(plan)) for path in folder.iterdir())):
         # Other processes may be at this very point, so what they write here does not count.
         raise BadInput(f"{folder}: holds something else, expected a new folder, an empty one or a {plan.what}")

@@ -53,11 +53,6 @@ def test_balanced_labels_take_turns_and_random_ones_do_not():
     assert (drawn != Protocol(count=20_000, seed=1).label_array(10)).any()
 
 
-def test_an_image_has_the_same_key_in_any_range():
-    protocol = Protocol()
-    assert (protocol.keys(3, 9)[2:4] == protocol.keys(5, 7)).all()
-
-
 def test_bytes_follow_the_two_reference_rules():
     x = np.linspace(-1.1, 1.1, 4001, dtype=np.float32)
     dit = np.clip(127.5 * x + 128.0, 0, 255).astype(np.uint8)

@@ -17,7 +17,7 @@ from graftax.data.opening import at_hand, open_any, part
 from graftax.data.pipeline import Batches, Pixels, Reader, batches, read_threads, stream, whole
 from graftax.data.source import FASHION_MNIST, ImageSet, Records, load_source, prepare, require_npz, split_indices
 from graftax.data.text.captions import CaptionedImages
-from graftax.data.text.store import Texts, TextStore, open_store
+from graftax.data.text.store import Texts, TextStore, check_text, open_store
 from graftax.errors import BadInput
 from graftax.nets import autoencoder, small
 from graftax.spec import ModelSpec
@@ -210,13 +210,10 @@ def check_fit(images: Images, spec: ModelSpec) -> None:
         raise BadInput(f"data: images are {images.shape}, the model takes {expected}")
     if images.num_classes > spec.classes:
         raise BadInput(f"data: {images.num_classes} classes, but the model knows {spec.classes}")
-    if spec.classes and images.store is not None:
-        raise BadInput(f"data: images with captions, expected classes for a model that knows {spec.classes}")
-    if not spec.classes and images.store is None:
+    if images.store is not None:
+        check_text(images.store, spec)
+    elif not spec.classes:
         raise BadInput("data: images without captions, expected some for a model that knows no classes")
-    width = spec.option("text_width")
-    if images.store is not None and width is not None and images.store.manifest.tail not in ((), (width,)):
-        raise BadInput(f"data: text of {images.store.manifest.tail}, the model takes embeddings of width {width}")
 
 
 def decoder(latents: str) -> Callable[[np.ndarray], np.ndarray]:

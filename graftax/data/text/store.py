@@ -23,6 +23,7 @@ import numpy as np
 
 from graftax.data.shards import Shard, ShardedManifest, fetch, open_rows, read_sharded
 from graftax.errors import BadInput
+from graftax.spec import ModelSpec
 
 CAPTIONS = "captions.jsonl"
 DTYPES = ("bfloat16", "float16", "float32")
@@ -135,6 +136,15 @@ def open_store(folder: str | Path) -> TextStore:
     folder = Path(folder)
     manifest = read_sharded(folder, TextManifest)
     return TextStore(folder, manifest, open_rows(folder, manifest))
+
+
+def check_text(store: TextStore, spec: ModelSpec) -> None:
+    """Raise `BadInput` unless a model of `spec` takes texts, and embeddings of this width."""
+    if spec.classes:
+        raise BadInput(f"text store {store.folder}: a model that knows {spec.classes} classes takes no captions")
+    width = spec.option("text_width")
+    if store.manifest.tail and width is not None and store.manifest.tail != (width,):
+        raise BadInput(f"text store {store.folder}: embeddings of width {store.manifest.tail[0]}, the model takes {width}")
 
 
 class Texts:

@@ -138,7 +138,7 @@ def test_pictures_mirror_and_latents_too(config):
 
 def test_models_take_what_they_are_conditioned_on(config):
     data = images.load(config)
-    with pytest.raises(BadInput, match="images with captions, expected classes"):
+    with pytest.raises(BadInput, match="knows 10 classes takes no captions"):
         images.check_fit(data, tiny_spec(in_channels=data.shape[2], input_size=data.shape[0]))
 
 
