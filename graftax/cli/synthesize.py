@@ -30,14 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="folder to write, or to go on writing")
     parser.add_argument("--per-prompt", type=int, default=1, metavar="N", help="images of each (default: %(default)s)")
     parser.add_argument("--null", choices=("empty", "model"), default="empty", help="see above (default: %(default)s)")
+    kept, computed = ("float16", "float32"), ("float32", "bfloat16")
+    parser.add_argument("--dtype", choices=kept, default=kept[0], help="of the latents (default: %(default)s)")
     parser.add_argument(
-        "--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix products (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="of the latents kept (default: %(default)s)"
+        "--compute-dtype", choices=computed, default=computed[0], help="of matrix products (default: %(default)s)"
     )
     parser.add_argument("--shard-size", type=int, default=512, metavar="N", help="images a shard (default: %(default)s)")
-    parser.add_argument("--preview", type=int, default=16, metavar="N", help="images to decode, 0: none (default: %(default)s)")
+    parser.add_argument("--preview", type=int, default=16, metavar="N", help="images to decode (default: %(default)s)")
     options.add_overwrite(parser, "the set in OUT")
     options.add_sampling(parser)
     options.add_overrides(parser)

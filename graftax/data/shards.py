@@ -145,7 +145,7 @@ def read_sharded(folder: Path, *kinds: type[M]) -> M:
         text = (folder / MANIFEST).read_text()
         found = next((kind for kind in kinds if f'"{kind.format}"' in text[:100]), kinds[0])
         return found.from_json(text)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         verbs = " or ".join(dict.fromkeys(f"`{kind.verb}`" for kind in kinds))
         raise BadInput(f"{what} {folder}: no {MANIFEST} in it, expected a folder that {verbs} wrote") from None
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -1,4 +1,4 @@
-"""Drawing in parts of one size, each spread over this host's devices: one compilation, and the noise of every image its own."""
+"""Drawing in parts of one size, each spread over this host's devices; every image has noise of its own."""
 
 from __future__ import annotations
 

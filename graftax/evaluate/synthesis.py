@@ -109,8 +109,8 @@ def synthesize(
     share = jax.process_index(), jax.process_count()
     if min(per_prompt, shard_size, preview + 1) < 1 or null not in NULLS or dtype not in DTYPES:
         raise BadInput(
-            f"per-prompt {per_prompt}, shard-size {shard_size}, preview {preview}, null {null!r}, dtype {dtype!r}: expected 1, 1 "
-            f"and 0 or more, one of {NULLS} and of {DTYPES}"
+            f"per-prompt {per_prompt}, shard-size {shard_size}, preview {preview}, null {null!r}, dtype {dtype!r}: expected "
+            f"1, 1 and 0 or more, one of {NULLS} and of {DTYPES}"
         )
     plan = _plan(name, model, prompts, Path(out), config, per_prompt, null, compute_dtype, dtype, shard_size)
     decode = decoding.decoder_for(model.spec, latents, name) if preview else None

@@ -206,7 +206,7 @@ def test_training_takes_such_a_set(drawn):
     batch, same = next(stream), next(again)
     np.testing.assert_array_equal(batch["image"], same["image"])
     assert set(batch["label"].tolist()) <= set(LABELS)
-    with pytest.raises(BadInput, match="got 'flip' with latent set .*, expected 'none': it has no mirror images"):
+    with pytest.raises(BadInput, match=r"got 'flip' with latent set .*, expected 'none': it has no mirror images"):
         images.load(DataConfig(source=str(drawn), latents="given", transform="flip")).batches(4, 0)
 
 

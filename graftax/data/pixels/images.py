@@ -208,12 +208,12 @@ def check_fit(images: Images, spec: ModelSpec) -> None:
     expected = spec.image_shape
     if images.shape != expected:
         raise BadInput(f"data: images are {images.shape}, the model takes {expected}")
-    if images.num_classes > spec.classes:
-        raise BadInput(f"data: {images.num_classes} classes, but the model knows {spec.classes}")
     if images.store is not None:
         check_text(images.store, spec)
     elif not spec.classes:
         raise BadInput("data: images without captions, expected some for a model that knows no classes")
+    if images.num_classes > spec.classes:
+        raise BadInput(f"data: {images.num_classes} classes, but the model knows {spec.classes}")
 
 
 def decoder(latents: str) -> Callable[[np.ndarray], np.ndarray]:

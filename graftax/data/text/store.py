@@ -139,9 +139,11 @@ def open_store(folder: str | Path) -> TextStore:
 
 
 def check_text(store: TextStore, spec: ModelSpec) -> None:
-    """Raise `BadInput` unless a model of `spec` takes texts, and embeddings of this width."""
+    """Raise `BadInput` unless a model of `spec` takes texts, of so many tokens, and embeddings of this width."""
     if spec.classes:
         raise BadInput(f"text store {store.folder}: a model that knows {spec.classes} classes takes no captions")
+    if store.manifest.length > (most := spec.sizes.context or spec.sizes.text):
+        raise BadInput(f"text store {store.folder}: texts of {store.manifest.length} tokens, the model takes up to {most}")
     width = spec.option("text_width")
     if store.manifest.tail and width is not None and store.manifest.tail != (width,):
         raise BadInput(f"text store {store.folder}: embeddings of width {store.manifest.tail[0]}, the model takes {width}")
