@@ -13,6 +13,10 @@ FASHION_MNIST = {"source": "fashion_mnist", "size": 32, "latents": "demo"}
 """The images that the shipped DiT was trained on, as latents of its autoencoder."""
 
 
+SCENES = {"source": "scenes", "size": 64}
+"""Small pictures with captions, drawn as they are asked for."""
+
+
 RECORDS = {"log_every": 20, "eval_every": 100}
 """What stages on the shipped DiT write, and when."""
 

@@ -94,10 +94,13 @@ def _array(value: Any) -> Any:
 
 
 def _from_memory(arrays: dict[str, Any], batch_size: int, seed: int) -> Any:
-    if set(arrays) != set(KEYS):
+    if "label" in arrays and set(arrays) != set(KEYS):
         raise BadInput(f"data: arrays {sorted(arrays)}, expected {KEYS}")
-    reader = Arrays(np.asarray(arrays["image"], np.float32), np.asarray(arrays["label"], np.int32))
-    return stream(reader, batch_size, seed, jax.process_index(), jax.process_count())
+    whole = {name: np.asarray(array) for name, array in arrays.items()}
+    whole["image"] = whole["image"].astype(np.float32, copy=False)
+    if "label" in whole:
+        whole["label"] = whole["label"].astype(np.int32, copy=False)
+    return stream(Arrays(whole), batch_size, seed, jax.process_index(), jax.process_count())
 
 
 class GrainBatches:

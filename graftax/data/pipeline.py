@@ -10,7 +10,7 @@ latents) depends on the seed, the epoch and the record's number.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,26 +100,30 @@ def stream(
 
 
 def batches(
-    images: np.ndarray, labels: np.ndarray, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1,
+    arrays: Mapping[str, np.ndarray], batch_size: int, seed: int, process_index: int = 0, process_count: int = 1,
     transform: str = "none",
 ) -> Batches:  # fmt: skip
-    """`stream` of `images` (n, h, w, c) float32 (pixels in [-1, 1] or latents) and `labels` (n,) int32, in memory.
+    """`stream` of arrays in memory: "image" (n, h, w, c) float32 (pixels in [-1, 1] or latents), and what goes with it
+    (n, ..), "label" int32 or "text".
 
     `transform` "flip" mirrors a record left to right by a coin for each epoch. Raises `BadInput` on arguments that do not
     fit together.
     """
-    return stream(Arrays(images, labels, transform), batch_size, seed, process_index, process_count)
+    return stream(Arrays(arrays, transform), batch_size, seed, process_index, process_count)
 
 
 class Arrays:
     """Reader of arrays in memory; see `batches`."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: str = "none") -> None:
+    def __init__(self, arrays: Mapping[str, np.ndarray], transform: str = "none") -> None:
+        images, others = arrays["image"], {name: array for name, array in arrays.items() if name != "image"}
         if images.dtype != np.float32 or images.ndim != 4 or not len(images):
             raise BadInput(f"images to batch: {images.dtype}{images.shape}, expected float32 (n >= 1, h, w, c)")
-        if labels.dtype != np.int32 or labels.shape != (len(images),):
-            raise BadInput(f"labels to batch: {labels.dtype}{labels.shape}, expected int32 ({len(images)},)")
-        self._images, self._labels, self._flip = images, labels, flips(transform)
+        for name, array in others.items():
+            expected = "int32 " if name == "label" else ""
+            if len(array) != len(images) or (expected and (array.dtype != np.int32 or array.ndim != 1)):
+                raise BadInput(f"{name} to batch: {array.dtype}{array.shape}, expected {expected}({len(images)},)")
+        self._images, self._others, self._flip = images, others, flips(transform)
         self.identity = {"transform": transform}
 
     def __len__(self) -> int:
@@ -131,7 +135,7 @@ class Arrays:
         if self._flip:
             coins = np.array([coin(generator(seed, *at)) for at in zip(epoch, index, strict=True)])
             images = np.where(coins[:, None, None, None], images[:, :, ::-1], images)
-        return {"image": images, "label": self._labels[index]}
+        return {"image": images, **{name: array[index] for name, array in self._others.items()}}
 
 
 class Pixels:

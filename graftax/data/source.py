@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Protocol, Self
@@ -56,6 +56,7 @@ class ImageSet:
         name: of the set.
         num_classes: whether or not all occur.
         class_names: in order.
+        text: (n, m) int32, captions as numbers of words, where there are no classes.
     """
 
     images: np.ndarray
@@ -63,6 +64,7 @@ class ImageSet:
     name: str
     num_classes: int
     class_names: tuple[str, ...]
+    text: np.ndarray | None = None
     fit = "centred on black"
 
     def __len__(self) -> int:
@@ -75,8 +77,9 @@ class ImageSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over shape, labels and pixels."""
-        content = repr(self.images.shape).encode(), self.labels.tobytes(), self.images.tobytes()
+        """SHA-256 over shape, labels, pixels and captions."""
+        text = b"" if self.text is None else self.text.tobytes()
+        content = repr(self.images.shape).encode(), self.labels.tobytes(), self.images.tobytes(), text
         return hashlib.sha256(b"".join(content)).hexdigest()
 
     def fetch(self, index: int) -> tuple[np.ndarray, int]:
@@ -85,7 +88,8 @@ class ImageSet:
 
     def take(self, indices: np.ndarray) -> ImageSet:
         """The same set with only the images at `indices` (m,), in that order."""
-        return ImageSet(self.images[indices], self.labels[indices], self.name, self.num_classes, self.class_names)
+        text = None if self.text is None else self.text[indices]
+        return replace(self, images=self.images[indices], labels=self.labels[indices], text=text)
 
 
 def load_source(name_or_path: str | Path, split: str = "train", held_out: float = 0.0, seed: int = 0) -> ImageSet:

@@ -59,9 +59,9 @@ def save(kind: str, folder: Path, spec_json: str, params: Params, meta: Mapping[
 
 def in_chunks(
     function: Callable[..., jax.Array], spec: Any, params: Params, arrays: np.ndarray, shape: tuple[int, ...], *,
-    size: int = 500,
+    size: int = 500, seen: Callable[[np.ndarray], np.ndarray] = lambda chunk: chunk,
 ) -> np.ndarray:  # fmt: skip
-    """function(spec, params, arrays (n, ...)) -> (n, *shape) float32, in compiled pieces of `size`."""
+    """function(spec, params, seen(arrays (n, ...))) -> (n, *shape) float32, in compiled pieces of `size`."""
     run = jax.jit(functools.partial(function, spec))
-    parts = [np.asarray(run(params, arrays[i : i + size])) for i in range(0, len(arrays), size)]
+    parts = [np.asarray(run(params, seen(arrays[i : i + size]))) for i in range(0, len(arrays), size)]
     return np.concatenate(parts) if parts else np.zeros((0, *shape), np.float32)

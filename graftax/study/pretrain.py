@@ -1,4 +1,4 @@
-"""Training from scratch as config files say it: a DiT, or one of the small networks of the demo."""
+"""Training from scratch as config files say it: a DiT, a PixArt, or one of the small networks of the demos."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from graftax import config as configs
 from graftax.backbones.dit.config import DiTConfig
+from graftax.backbones.pixart.config import PixArtConfig
 from graftax.checkpoint import save_model
 from graftax.checkpoint.paths import work_path, write_text
 from graftax.data.config import DataConfig
@@ -69,6 +70,19 @@ class DiTPretraining(Pretraining):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PixArtPretraining(Pretraining):
+    """A PixArt, which draws what a text says.
+
+    Attributes:
+        model: its sizes.
+        training: how it is trained.
+    """
+
+    model: PixArtConfig
+    training: DiffusionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class AutoencoderPretraining(Pretraining):
     """The small autoencoder that gives latents.
 
@@ -95,8 +109,13 @@ class ClassifierPretraining(Pretraining):
 
 
 TASKS: dict[str, type[Pretraining]] = {
-    "dit": DiTPretraining, "autoencoder": AutoencoderPretraining, "classifier": ClassifierPretraining,
+    "dit": DiTPretraining, "pixart": PixArtPretraining, "autoencoder": AutoencoderPretraining,
+    "classifier": ClassifierPretraining,
 }  # fmt: skip
+
+
+MODELS = (DiTPretraining, PixArtPretraining)
+"""Those of diffusion models."""
 
 
 def pretraining_of(tree: dict[str, Any]) -> Any:
@@ -113,8 +132,8 @@ def run(config: Any) -> dict[str, Any]:
     folder = Path(config.workdir)
     config.training.check_mesh(config.mesh, jax.device_count())
     data = image_data.load(config.data)
-    if isinstance(config, DiTPretraining):
-        _dit(config, data, folder)
+    if isinstance(config, MODELS):
+        _model(config, data, folder)
     else:
         _small(config, data, folder)
     record = make_record(config, folder)
@@ -127,7 +146,7 @@ def dry_run(config: Any) -> DryRun:
     """What `run` would do, without doing it. Raises `BadInput` as it does."""
     config.training.check_mesh(config.mesh, jax.device_count())
     data, stage = image_data.load(config.data), config.training
-    if isinstance(config, DiTPretraining):
+    if isinstance(config, MODELS):
         return dry_train(_vetted(config, data), stage, data, config.mesh)
     _, job = _net_and_job(config, data)
     return dry_job(job, stage.loop.steps, stage.batch_size, data, config.mesh, stage.frozen)
@@ -153,7 +172,7 @@ def make_record(config: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def _dit(config: DiTPretraining, data: Images, folder: Path) -> None:
+def _model(config: DiTPretraining | PixArtPretraining, data: Images, folder: Path) -> None:
     spec, stage = _vetted(config, data), config.training
     model, _ = train(
         spec, data.batches(stage.batch_size, stage.loop.seed), stage, folder, heldout_of(data), mesh=config.mesh.build(),
@@ -163,7 +182,7 @@ def _dit(config: DiTPretraining, data: Images, folder: Path) -> None:
     save_model(folder / "model", spec, model.params, {**model.meta.to_dict(), "source": source, "data": [data.described]})
 
 
-def _vetted(config: DiTPretraining, data: Images) -> ModelSpec:
+def _vetted(config: DiTPretraining | PixArtPretraining, data: Images) -> ModelSpec:
     """What is trained. Raises `BadInput` where mesh or data do not fit it."""
     spec = config.model.spec()
     config.mesh.check_heads(spec.sizes.heads)

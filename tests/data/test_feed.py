@@ -39,7 +39,7 @@ def firsts(feed, count):
 @pytest.mark.parametrize("form", ["dict", "pair"])
 def test_arrays_are_shuffled_every_epoch_and_resume(form):
     data = {"image": IMAGES, "label": LABELS} if form == "dict" else (IMAGES, LABELS)
-    feed, expected = as_batches(data, 4, 3, SPEC), batches(IMAGES, LABELS.astype(np.int32), 4, 3)
+    feed, expected = as_batches(data, 4, 3, SPEC), batches({"image": IMAGES, "label": LABELS.astype(np.int32)}, 4, 3)
     for _ in range(2):
         found, wanted = next(feed), next(expected)
         for name in ("image", "label"):
@@ -117,7 +117,7 @@ def test_grain_resumes_exactly(form):
 
 
 def test_what_is_a_stream_already_stays_as_it_is():
-    stream = batches(IMAGES, LABELS.astype(np.int32), 4, 0)
+    stream = batches({"image": IMAGES, "label": LABELS.astype(np.int32)}, 4, 0)
     assert as_batches(stream, 99) is stream
 
 

@@ -15,7 +15,7 @@ def stream(batch_size: int = 10, seed: int = 3, **options: object) -> Batches:
     labels = np.arange(COUNT, dtype=np.int32)
     images = np.stack([labels, -labels], -1).astype(np.float32)  # (n, 2)
     images = np.broadcast_to(images[:, None, :, None], (COUNT, 2, 2, 1))
-    return batches(np.ascontiguousarray(images), labels, batch_size, seed, **options)  # pyright: ignore
+    return batches({"image": np.ascontiguousarray(images), "label": labels}, batch_size, seed, **options)  # pyright: ignore
 
 
 def labels_of(data: Batches, count: int) -> np.ndarray:
@@ -99,22 +99,22 @@ def test_a_state_of_other_data_is_refused() -> None:
 def test_arguments_that_do_not_fit_are_refused() -> None:
     images, labels = np.zeros((4, 2, 2, 1), np.float32), np.zeros(4, np.int32)
     with pytest.raises(BadInput, match="expected float32"):
-        batches(images.astype(np.uint8), labels, 2, 0)
+        batches({"image": images.astype(np.uint8), "label": labels}, 2, 0)
     with pytest.raises(BadInput, match=r"float32\(0, 2, 2, 1\), expected float32 \(n >= 1"):
-        batches(images[:0], labels[:0], 2, 0)
+        batches({"image": images[:0], "label": labels[:0]}, 2, 0)
     with pytest.raises(BadInput, match=r"int32\(3,\), expected int32 \(4,\)"):
-        batches(images, labels[:3], 2, 0)
+        batches({"image": images, "label": labels[:3]}, 2, 0)
     with pytest.raises(BadInput, match="multiple of process_count 2"):
-        batches(images, labels, 3, 0, 0, 2)
+        batches({"image": images, "label": labels}, 3, 0, 0, 2)
     with pytest.raises(BadInput, match=r"process_index 2: expected within 0..1"):
-        batches(images, labels, 2, 0, 2, 2)
+        batches({"image": images, "label": labels}, 2, 0, 2, 2)
     with pytest.raises(BadInput, match="transform 'blur'"):
-        batches(images, labels, 2, 0, transform="blur")
+        batches({"image": images, "label": labels}, 2, 0, transform="blur")
 
 
 def test_batches_are_fast_enough_for_the_demo() -> None:
     latents = np.zeros((14500, 8, 8, 4), np.float32)
-    data = batches(latents, np.zeros(14500, np.int32), 128, 0, transform="flip")
+    data = batches({"image": latents, "label": np.zeros(14500, np.int32)}, 128, 0, transform="flip")
     next(data)
     start = time.perf_counter()
     for _ in range(50):

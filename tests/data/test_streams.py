@@ -23,7 +23,9 @@ def reader(request, image_folder, tfds_dir, latent_folder, tmp_path):
     if request.param == "npz":
         np.savez(tmp_path / "set.npz", images=rng.integers(0, 256, (24, 5, 4, 3), np.uint8), labels=labels)
     opened = {
-        "arrays": lambda: Arrays(rng.standard_normal((24, 4, 4, 2), np.float32), labels.astype(np.int32), "flip"),
+        "arrays": lambda: Arrays(
+            {"image": rng.standard_normal((24, 4, 4, 2), np.float32), "label": labels.astype(np.int32)}, "flip"
+        ),
         "npz": lambda: Pixels(load_source(tmp_path / "set.npz"), 6, "flip"),
         "folder": lambda: Pixels(open_folder(image_folder), 16, "flip"),
         "tfds": lambda: Pixels(open_tfds("tiny_set", tfds_dir), 16, "flip"),

@@ -33,7 +33,7 @@ class Shared:
     def __init__(self, images: np.ndarray, labels: np.ndarray, shot: list[str]) -> None:
         from graftax.data.pipeline import batches
 
-        self._inner = batches(images, labels, BATCH, 0, jax.process_index(), jax.process_count())
+        self._inner = batches({"image": images, "label": labels}, BATCH, 0, jax.process_index(), jax.process_count())
         self._shot = shot
 
     def __next__(self) -> dict[str, np.ndarray]:

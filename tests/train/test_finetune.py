@@ -80,7 +80,7 @@ def test_it_is_a_job_of_the_objective_over_the_arrays(run: Run) -> None:
         lambda: training_tree(model.spec, model.params, CONFIG.frozen), loss, CONFIG.optimiser, ema_decay=0.5,
         frozen=CONFIG.frozen,
     )  # fmt: skip
-    stream = batches(ARRAYS["image"], ARRAYS["label"].astype(np.int32), 4, 5)
+    stream = batches(ARRAYS | {"label": ARRAYS["label"].astype(np.int32)}, 4, 5)
     lines: list[dict[str, Any]] = []
     state = fit(job, stream, LoopConfig(4, seed=5, log_every=1), on_record=lines.append, show=False)
     _, trained, history = run

@@ -143,7 +143,7 @@ class PixArt:
         as many real tokens as the caption that it replaces. Of words it is the empty caption."""
         count, tokens = spec.option("null_tokens"), cond["text"].shape[1]
         if words.reads_words(spec):
-            return {**cond, "text": jnp.zeros_like(cond["text"])}
+            return {**cond, "text": words.empty(*cond["text"].shape).astype(cond["text"].dtype)}
         if not count:
             raise BadInput("null caption: this model's file brings none, expected null_cond (the encoded empty prompt)")
         if tokens > count:
@@ -156,7 +156,7 @@ class PixArt:
         micro = _sizes(spec, jnp.ones(count)) if spec.option("micro") else {}
         shape = (count, spec.sizes.context)
         if words.reads_words(spec):
-            return {"text": jnp.ones(shape, jnp.int32), **micro}
+            return {"text": jnp.full(shape, words.END), **micro}
         return {"text": jnp.zeros((*shape, spec.option("text_width"))), "text_mask": jnp.ones(shape, jnp.int32), **micro}
 
     def vectors(self, spec: ModelSpec, params: Params, count: int) -> jax.Array:

@@ -2,7 +2,7 @@
 
 Models of a closed vocabulary need no text encoder of their own making: theirs is one of T5's kind (`graftax.nets.t5`) among
 the model's parameters. The frame's option `words` says how many words there are; 0, or no such option: texts come embedded.
-Word 0 fills a text up. A text of nothing else, the empty caption, counts as one such word, so that there is something to see.
+Word 0 fills a text up, word 2 ends it, so that the empty caption has one word.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from graftax.spec import ModelSpec
 
 OPTIONS = {"words": 0, "text_blocks": 1, "text_heads": 1}
 """The frame's options of such models, and the least that each may be."""
+
+PAD, END = 0, 2
+"""Numbers of words with a meaning of their own; 1 stands for words that are not known, which no training sees."""
 
 NAME = "words"
 """Of the encoder among the model's parameters."""
@@ -39,7 +42,7 @@ def encoder(spec: ModelSpec) -> T5Spec:
         raise BadInput(f"ModelSpec.frame text_heads: got {heads}, expected a divisor of text_width {width}")
     return T5Spec(
         vocab_size=spec.option("words"), d_model=width, d_kv=width // heads, d_ff=width * _HIDDEN[0] // _HIDDEN[1],
-        num_layers=spec.option("text_blocks"), num_heads=heads, eos_token_id=0,
+        num_layers=spec.option("text_blocks"), num_heads=heads, pad_token_id=PAD, eos_token_id=END,
     )  # fmt: skip
 
 
@@ -50,8 +53,13 @@ def declare(module: nn.Module, spec: ModelSpec) -> None:
 
 def embedded(spec: ModelSpec, params: Params, text: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Words (b, m) int -> their embeddings (b, m, c) float32, and which are real (b, m) bool."""
-    mask = (text != 0).at[:, 0].set(True)
+    mask = text != PAD
     return t5.encode(encoder(spec), params[NAME], text, mask)["last"], mask
+
+
+def empty(count: int, length: int) -> jax.Array:
+    """The empty caption (count, length) int32, as often as asked for."""
+    return jnp.full((count, length), PAD, jnp.int32).at[:, 0].set(END)
 
 
 def check(spec: ModelSpec, count: int, text: jax.Array) -> None:

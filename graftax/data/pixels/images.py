@@ -15,6 +15,7 @@ from graftax.data.config import DataConfig
 from graftax.data.latents import LatentSet, is_latent_set
 from graftax.data.opening import at_hand, open_any, part
 from graftax.data.pipeline import Batches, Pixels, Reader, batches, read_threads, stream, whole
+from graftax.data.scenes.memory import HELD_OUT, SCENES, TRAINED, scenes_in_memory
 from graftax.data.source import FASHION_MNIST, ImageSet, Records, load_source, prepare, require_npz, split_indices
 from graftax.data.text.captions import CaptionedImages
 from graftax.data.text.store import Texts, TextStore, check_text, open_store
@@ -90,7 +91,7 @@ class Images:
             return None
         if isinstance(self.raw_test, LatentSet | CaptionedImages):
             return whole(self._reader(self.raw_test, "none"))
-        return {"image": self.test, "label": self.test_labels}
+        return {"image": self.test, **conditions_of(self.raw_test)}
 
     @property
     def train_labels(self) -> np.ndarray:
@@ -116,7 +117,8 @@ class Images:
 
         share, transform = (jax.process_index(), jax.process_count()), self.config.transform
         if isinstance(self.raw_train, ImageSet):
-            return batches(self.train, self.train_labels, batch_size, seed, *share, transform=transform)
+            arrays = {"image": self.train, **conditions_of(self.raw_train)}
+            return batches(arrays, batch_size, seed, *share, transform=transform)
         return stream(self._reader(self.raw_train, transform), batch_size, seed, *share, threads=read_threads())
 
     def _reader(self, images: Records | LatentSet, transform: str) -> Reader:
@@ -136,7 +138,17 @@ class Images:
         if self.config.latents == "none":
             return self.pixels(images)
         spec, params = small.load_autoencoder(self.config.latents)
-        return small.in_chunks(autoencoder.encode, spec, params, self.pixels(images), spec.latent_shape)
+        raw, size = _in_memory(images).images, self.config.size  # made floats a chunk at a time: there may be many
+        return small.in_chunks(
+            autoencoder.encode, spec, params, raw, spec.latent_shape, seen=lambda chunk: prepare(chunk, size)
+        )
+
+
+def conditions_of(images: Source) -> dict[str, np.ndarray]:
+    """What goes with images in a batch: their words where they have any, else their classes."""
+    if isinstance(images, ImageSet) and images.text is not None:
+        return {"text": images.text}
+    return {"label": images.labels}
 
 
 def load(config: DataConfig) -> Images:
@@ -193,6 +205,8 @@ def _sets(config: DataConfig) -> tuple[Any, Any]:
             raise BadInput(f"data.test {config.test!r}: other classes or another kind of set than {config.source!r}")
     elif config.source == FASHION_MNIST and config.text is None:
         train, test = (load_source(FASHION_MNIST, split, config.held_out) for split in ("train", "test"))
+    elif config.source == SCENES:
+        train, test = scenes_in_memory(config.limit or TRAINED), scenes_in_memory(HELD_OUT, "heldout")
     else:
         both = open_any(config.source, config.data_dir, config.text)
         test = both.take(split_indices(len(both), "test", config.held_out, 0) if config.held_out else np.arange(0))
@@ -208,7 +222,11 @@ def check_fit(images: Images, spec: ModelSpec) -> None:
     expected = spec.image_shape
     if images.shape != expected:
         raise BadInput(f"data: images are {images.shape}, the model takes {expected}")
-    if images.store is not None:
+    words = images.raw_train.text if isinstance(images.raw_train, ImageSet) else None
+    if words is not None:
+        if (most := int(words.max())) >= spec.option("words", 0):
+            raise BadInput(f"data: captions of words 0..{most}, the model knows {spec.option('words', 0)}")
+    elif images.store is not None:
         check_text(images.store, spec)
     elif not spec.classes:
         raise BadInput("data: images without captions, expected some for a model that knows no classes")
