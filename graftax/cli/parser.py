@@ -13,8 +13,8 @@ from graftax import __version__
 from graftax.errors import did_you_mean
 
 VERBS = (
-    "demo", "inspect", "graft", "replay", "distill", "finetune", "sample", "evaluate", "compare", "report", "convert",
-    "encode", "synthesize", "train", "analyze", "search", "sweep", "inits", "cost", "bench", "zoo", "doctor",
+    "demo", "inspect", "graft", "replay", "distill", "finetune", "sample", "evaluate", "geneval", "compare", "report",
+    "convert", "encode", "synthesize", "train", "analyze", "search", "sweep", "inits", "cost", "bench", "zoo", "doctor",
 )  # fmt: skip
 
 EPILOG = """\

@@ -64,7 +64,8 @@ class Protocol:
 
         An empty `text` is left out: hashes of models of classes are what they were before there was one.
         """
-        return json.dumps({name: value for name, value in self.fields().items() if (name, value) != ("text", "")}, sort_keys=True)
+        fields = {name: value for name, value in self.fields().items() if (name, value) != ("text", "")}
+        return json.dumps(fields, sort_keys=True)
 
     def fields(self) -> dict[str, Any]:
         """All fields by name, those of the sampling among them."""

@@ -1,5 +1,6 @@
 """Ctrl-C at every verb, early and late, in real processes: a prompt end without traceback, and nothing half made."""
 
+import json
 import re
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from graftax.cli.parser import VERBS
 
@@ -29,6 +31,7 @@ COMMANDS = {
     "finetune": ("finetune", *RECIPE, "--student", "demo", "--workdir", "{t}/run"),
     "sample": ("sample", "demo", "--per-class=300", "--out", "{t}/x.npz"),
     "evaluate": ("evaluate", "demo", "--count=3000", "--out", "{t}/evaluation"),
+    "geneval": ("geneval", "{t}/given/pictures", "--detections", "{t}/given/detections.json", "--overwrite"),
     "compare": ("compare", "{t}/given/evaluation", "--out", "{t}/compared"),
     "report": ("report", "{t}/given"),
     "convert": ("convert", "{t}/given/grafted", "{t}/x.pt"),
@@ -48,7 +51,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """A folder with what some verbs start from: a graft, an evaluation."""
+    """A folder with what some verbs start from: a graft, an evaluation, a picture of a prompt of GenEval's."""
     folder = tmp_path_factory.mktemp("commands")
     model, evaluation = folder / "given" / "grafted", folder / "given" / "evaluation" / "one"
     model.parent.mkdir()
@@ -58,7 +61,18 @@ def given(tmp_path_factory):
     ):
         subprocess.run([sys.executable, "-c", PROGRAM, *command], check=True, capture_output=True)
     (folder / "given" / "labels.txt").write_text("\n".join(str(i % 10) for i in range(3000)))
+    _write_pictures(folder / "given")
     return folder
+
+
+def _write_pictures(folder):
+    one = folder / "pictures" / "00000"
+    (one / "samples").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(one / "samples" / "0000.png")
+    record = {"tag": "single_object", "prompt": "a cow", "include": [{"class": "cow", "count": 1}]}
+    (one / "metadata.jsonl").write_text(json.dumps(record))
+    found = {"detector": "d", "colors": "", "classes": ["cow"], "images": {"00000/samples/0000.png": []}}
+    (folder / "detections.json").write_text(json.dumps(found))
 
 
 def start(command, folder):

@@ -16,13 +16,13 @@
 `detector`: which one, and its version: scores of different detectors do not compare. `colors`: likewise what named the
 colours; "" where none are given. `classes`: all that the detector knows, called as the prompts call them, so that a class
 that is not there is told from one that was never looked for. `images`: for every picture, by its path in the folder, all
-objects found with a score above 0.3, in any order: the class, the box [x0, y0, x1, y1] in pixels (x to the right, y down), the
-score in [0, 1], and the color, one of `COLORS` or a probability for some of them, of which the largest counts; it may be left
-out where no prompt asks for it.
+objects found with a score above 0.3, in any order: the class, the box [x0, y0, x1, y1] in pixels (x to the right, y
+down), the score in [0, 1], and the color, one of `COLORS` or a probability for some of them, of which the largest counts;
+it may be left out where no prompt asks for it.
 
-The official evaluator's detector is Mask2Former (Swin-S) trained on COCO, without suppression of overlaps; it names colours by
-CLIP ViT-L/14 from the box's crop, what is outside of the mask painted #999, over the prompts "a photo of a {color} {class}",
-"a photo of a {color}-colored {class}" and "a photo of a {color} object".
+The official evaluator's detector is Mask2Former (Swin-S) trained on COCO, without suppression of overlaps. It names
+colours by CLIP ViT-L/14 from the box's crop, what is outside of the mask painted #999, over the prompts "a photo of a
+{color} {class}", "a photo of a {color}-colored {class}" and "a photo of a {color} object".
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _color(what: str, color: Any) -> str | None:
             return max((name for name in COLORS if name in color), key=lambda name: color[name])
     elif color is None or color in COLORS:
         return color
-    raise BadInput(f"{what}: color {_text(color)}, expected one of {COLORS} or probabilities of them{did_you_mean(color, COLORS)}")
+    raise BadInput(f"{what}: color {_text(color)}, expected one of {COLORS} or probabilities of them")
 
 
 def _is_number(value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def bound(
 
     def draw(prompts: Sequence[str], keys: jax.Array) -> np.ndarray:
         drawn = api.sample(
-            model, cond=encode(prompts), null_cond=null, sampling=protocol.sampling, rng=keys, dtype=jnp.dtype(protocol.dtype)
+            model, cond=encode(prompts), null_cond=null, sampling=protocol.sampling, rng=keys, dtype=protocol.dtype
         )
         return protocol.to_uint8(decode(require_finite(np.asarray(drawn), f"pictures of {prompts[0]!r} and others")))
 

@@ -130,7 +130,7 @@ def read_folder(folder: str | Path) -> dict[str, Prompt]:
         images |= {f"{path.name}/{SAMPLES}/{name}": prompt for name in names}
     few = min(counts, key=lambda name: counts[name])
     if counts[few] != (most := max(counts.values())) or not most:
-        raise BadInput(f"{folder / few}: {counts[few]} pictures in {SAMPLES}/, others have {most}, expected the same of each")
+        raise BadInput(f"{folder / few}: {counts[few]} pictures in {SAMPLES}/, others have {most}, expected as many")
     return images
 
 

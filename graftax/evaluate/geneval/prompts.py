@@ -136,7 +136,8 @@ def _check_fields(what: str, record: Any, known: tuple[str, ...], needed: tuple[
     if missing := [name for name in needed if name not in record]:
         raise BadInput(f"{what}: {missing[0]} is missing, expected {', '.join(needed)}")
     if extra := [name for name in record if name not in known]:
-        raise BadInput(f"{what}: unknown field {shown(extra[0])}, expected {', '.join(known)}{did_you_mean(extra[0], known)}")
+        near = did_you_mean(extra[0], known)
+        raise BadInput(f"{what}: unknown field {shown(extra[0])}, expected {', '.join(known)}{near}")
 
 
 def _text(value: Any) -> str:

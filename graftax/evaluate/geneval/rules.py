@@ -44,7 +44,7 @@ def kept(found: Sequence[Detection], tag: str) -> dict[str, list[Detection]]:
 
 
 def relations(box: tuple[float, ...], other: tuple[float, ...]) -> frozenset[str]:
-    """Where `box` is relative to `other`, both (x0, y0, x1, y1): "left of", "right of", "above", "below", none or two of them.
+    """Where `box` is relative to `other`, both (x0, y0, x1, y1): "left of" or "right of", "above" or "below", two or none.
 
     The offset of the centres, on each axis shortened by `SLACK` of both extents there (to no less than zero), over the
     length of the whole offset, must exceed `DIRECTION`.
@@ -85,7 +85,8 @@ def _color(wanted: Wanted, these: Sequence[Detection]) -> str:
         return ""
     seen = [one.color for one in these]
     if None in seen:
-        raise BadInput(f"object {wanted.name} of score {these[seen.index(None)].score:.3g}: no color, which the prompt asks for")
+        score = these[seen.index(None)].score
+        raise BadInput(f"object {wanted.name} of score {score:.3g}: no color, which the prompt asks for")
     if all(color == wanted.color for color in seen):
         return ""
     others = ", ".join(f"{seen.count(color)} {color}" for color in COLORS if color in seen)

@@ -73,14 +73,18 @@ class Scores:
         that are right, and that of prompts with any picture that is."""
         tasks = {tag: right / total for tag, (right, total) in self.tasks.items()}
         images = sum(one.correct for one in self.verdicts) / len(self.verdicts)
-        return {OVERALL: sum(tasks.values()) / len(tasks), **tasks, IMAGES: images, PROMPTS: self.prompts[0] / self.prompts[1]}
+        prompts = self.prompts[0] / self.prompts[1]
+        return {OVERALL: sum(tasks.values()) / len(tasks), **tasks, IMAGES: images, PROMPTS: prompts}
 
     def record(self) -> dict[str, Any]:
         """JSON types, with the verdict of every picture."""
         images = [
-            {"image": one.image, "tag": one.prompt.tag, "prompt": one.prompt.text, "correct": one.correct, "faults": one.faults}
+            {
+                "image": one.image, "tag": one.prompt.tag, "prompt": one.prompt.text, "correct": one.correct,
+                "faults": one.faults,
+            }
             for one in self.verdicts
-        ]
+        ]  # fmt: skip
         return {"judge": self.judge, "scores": self.scores, "tasks": self.tasks, "images": images}
 
     def save(self, folder: Path) -> Path:

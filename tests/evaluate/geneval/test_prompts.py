@@ -21,9 +21,8 @@ def test_lines_are_read_in_order(tmp_path):
     path = tmp_path / "evaluation_metadata.jsonl"
     path.write_text(f"{json.dumps(LINE)}\n{json.dumps(COUNTING)}\n\n")
     first, second = read_prompts(path)
-    assert first == Prompt(
-        "position", LINE["prompt"], (Wanted("teddy bear", 1), Wanted("dog", 1, position=("right of", 0))), (), json.dumps(LINE)
-    )
+    include = Wanted("teddy bear", 1), Wanted("dog", 1, position=("right of", 0))
+    assert first == Prompt("position", LINE["prompt"], include, (), json.dumps(LINE))
     assert (second.include, second.exclude) == ((Wanted("clock", 2),), (Wanted("clock", 3),))
 
 
