@@ -33,8 +33,9 @@ def load(
     path: str | Path, layout: str | None = None, dtype: DTypeLike | None = None, mesh: Mesh | None = None,
     **overrides: Option,
 ) -> Model:  # fmt: skip
-    """Read a model: a PyTorch `.pt`, a `.safetensors`, a graftax checkpoint folder, a diffusers folder, or "demo", the
-    small DiT that graftax brings.
+    """Read a model: a PyTorch `.pt`, a `.safetensors`, a graftax checkpoint folder, a diffusers folder, such a one at the
+    Hugging Face Hub ("hf://ORG/NAME", extra `hub`, see `graftax.checkpoint.hub`), or "demo", the small DiT that graftax
+    brings.
 
     PyTorch-layout files may be flat state dicts or training checkpoints (EMA weights preferred); the structure, grafted
     operators included, is recognised from the tensors. `layout` names the format (`graftax.checkpoint.LAYOUTS`) where the

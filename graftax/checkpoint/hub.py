@@ -28,6 +28,7 @@ from urllib.parse import unquote
 
 from tqdm.auto import tqdm
 
+from graftax.checkpoint.files import storage_trouble
 from graftax.checkpoint.hugging_face import CONFIG
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.store import INDEX
@@ -236,7 +237,7 @@ def _reporting_to(progress: Progress) -> type[tqdm]:
 def _explained(address: Address) -> Iterator[None]:
     """What the library raises, as `BadInput` of one line."""
     try:
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors
     except ImportError:
         raise BadInput(f"{address}: needs the package huggingface_hub, expected: pip install 'graftax[hub]'") from None
     try:
@@ -246,6 +247,10 @@ def _explained(address: Address) -> Iterator[None]:
         errors.FileMetadataError, errors.HFValidationError, errors.OfflineModeIsEnabled,
     ) as error:  # fmt: skip
         raise BadInput(f"{address}: {_reason(address, error)}") from error
+    except OSError as error:
+        if not (trouble := storage_trouble(error)):
+            raise
+        raise BadInput(f"{address}: the cache {constants.HF_HUB_CACHE} cannot be written ({trouble})") from error
 
 
 def _reason(address: Address, error: BaseException) -> str:

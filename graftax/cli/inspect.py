@@ -18,7 +18,7 @@ from graftax.errors import BadInput
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("model", help='.pt, .safetensors, graftax folder, "demo", or a published name (graftax zoo)')
+    parser.add_argument("model", help='.pt, .safetensors, folder, hf://ORG/NAME, "demo", or a published name (graftax zoo)')
     parser.add_argument("other", nargs="?", help="a second model to compare with")
     parser.add_argument("--cost", action="store_true", help="print what the paper's grafts would change in this model")
     parser.add_argument("--params", action="store_true", help="print every parameter: shape, size, kept or new")

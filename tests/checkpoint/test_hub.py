@@ -1,5 +1,6 @@
 """Addresses hf://ORG/NAME, against a stand-in for the Hub on this machine."""
 
+import errno
 import json
 import os
 import subprocess
@@ -182,6 +183,15 @@ def test_what_cannot_be_had_is_said_in_one_line(hub, repositories, path, message
         graftax.load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_said_in_one_line(hub, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    monkeypatch.setattr("huggingface_hub.file_download._chmod_and_move", full)
+    with pytest.raises(BadInput, match=r"^hf://ours/own: the cache .*cache cannot be written \(no space left on device\)$"):
+        graftax.load("hf://ours/own")
 
 
 def test_absent_is_told_from_out_of_reach(hub):
