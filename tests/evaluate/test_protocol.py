@@ -26,6 +26,11 @@ def test_every_field_changes_the_hash():
     assert len(hashes) == len(OTHER) + 1
 
 
+def test_models_of_classes_have_the_hash_that_they_had_before_prompts():
+    assert "text" not in json.loads(Protocol().to_json())
+    assert str(changed(text="T5 56ef", count=8)).startswith("8 images of prompts read by T5 56ef, ")
+
+
 def test_json_round_trip():
     protocol = changed(**{**OTHER, "sampler": "ddim"})  # whose noise eta is
     assert (protocol.sampling.steps, protocol.count) == (250, 10_000)

@@ -49,13 +49,14 @@ def bound(
 ) -> Draw:
     """A model with its text encoder and its decoder as one function that draws, as `protocol` says.
 
-    `decode` turns the model's arrays (b, h, w, c) into pixels in [-1, 1]; `null`: unconditional twin of the conditions, None
-    for the backbone's own. Raises `NonFinite` where a picture is not finite.
+    `decode` turns the model's arrays (b, h, w, c) into pixels in [-1, 1]; `null`: conditions (1, ...) of the empty prompt,
+    for guidance, None for the backbone's own. Raises `NonFinite` where a picture is not finite.
     """
 
     def draw(prompts: Sequence[str], keys: jax.Array) -> np.ndarray:
+        twin = None if null is None else {name: jnp.repeat(value, len(prompts), 0) for name, value in null.items()}
         drawn = api.sample(
-            model, cond=encode(prompts), null_cond=null, sampling=protocol.sampling, rng=keys, dtype=protocol.dtype
+            model, cond=encode(prompts), null_cond=twin, sampling=protocol.sampling, rng=keys, dtype=protocol.dtype
         )
         return protocol.to_uint8(decode(require_finite(np.asarray(drawn), f"pictures of {prompts[0]!r} and others")))
 

@@ -157,3 +157,19 @@ def test_a_model_is_bound_with_its_encoder_and_decoder(model):
     again = draw(["bb", "a", "ccc"], keys[np.array([1, 0, 2])])
     assert np.abs(images[[1, 0, 2]].astype(int) - again).max() <= 1  # the rounding of a sum
     assert np.abs(images.astype(int) - draw(["ccc", "ccc", "ccc"], keys)).max() > 1
+
+
+def test_guidance_is_away_from_the_empty_prompt(model):
+    """Away from the very prompt it changes nothing; away from the backbone's own twin it does."""
+
+    def encode(prompts):
+        return {"y": np.array([len(text) for text in prompts])}
+
+    def draw(scale, null=None):
+        protocol = Protocol(sampling=Sampling(steps=2, cfg_scale=scale, cfg_channels=None))
+        keys = protocol.keys(0, 3)
+        return bound(model, encode, lambda arrays: np.clip(arrays, -1, 1), protocol, null)(["aa"] * 3, keys).astype(int)
+
+    plain = draw(1.0)
+    assert np.abs(draw(4.0, encode(["aa"])) - plain).max() <= 1  # the rounding of a sum
+    assert np.abs(draw(4.0) - plain).max() > 1
