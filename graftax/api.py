@@ -153,24 +153,30 @@ def sample(
     if x.shape != shape:
         raise BadInput(f"initial_noise: shape {x.shape}, expected {shape}")
     check_inputs(spec, x, jnp.zeros(count), given)
+    from graftax.train.sharding import mesh_of  # time that `import` saves
+
     null = None if null_cond is None else {name: jnp.asarray(value) for name, value in null_cond.items()}
     noise = None if step_noise is None else jnp.asarray(step_noise)
     options = {"sampling": sampling, "plan": plan, "dtype": as_float_type(dtype)}
-    images = draw(spec, model.params, x, given, null, keys, noise, **options)
+    images = draw(spec, model.params, x, given, null, keys, noise, mesh=mesh_of((x, given, model.params)), **options)
     if not all_known(images, jnp.isfinite):
         raise NonFinite(f"sample: images are not finite, expected finite weights and a weaker guidance than {sampling}")
     return images
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "sampling", "plan", "dtype"))
+@functools.partial(jax.jit, static_argnames=("spec", "sampling", "plan", "dtype", "mesh"))
 def draw(
     spec: ModelSpec, params: Params, x: jax.Array, cond: Cond, null: Cond | None, keys: jax.Array,
     step_noise: jax.Array | None, *, sampling: Sampling, plan: str = "unroll", dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
 ) -> jax.Array:  # fmt: skip
-    """`sample` as one compiled function of arrays: noise x (b, h, w, c) -> images. Nothing is checked."""
-    return sampler_steps(spec, prepare_params(spec, params, plan), sampling, null, dtype).scan(
-        x.astype(jnp.float32), cond, keys, step_noise
-    )
+    """`sample` as one compiled function of arrays: noise x (b, h, w, c) -> images. Nothing is checked. `mesh`: that the
+    arrays lie on, None for one device."""
+    from graftax.train.sharding import kernels
+
+    with kernels(mesh):
+        steps = sampler_steps(spec, prepare_params(spec, params, plan), sampling, null, dtype)
+        return steps.scan(x.astype(jnp.float32), cond, keys, step_noise)
 
 
 def sampler_steps(

@@ -9,22 +9,59 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Params, linear_keys
+from graftax.ops.blockwise import LOWEST, blockwise_attention
+from graftax.ops.kernels import cudnn_attention, cudnn_takes, gpu_capability, splash_attention
 from graftax.ops.placement import place
+from graftax.ops.target import target
+
+
+DENSE_BELOW = {"cpu": 1536**2, "gpu": 1536**2, "tpu": 1536**2}
+"""Pairs of a query and a key, by target, from which full attention no longer goes through the n x m matrix."""
+
+
+def full_attention(q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    """softmax(q k^T / sqrt(head dim)) v over all keys, in the form that suits size and target (`attention_form`).
+
+    q (b, n, h, k), k and v (b, m, h, k) -> (b, n, h, k). `keys` (b, m) is True for those that are there, as the words of a
+    padded text; where none is, the result is zero. All forms compute the same, with the softmax in float32.
+    """
+    form = attention_form(q, k, keys)
+    if form == "cudnn":
+        return cudnn_attention(q, k, v)
+    if form == "splash":
+        return splash_attention(q, k, v, keys)
+    if form == "blockwise":
+        return blockwise_attention(q, k, v, keys)
+    return attend(q, k, v, None if keys is None else keys[:, None, None])
+
+
+def attention_form(q: jax.Array, k: jax.Array, keys: jax.Array | None = None) -> str:
+    """How `full_attention` computes: "dense" below `DENSE_BELOW`; above it "splash" on TPUs, "cudnn" on GPUs where that
+    takes the heads and no key is masked, "blockwise" everywhere else."""
+    if q.shape[1] * k.shape[1] < DENSE_BELOW[target()]:
+        return "dense"
+    if target() == "tpu":
+        return "splash"
+    if target() == "gpu" and keys is None and cudnn_takes(q.shape[-1], q.dtype, gpu_capability()):
+        return "cudnn"
+    return "blockwise"
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """softmax(q k^T / sqrt(head dim)) v, with the softmax in float32.
+    """softmax(q k^T / sqrt(head dim)) v through the n x m matrix, with the softmax in float32.
 
     q (..., n, h, k), k and v (..., m, h, k) -> (..., n, h, k). `mask` broadcasts to (..., h, n, m) and is True where a
-    query may look; every query must see a key.
+    query may look; a query that may look nowhere gets zero.
     """
     logits = jnp.einsum("...qhk,...mhk->...hqm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    top = jnp.maximum(logits.max(-1, keepdims=True), LOWEST)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(top))
     out = jnp.einsum("...hqm,...mhk->...hqk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    total = weights.sum(-1, keepdims=True)
     # Normalised after the product: n k divisions instead of n m, and on CPU two passes over n m less.
-    out = out / weights.sum(-1, keepdims=True)
+    out = out / (total if mask is None else jnp.where(total > 0, total, 1))
     return out.astype(v.dtype).swapaxes(-2, -3)
 
 
@@ -61,7 +98,7 @@ class MHA(Operator):
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """The attention proper, (b, n, h, k) each."""
-        return attend(q, k, v)
+        return full_attention(q, k, v)
 
     def cost(self) -> Cost:
         d, n, inner = self.width, self.tokens, self.inner

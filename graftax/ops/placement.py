@@ -8,7 +8,7 @@ So models know no mesh. `graftax.train.sharding.activations` brings the table fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -16,7 +16,10 @@ import jax
 
 Axes = tuple[str | None, ...]
 Hold = Callable[[jax.Array, Axes], jax.Array]
+Function = Callable[..., jax.Array]
+Part = Callable[[Function, Sequence[Axes]], Function]
 _hold: ContextVar[Hold | None] = ContextVar("hold", default=None)
+_part: ContextVar[Part | None] = ContextVar("part", default=None)
 
 
 def place(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -29,11 +32,21 @@ def place(x: jax.Array, *axes: str | None) -> jax.Array:
     return x if hold is None else hold(x, axes)
 
 
+def on_parts(function: Function, axes: Sequence[Axes]) -> Function:
+    """`function` of arrays with these axes, whose result has those of the first, each device running it on its own part;
+    outside of `placing` as it is. For what the compiler cannot split by itself, like a kernel; parts must not need each other.
+    """
+    part = _part.get()
+    return function if part is None else part(function, axes)
+
+
 @contextmanager
-def placing(hold: Hold | None) -> Iterator[None]:
-    """While this is open, `place(x, *axes)` is `hold(x, axes)`; None: x as it is. It acts on what is traced meanwhile."""
-    token = _hold.set(hold)
+def placing(hold: Hold | None, part: Part | None = None) -> Iterator[None]:
+    """While this is open, `place(x, *axes)` is `hold(x, axes)`, and `on_parts` is `part`; None: all as it is. It acts on what
+    is traced meanwhile."""
+    tokens = _hold.set(hold), _part.set(part)
     try:
         yield
     finally:
-        _hold.reset(token)
+        _hold.reset(tokens[0])
+        _part.reset(tokens[1])

@@ -26,7 +26,7 @@ from graftax.errors import BadInput
 from graftax.models.backbone import Cond, FrameCost
 from graftax.models.layout import Layout
 from graftax.ops import Axes, Cost, Operator
-from graftax.ops.attention import attend
+from graftax.ops.attention import full_attention
 from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Params, call
 from graftax.ops.norms import layer_norm
 from graftax.spec import BACKBONES, ModelSpec, OpSpec, Option, Prediction, Sizes, op
@@ -83,7 +83,7 @@ class ToyJointMHA(Operator):
         m = streams["txt"].shape[1]
         both = jnp.concatenate([parts[name].heads_of(streams[name]) for name in ("txt", "img")], axis=1)
         q, k, v = both[:, :, 0] * gain[:, None, :, None], both[:, :, 1], both[:, :, 2]  # (b, m + n, h, k) each
-        mixed = attend(q, k, v)
+        mixed = full_attention(q, k, v)
         return {"txt": parts["txt"].out(mixed[:, :m]), "img": parts["img"].out(mixed[:, m:])}
 
     def cost(self) -> Cost:

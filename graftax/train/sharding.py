@@ -9,7 +9,7 @@ the parameter is. Activations get theirs in the models (`graftax.ops.placement`)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from graftax.blocks import BLOCKS
 from graftax.errors import BadInput
 from graftax.models import merge
 from graftax.ops import LEAF_AXES
-from graftax.ops.placement import placing
+from graftax.ops.placement import Axes, placing
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -151,6 +151,13 @@ def token_sharding(shape: Sequence[int], mesh: AnyMesh) -> NamedSharding:
     return NamedSharding(mesh, activation_spec(("batch", *(None,) * (len(shape) - 1)), shape, mesh))
 
 
+def mesh_of(tree: Any) -> Mesh | None:
+    """The mesh of several devices that arrays of a tree lie on; None where there is none."""
+    found = (leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+    meshes = (place.mesh for place in found if isinstance(place, NamedSharding) and place.mesh.size > 1)
+    return next((mesh for mesh in meshes if isinstance(mesh, Mesh)), None)
+
+
 def replicated(mesh: AnyMesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -184,22 +191,38 @@ def place_batch(batch: Any, mesh: AnyMesh | None, axis: int = 0) -> Any:
 
 
 def activations(mesh: AnyMesh | None, rules: AxisRules = RULES) -> AbstractContextManager[None]:
-    """While this is open, what models call `place` on is traced with its place on the mesh; None: nothing is held.
+    """While this is open, what models call `place` on is traced with its place on the mesh, and kernels run there part by
+    part; None: nothing is held.
 
     An axis whose size does not divide is left whole.
     """
-    return placing(None if mesh is None else partial(_hold, mesh, rules))
+    return placing(None) if mesh is None else placing(partial(_hold, mesh, rules), partial(_part, mesh, rules))
+
+
+def kernels(mesh: AnyMesh | None, rules: AxisRules = RULES) -> AbstractContextManager[None]:
+    """`activations` for kernels alone, which the compiler cannot split; where all else goes is left to it."""
+    return placing(None, None if mesh is None else partial(_part, mesh, rules))
 
 
 def _hold(mesh: AnyMesh, rules: AxisRules, x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, activation_spec(names, x.shape, mesh, rules)))
 
 
+def _part(
+    mesh: AnyMesh, rules: AxisRules, function: Callable[..., jax.Array], axes: Sequence[Axes]
+) -> Callable[..., jax.Array]:
+    def run(*arrays: jax.Array) -> jax.Array:
+        specs = tuple(activation_spec(names, a.shape, mesh, rules) for names, a in zip(axes, arrays, strict=True))
+        return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+    return run
+
+
 def activation_spec(
     names: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh, rules: AxisRules = RULES
 ) -> PartitionSpec:
-    """How an array with the logical axes `names` is split."""
-    axes = [rules.mesh_axes(name) for name in names]
+    """How an array with the logical axes `names` is split. Meshes may lack axes, as those that users make."""
+    axes = [tuple(axis for axis in rules.mesh_axes(name) if axis in mesh.shape) for name in names]
     fits = [size % math.prod(mesh.shape[a] for a in over) == 0 for size, over in zip(shape, axes, strict=True)]
     return PartitionSpec(*(over if over and fit else None for over, fit in zip(axes, fits, strict=True)))
 

@@ -100,7 +100,7 @@ def sample_program(
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
         noise, cond, keys = _split((noise, cond, keys), mesh)
         params = _whole(param_shapes(spec), mesh)
-        return draw.trace(spec, params, noise, cond, None, keys, None, sampling=chosen, plan=plan, dtype=dtype)
+        return draw.trace(spec, params, noise, cond, None, keys, None, sampling=chosen, plan=plan, dtype=dtype, mesh=mesh)
 
     passes = chosen.steps if chosen.cfg_scale == 1 else 2 * chosen.steps
     return Program("sampling", batch_size, batch_size * passes * flops(spec), trace)
