@@ -24,6 +24,7 @@ share into OUT, a folder they share.
 from __future__ import annotations
 
 import argparse
+import functools
 
 from graftax.cli import options
 from graftax.errors import BadInput
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", metavar="STORE", help="the text store of the pictures' captions")
     parser.add_argument("--text", action="store_true", help="encode the texts of SOURCE in place of its images")
     parser.add_argument("--text-encoder", metavar="FOLDER", help="what embeds texts, as transformers writes it")
+    parser.add_argument("--max-length", type=int, metavar="M", help="tokens of a text (default: as its pipeline, or 300)")
     parser.add_argument("--subset", metavar="TEXT", help="a stratified part: 8k, 10%% or '128 per class'")
     parser.add_argument("--subset-seed", type=int, default=0, metavar="N", help="which part (default: %(default)s)")
     parser.add_argument(
@@ -63,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
         import graftax
         from graftax.data.text.encoding import encode_texts
 
-        encode_texts(args.source, out, args.text_encoder, graftax.text_encoder, dtype=args.dtype or "bfloat16", **how)
+        opened = functools.partial(graftax.text_encoder, max_length=args.max_length)
+        encode_texts(args.source, out, args.text_encoder, opened, dtype=args.dtype or "bfloat16", **how)
         return
     from graftax.data.pixels.encoding import encode
 
@@ -80,9 +83,10 @@ def _check(args: argparse.Namespace) -> None:
         raise BadInput(f"encode --text: got --{given[0].replace('_', '-')}, which belongs to images")
     if args.text and args.text_encoder is None:
         raise BadInput("encode --text: --text-encoder is missing, the folder of what embeds the texts")
-    if not args.text and (args.text_encoder is not None or args.dtype == "bfloat16"):
-        what = "--text-encoder" if args.text_encoder is not None else "--dtype bfloat16"
-        raise BadInput(f"encode {what}: belongs to texts, expected --text")
+    half = args.dtype == "bfloat16"
+    texts = {"--text-encoder": args.text_encoder, "--max-length": args.max_length, "--dtype bfloat16": half or None}
+    if not args.text and (given := [flag for flag, value in texts.items() if value is not None]):
+        raise BadInput(f"encode {given[0]}: belongs to texts, expected --text")
     if not args.text and args.vae is None:
         raise BadInput("encode: --vae is missing, the autoencoder of the images; or --text")
     if args.captions is not None and args.data_dir is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from graftax.checkpoint.files import made, sha256, sha256_of_arrays
@@ -107,12 +108,14 @@ def synthesize(
     `out` holds something else, and `NonFinite` where an image is not finite.
     """
     share = jax.process_index(), jax.process_count()
-    if min(per_prompt, shard_size, preview + 1) < 1 or null not in NULLS or dtype not in DTYPES:
-        raise BadInput(
-            f"per-prompt {per_prompt}, shard-size {shard_size}, preview {preview}, null {null!r}, dtype {dtype!r}: expected "
-            f"1, 1 and 0 or more, one of {NULLS} and of {DTYPES}"
-        )
+    for what, number, least in (("per_prompt", per_prompt, 1), ("shard_size", shard_size, 1), ("preview", preview, 0)):
+        if number < least:
+            raise BadInput(f"{what}: got {number}, expected {least} or more")
+    for what, choice, known in (("null", null, NULLS), ("dtype", dtype, DTYPES)):
+        if choice not in known:
+            raise BadInput(f"{what}: got {choice!r}, expected one of {known}")
     plan = _plan(name, model, prompts, Path(out), config, per_prompt, null, compute_dtype, dtype, shard_size)
+    _check_conditions(model, prompts, plan)
     decode = decoding.decoder_for(model.spec, latents, name) if preview else None
     hands = spread(model, config.sampling, config.seed, config.batch_size, compute_dtype)
     leads = share[0] == 0
@@ -168,20 +171,35 @@ def write_missing(
 
 def _draw(hands: Spread, prompts: Prompts, plan: DrawnManifest, first: int, numbers: np.ndarray) -> np.ndarray:
     """Images `first`, .. (n, h, w, c) of prompts `numbers` (n,), in the type that they are stored in."""
-    spec = hands.model.spec
-    # What a prompt does not say is as for any image of the model's own size.
-    rest = {name: np.asarray(value) for name, value in find(spec).example(spec, len(numbers)).items()}
-    cond = {**rest, **prompts.conditions(numbers)}
-    null = None
-    if plan.protocol.get("null") == EMPTY and prompts.store is not None and hands.sampling.cfg_scale != 1:
-        null = {**cond, **prompts.conditions(np.full_like(numbers, prompts.store.empty))}
-    drawn = hands.draw(first, cond, null)[: len(numbers)]
+    drawn = hands.draw(first, *_conditions(hands.model.spec, prompts, plan, numbers))[: len(numbers)]
     with np.errstate(over="ignore"):
         stored = drawn.astype(plan.dtype)
     if not np.isfinite(stored).all():
         most = f"|value| up to {np.abs(drawn).max():.3g}, beyond {plan.dtype}"
         raise NonFinite(f"images {first} to {first + len(drawn) - 1}: {most}")
     return stored
+
+
+def _conditions(
+    spec: ModelSpec, prompts: Prompts, plan: DrawnManifest, numbers: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+    """All conditions (n, ...) of prompts `numbers` (n,), and their unconditional twin, None for the model's own."""
+    # What a prompt does not say is as for any image of the model's own size.
+    rest = {name: np.asarray(value) for name, value in find(spec).example(spec, len(numbers)).items()}
+    cond = {**rest, **prompts.conditions(numbers)}
+    if prompts.store is None or plan.protocol["null"] == OWN or plan.protocol["cfg_scale"] == 1:
+        return cond, None
+    return cond, {**cond, **prompts.conditions(np.full_like(numbers, prompts.store.empty))}
+
+
+def _check_conditions(model: Model, prompts: Prompts, plan: DrawnManifest) -> None:
+    """Raise `BadInput` where the model does not take the first prompt's conditions, or has no null caption of its own."""
+    backbone, spec = find(model.spec), model.spec
+    cond, null = _conditions(spec, prompts, plan, np.zeros(1, np.int64))
+    given = {name: jnp.asarray(value) for name, value in cond.items()}
+    backbone.check_inputs(spec, jnp.zeros((1, *spec.image_shape)), jnp.zeros(1), given)
+    if null is None and plan.protocol["cfg_scale"] != 1:
+        backbone.null(spec, model.params, given)
 
 
 def write_previews(folder: Path, found: LatentSet, decode: decoding.Decode, count: int) -> None:

@@ -65,6 +65,7 @@ def test_pictures_and_their_captions(run, refused, encoder, tmp_path):
         (("--text", "--text-encoder=x", "--subset=4"), "--text: got --subset"),
         (("--vae=demo", "--text-encoder=x"), "--text-encoder: belongs to texts, expected --text"),
         (("--vae=demo", "--dtype=bfloat16"), "bfloat16: belongs to texts"),
+        (("--vae=demo", "--max-length=4"), "--max-length: belongs to texts"),
         (("--vae=demo", "--captions=x", "--data-dir=y"), "--captions: got --data-dir"),
         (("--vae=demo", "--captions={t}"), "text store {t}: no manifest.json"),
     ],

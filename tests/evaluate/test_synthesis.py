@@ -103,7 +103,7 @@ def test_images_are_what_sampling_gives_each(drawn):
     part = slice(8, 12)
     keys = image_keys(jax.random.key(7), 8, 4)
     expected = api.sample(model(), found.labels[part], sampling=CONFIG.sampling, rng=keys)
-    np.testing.assert_allclose(whole(found)["image"][part], expected, rtol=1e-4, atol=1e-4)
+    assert close(whole(found)["image"][part], expected)
     assert np.abs(np.diff(whole(found)["image"], axis=0)).mean((1, 2, 3)).min() > 0.1  # of one class too
 
 
@@ -138,20 +138,25 @@ def test_killed_and_run_again_gives_the_same_bytes(labels, drawn, tmp_path):
     assert (tmp_path / "set" / read_manifest(drawn).files[0]).stat().st_mtime_ns == kept
 
 
+def close(found, expected):
+    """Sums in another order: float32 rounds by 1e-7, and three guided steps amplify that."""
+    return np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 def images_of(folder):
     return whole(open_latents(folder))["image"]
 
 
 def test_images_do_not_depend_on_batches_and_shards(labels, drawn, tmp_path):
     draw(labels, tmp_path / "set", dataclasses.replace(CONFIG, batch_size=8), shard_size=9)
-    np.testing.assert_allclose(images_of(tmp_path / "set"), images_of(drawn), rtol=1e-4, atol=1e-4)  # summed otherwise
+    assert close(images_of(tmp_path / "set"), images_of(drawn))
 
 
 @pytest.mark.slow
 def test_images_do_not_depend_on_devices(labels, drawn, tmp_path):
     process = elsewhere(labels, tmp_path / "set", "whole", devices=4)
     assert process.stdout.splitlines()[-1] == "4", process.stderr
-    np.testing.assert_allclose(images_of(tmp_path / "set"), images_of(drawn), rtol=1e-4, atol=1e-4)  # summed otherwise
+    assert close(images_of(tmp_path / "set"), images_of(drawn))
 
 
 @pytest.mark.parametrize("damage", ["byte", "preview"])
@@ -219,8 +224,8 @@ def test_what_half_precision_cannot_hold_is_said(labels, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"per_prompt": 0}, "per-prompt 0"), ({"null": "no"}, "null 'no'"), ({"preview": -1}, "preview -1"),
-        ({"shard_size": 0}, "shard-size 0"), ({"dtype": "int8"}, "dtype 'int8'"),
+        ({"per_prompt": 0}, "per_prompt: got 0"), ({"null": "no"}, "null: got 'no'"), ({"preview": -1}, "preview: got -1"),
+        ({"shard_size": 0}, "shard_size: got 0"), ({"dtype": "int8"}, "dtype: got 'int8'"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_refused(labels, tmp_path, more, message):
