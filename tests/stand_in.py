@@ -18,16 +18,16 @@ class StandIn:
         self.calls.append(list(prompts))
         words = [[*prompt.split()[: LENGTH - 1], "</s>"] for prompt in prompts]
         text = np.full((len(prompts), LENGTH, WIDTH), 7, np.float32)  # padding, which nobody should keep
-        ids = np.full((len(prompts), LENGTH), 99, np.int64)
+        ids = np.zeros((len(prompts), LENGTH), np.int64)
         for i, own in enumerate(words):
             text[i, : len(own)] = [vector(word) for word in own]
             ids[i, : len(own)] = [number(word) for word in own]
         mask = np.arange(LENGTH) < np.array([len(own) for own in words])[:, None]
-        return {"text": ids if self.ids else text, "text_mask": mask.astype(np.int32)}
+        return {"text": ids} if self.ids else {"text": text, "text_mask": mask.astype(np.int32)}
 
 
 def number(word):
-    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:2], "little")
+    return 1 + int.from_bytes(hashlib.sha256(word.encode()).digest()[:2], "little")
 
 
 def vector(word):

@@ -25,10 +25,16 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from graftax.cli import options
 from graftax.errors import BadInput
 
+if TYPE_CHECKING:
+    from graftax.data.text.encoding import TextEncoder
+
+SCENES = "scenes"
 IMAGES_ONLY = ("vae", "size", "captions", "subset", "data_dir")
 
 
@@ -40,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: 256)")
     parser.add_argument("--captions", metavar="STORE", help="the text store of the pictures' captions")
     parser.add_argument("--text", action="store_true", help="encode the texts of SOURCE in place of its images")
-    parser.add_argument("--text-encoder", metavar="FOLDER", help="what embeds texts, as transformers writes it")
+    parser.add_argument("--text-encoder", metavar="FOLDER", help="what embeds texts, or scenes: their token ids")
     parser.add_argument("--max-length", type=int, metavar="M", help="tokens of a text (default: as its pipeline, or 300)")
     parser.add_argument("--subset", metavar="TEXT", help="a stratified part: 8k, 10%% or '128 per class'")
     parser.add_argument("--subset-seed", type=int, default=0, metavar="N", help="which part (default: %(default)s)")
@@ -62,11 +68,9 @@ def run(args: argparse.Namespace) -> None:
     out = options.own_output(args.out, True, MANIFEST)
     how = {"batch_size": args.batch_size, "shard_size": args.shard_size, "afresh": args.overwrite}
     if args.text:
-        import graftax
         from graftax.data.text.encoding import encode_texts
 
-        opened = functools.partial(graftax.text_encoder, max_length=args.max_length)
-        encode_texts(args.source, out, args.text_encoder, opened, dtype=args.dtype or "bfloat16", **how)
+        encode_texts(args.source, out, args.text_encoder, _opener(args), dtype=args.dtype or "bfloat16", **how)
         return
     from graftax.data.pixels.encoding import encode
 
@@ -76,6 +80,17 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def _opener(args: argparse.Namespace) -> Callable[[str], TextEncoder]:
+    """What opens the text encoder."""
+    if args.text_encoder == SCENES:
+        from graftax.data.scenes.tokens import SceneWords
+
+        return lambda _: SceneWords()
+    import graftax
+
+    return functools.partial(graftax.text_encoder, max_length=args.max_length)
+
+
 def _check(args: argparse.Namespace) -> None:
     """Raise `BadInput` where flags do not go together."""
     given = [name for name in IMAGES_ONLY if getattr(args, name) is not None]
@@ -83,6 +98,8 @@ def _check(args: argparse.Namespace) -> None:
         raise BadInput(f"encode --text: got --{given[0].replace('_', '-')}, which belongs to images")
     if args.text and args.text_encoder is None:
         raise BadInput("encode --text: --text-encoder is missing, the folder of what embeds the texts")
+    if args.text_encoder == SCENES and (args.max_length is not None or args.dtype is not None):
+        raise BadInput("encode --text-encoder scenes: gives 16 token ids, expected neither --max-length nor --dtype")
     half = args.dtype == "bfloat16"
     texts = {"--text-encoder": args.text_encoder, "--max-length": args.max_length, "--dtype bfloat16": half or None}
     if not args.text and (given := [flag for flag, value in texts.items() if value is not None]):

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", metavar="PROMPTS", help="a file of classes, or a text store")
     parser.add_argument("out", metavar="OUT", help="folder to write, or to go on writing")
     parser.add_argument("--per-prompt", type=int, default=1, metavar="N", help="images of each (default: %(default)s)")
-    parser.add_argument("--null", choices=("empty", "model"), default="empty", help="see above (default: %(default)s)")
+    parser.add_argument("--null", choices=("empty", "model"), help="see above (default: empty, of token ids: model)")
     kept, computed = ("float16", "float32"), ("float32", "bfloat16")
     parser.add_argument("--dtype", choices=kept, default=kept[0], help="of the latents (default: %(default)s)")
     parser.add_argument(

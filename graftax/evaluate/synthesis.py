@@ -97,20 +97,22 @@ def open_prompts(source: str, spec: ModelSpec) -> Prompts:
 
 def synthesize(
     name: str, model: Model, prompts: Prompts, out: str | Path, config: SampleConfig, *, per_prompt: int = 1,
-    null: str = EMPTY, compute_dtype: str = "float32", dtype: str = "float16", shard_size: int = 512, preview: int = 16,
-    latents: str = "auto", afresh: bool = False,
+    null: str | None = None, compute_dtype: str = "float32", dtype: str = "float16", shard_size: int = 512,
+    preview: int = 16, latents: str = "auto", afresh: bool = False,
 ) -> None:  # fmt: skip
     """Write, continue or repair the drawn latent set in the folder `out`; arguments are those of the command.
 
     `config.batch_size` images a compiled call are spread over this host's devices; hosts take shards in turn. `null`: what
-    guidance leads texts away from (`NULLS`). `latents`: how the first `preview` images are decoded, as in
-    `decoding.decoder_for`. It may be stopped or killed at any time. Raises `BadInput` where arguments do not fit together or
-    `out` holds something else, and `NonFinite` where an image is not finite.
+    guidance leads texts away from (`NULLS`; None: "empty" for embeddings, "model" for token ids). `latents`: how the first
+    `preview` images are decoded, as in `decoding.decoder_for`. It may be stopped or killed at any time. Raises `BadInput`
+    where arguments do not fit together or `out` holds something else, and `NonFinite` where an image is not finite.
     """
     share = jax.process_index(), jax.process_count()
     for what, number, least in (("per_prompt", per_prompt, 1), ("shard_size", shard_size, 1), ("preview", preview, 0)):
         if number < least:
             raise BadInput(f"{what}: got {number}, expected {least} or more")
+    if null is None:
+        null = EMPTY if prompts.store is not None and prompts.store.manifest.tail else OWN
     for what, choice, known in (("null", null, NULLS), ("dtype", dtype, DTYPES)):
         if choice not in known:
             raise BadInput(f"{what}: got {choice!r}, expected one of {known}")

@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 from stand_in import StandIn
 
 import graftax
+from graftax.data.scenes.sample import scene
+from graftax.data.scenes.tokens import ids
 from graftax.data.text.store import open_store
 
 
@@ -54,6 +57,20 @@ def test_pictures_and_their_captions(run, refused, encoder, tmp_path):
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png"}))
     assert "metadata.jsonl line 1" in refused("encode", folder, tmp_path / "out", "--text", "--text-encoder", encoder)
     assert not (tmp_path / "out").exists()
+
+
+def test_scenes_have_token_ids(run, refused, tmp_path):
+    captions = [str(scene(i).caption) for i in range(5)]
+    (tmp_path / "prompts.txt").write_text("\n".join(captions))
+    command = ("encode", "--text", tmp_path / "prompts.txt", tmp_path / "text", "--text-encoder", "scenes")
+    assert run(*command)[0] == 0
+    store = open_store(tmp_path / "text")
+    assert store.manifest.dtype == "int32"
+    np.testing.assert_array_equal(store.read(np.arange(len(set(captions))))["text"], ids(list(dict.fromkeys(captions))))
+    assert "expected neither --max-length nor --dtype" in refused(*command, "--max-length=4")
+    (tmp_path / "prompts.txt").write_text("two unicorns")
+    code, _, err = run(*command, "--overwrite")
+    assert (code, "unknown word 'unicorns'" in err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from graftax.diffusion import Process, image_keys
 from graftax.errors import BadInput
 from graftax.evaluate.drawing import SampleConfig
 from graftax.evaluate.synthesis import open_prompts, synthesize
-from graftax.models import Model
+from graftax.models import Model, init
 from graftax.testing import random_params
 from graftax.train import DiffusionConfig, LoopConfig, finetune
 from graftax.train.diffusion_task import diffusion_loss
@@ -138,9 +138,28 @@ def test_other_texts_than_the_models_are_refused(store, drawn, changes, message)
 def test_token_ids_are_no_embeddings(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat")
     encode_texts(tmp_path / "prompts.txt", tmp_path / "ids", "words", lambda name: StandIn(name, ids=True))
-    with pytest.raises(BadInput, match=r"text: int32\(1, 6\), expected float embeddings"):
-        synthesize("tiny", model(), open_prompts(str(tmp_path / "ids"), model().spec), tmp_path / "set", CONFIG, **SIZES)
-    assert not (tmp_path / "set").exists()
+    with pytest.raises(BadInput, match="holds token ids, the model takes embeddings"):
+        open_prompts(str(tmp_path / "ids"), model().spec)
+
+
+def test_models_of_words_draw_from_token_ids(store, tmp_path):
+    spec = spec_of(words=70_000, text_blocks=1, text_heads=2, null_tokens=0)
+    with pytest.raises(BadInput, match="holds embeddings, the model takes token ids"):
+        open_prompts(store, spec)
+    (tmp_path / "prompts.txt").write_text("a cat\ntwo dogs")
+    encode_texts(tmp_path / "prompts.txt", tmp_path / "ids", "words", lambda name: StandIn(name, ids=True))
+    rng = np.random.default_rng(0)
+    fresh = init(spec, jax.random.key(0))
+    reader = Model(spec, jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), fresh))
+    synthesize("tiny", reader, open_prompts(str(tmp_path / "ids"), spec), tmp_path / "set", CONFIG, **SIZES)
+    data = images.load(DataConfig(source=str(tmp_path / "set"), latents="given"))
+    images.check_fit(data, spec)
+    assert data.raw_train.manifest.protocol["null"] == "model"
+    batch = whole(data.raw_train)
+    assert {name: value.shape for name, value in batch.items()} == {"image": (2, 8, 8, 4), "text": (2, LENGTH)}
+    keys = image_keys(jax.random.key(7), 0, 2)
+    expected = api.sample(reader, cond={"text": batch["text"]}, sampling=CONFIG.sampling, rng=keys)
+    assert close(batch["image"], expected)
 
 
 def test_what_is_no_text_is_refused(tmp_path, latent_set_of_classes):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,3 +62,16 @@ def tokenizer_json() -> dict[str, Any]:
         "decoder": None,
         "model": {"type": "WordLevel", "vocab": _IDS, "unk_token": UNKNOWN},
     }  # fmt: skip
+
+
+class SceneWords:
+    """Scenes' words in the place of a text encoder, for text stores (`graftax.data.text.encoding.TextEncoder`)."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the vocabulary and its rules."""
+        return hashlib.sha256(json.dumps(tokenizer_json()).encode()).hexdigest()
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """{"text": ids (b, 16)} of the prompts."""
+        return {"text": ids(prompts)}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from graftax.checkpoint.hub import fetched
 from graftax.data.crop import decode
 from graftax.data.folder import SUFFIXES
 from graftax.errors import BadInput
@@ -77,7 +78,7 @@ def open_captioned(source: str | Path) -> CaptionedImages:
     several lines of a `.txt`. Pictures come in the order of lines, or by name. Raises `BadInput` where pictures have no
     captions, saying which and how many, or lines have no pictures.
     """
-    path = Path(source)
+    path = fetched(source, whole=True)
     if path.suffix == JSON_LINES and path.is_file():
         return _listed(path, complete=False)
     if not path.is_dir():
@@ -91,7 +92,7 @@ def read_prompts(source: str | Path) -> tuple[str, ...]:
 
     Blank lines are passed over. Raises `BadInput` where there is none, or a line cannot be read.
     """
-    path = Path(source)
+    path = fetched(source, whole=True)
     if path.is_dir():
         return tuple(caption for own in open_captioned(path).captions for caption in own)
     if path.suffix == JSON_LINES:

@@ -33,7 +33,8 @@ class TextEncoder(Protocol):
     @property
     def sha256(self) -> str: ...
     def __call__(self, prompts: Sequence[str], /) -> Mapping[str, Any]:
-        """{"text": (b, m, d) floats or (b, m) token ids, "text_mask": (b, m), true at the tokens, which come first}."""
+        """{"text": (b, m, d) floats, "text_mask": (b, m), true at the tokens, which come first}, or {"text": (b, m)} alone,
+        token ids, 0 behind the last."""
         ...
 
 
@@ -119,7 +120,8 @@ def _rows(run: TextEncoder, captions: Sequence[str], batch_size: int, plan: Text
 def _encoded(run: TextEncoder, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Text (b, m, d) or (b, m) and the number of each caption's tokens (b,). Raises `BadInput` where padding comes first."""
     found = run(captions)
-    text, mask = np.asarray(found["text"]), np.asarray(found["text_mask"]).astype(bool)
+    text = np.asarray(found["text"])
+    mask = np.asarray(found["text_mask"]).astype(bool) if "text_mask" in found else text != 0
     lengths = mask.sum(axis=1)
     first = np.arange(mask.shape[1]) < lengths[:, None]
     if mask.shape != text.shape[:2] or len(text) != len(captions) or (mask != first).any():

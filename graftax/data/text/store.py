@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from graftax.checkpoint.hub import fetched
 from graftax.data.shards import Shard, ShardedManifest, fetch, open_rows, read_sharded
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
@@ -119,33 +120,39 @@ class TextStore:
         return [tuple(known[caption] for caption in own) for own in captions]
 
     def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        """{"text": (b, m, d) in the store's type, or (b, m) token ids, "text_mask": (b, m) bool} of captions (b,).
+        """{"text": (b, m, d) in the store's type, "text_mask": (b, m) bool, true at tokens} of captions (b,).
 
-        Behind a caption's tokens are zeros. Raises `BadInput` where a record is damaged.
+        Behind a caption's tokens are zeros. Of token ids {"text": (b, m) int32} alone: there 0 says what is padding. Raises
+        `BadInput` where a record is damaged.
         """
         dtype = jnp.dtype(self.manifest.dtype)
         text = np.zeros((len(numbers), *self.shape), dtype)
         for i, row in enumerate(fetch(self._rows, numbers, self.folder, self.manifest)):
             tokens = np.frombuffer(row, dtype).reshape(-1, *self.manifest.tail)
             text[i, : len(tokens)] = tokens
+        if not self.manifest.tail:
+            return {"text": text}
         return {"text": text, "text_mask": np.arange(self.manifest.length) < self.lengths[numbers][:, None]}
 
 
 def open_store(folder: str | Path) -> TextStore:
     """The text store in `folder`. Raises `BadInput` where there is none, it is unfinished, or a shard is missing or cut."""
-    folder = Path(folder)
+    folder = fetched(folder, whole=True)
     manifest = read_sharded(folder, TextManifest)
     return TextStore(folder, manifest, open_rows(folder, manifest))
 
 
 def check_text(store: TextStore, spec: ModelSpec) -> None:
-    """Raise `BadInput` unless a model of `spec` takes texts, of so many tokens, and embeddings of this width."""
+    """Raise `BadInput` unless a model of `spec` takes texts, so many tokens of this form, and embeddings of this width."""
     if spec.classes:
         raise BadInput(f"text store {store.folder}: a model that knows {spec.classes} classes takes no captions")
     if store.manifest.length > (most := spec.sizes.context or spec.sizes.text):
         raise BadInput(f"text store {store.folder}: texts of {store.manifest.length} tokens, the model takes up to {most}")
+    forms = {True: "token ids", False: "embeddings"}
+    if (ids := not store.manifest.tail) != (words := bool(spec.option("words", 0))):
+        raise BadInput(f"text store {store.folder}: holds {forms[ids]}, the model takes {forms[words]}")
     width = spec.option("text_width")
-    if store.manifest.tail and width is not None and store.manifest.tail != (width,):
+    if not ids and store.manifest.tail != (width,):
         raise BadInput(f"text store {store.folder}: embeddings of width {store.manifest.tail[0]}, the model takes {width}")
 
 

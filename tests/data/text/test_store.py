@@ -67,6 +67,7 @@ def test_half_precision_is_kept_as_such(prompts, tmp_path, dtype):
 def test_token_ids_are_kept_as_integers(prompts, tmp_path):
     encode_texts(prompts, tmp_path / "set", "words", lambda name: StandIn(name, ids=True), **SIZES)
     got = open_store(tmp_path / "set").read(np.array([2]))
+    assert list(got) == ["text"]
     assert got["text"].dtype == np.int32
     assert got["text"].tolist() == [[number("cat"), number("number"), number("1"), number("</s>"), 0, 0]]
 
