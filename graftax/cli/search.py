@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"search: {len(data.raw_test)} held-out images, {args.images} asked for, expected 1 or more")
     teacher = stages.open_model(args.teacher or recipe.teacher, lambda spec: images.check_fit(data, spec))
     student = stages.open_model(args.student or Path(recipe.workdir) / "distilled")
-    heldout = {"image": data.test[: args.images], "label": data.test_labels[: args.images]}
+    heldout = {name: array[: args.images] for name, array in (data.heldout or {}).items()}
     found = search(teacher, student, heldout, share=args.share, budget=args.budget, seed=args.seed)
     _report(args, folder, found)
     api.save(found.model, folder / "best")

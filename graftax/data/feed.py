@@ -25,7 +25,7 @@ def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None
     """Endless batches {"image": (b, h, w, c), "label": (b,)} with `state()` and `restore(state)`, of any of these:
 
     - arrays: {"image": .., "label": ..} or (images, labels), whole sets in memory: batches of `batch_size`, every epoch in
-      another order of `seed`, split over processes;
+      another order of `seed`, split over processes; for models of texts "text" and "text_mask" in place of "label";
     - an iterable of batches in either form: it is begun anew where it ends, and resumes by counting; an iterator, which
       cannot begin anew, ends the training where it ends;
     - a grain `MapDataset`, `IterDataset` or iterator of batches, which resumes at its exact position and ends where it ends
@@ -40,7 +40,7 @@ def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None
     if all(hasattr(data, name) for name in ("__next__", "state", "restore")):
         return data
     if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2):
-        return _from_memory(as_batch(data, spec), batch_size, seed)
+        return _from_memory(as_batch(data, spec), batch_size, seed, spec)
     if isinstance(data, grain.MapDataset):
         ahead = read_threads()  # grain's own default holds 500 batches in memory
         data = data.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))

@@ -88,7 +88,7 @@ def measure(teacher: Model, ablation: Ablation, folder: Path) -> Part:
 def _lines(teacher: Model, ablation: Ablation, slot: str, seed: int, score: Score | None) -> list[Part]:
     """What became of one slot with one seed under each objective, all from the same start on the same batches."""
     data, stage = ablation.data, ablation.recipe.distill
-    heldout = {"image": data.test, "label": data.test_labels}
+    heldout = data.heldout or {}
     found = objective_ablation(
         teacher, lambda: data.batches(stage.batch_size, stage.seed + seed), heldout, stage.settings,
         slot=slot, blocks=ablation.blocks, seed=stage.seed + seed, log_every=stage.log_every,

@@ -64,7 +64,7 @@ def _measure(experiment: Experiment, name: str, start: Start) -> Row:
     """Mean relative errors on held-out data by step, and what the judge says before and after all steps."""
     data, stage, mesh = experiment.data, experiment.config.distill, experiment.config.mesh
     student = _begin(experiment, start)
-    heldout = {"image": data.test, "label": data.test_labels}
+    heldout = stages.heldout_of(data)
     job = distill_job(experiment.teacher, student, stage.settings, heldout=heldout, mesh=mesh.build())
     assert job.evaluate is not None
     errors = {0: job.evaluate(job.init())["error"]}

@@ -129,6 +129,24 @@ def test_arrays_of_other_libraries_and_types_will_do():
     assert next(as_batches([{"image": IMAGES}], 99)).keys() == {"image"}
 
 
+def test_arrays_may_have_texts_in_place_of_labels():
+    text, mask = np.arange(12 * 6, dtype=np.float16).reshape(12, 3, 2), np.arange(12)[:, None] > np.arange(3)
+    whole = {"image": IMAGES, "text": text, "text_mask": mask}
+    batches = as_batches(whole, 4, 0)
+    state = None
+    for _ in range(3):
+        state, batch = batches.state(), next(batches)
+        index = batch["text"][:, 0, 0].astype(int) // 6
+        assert {name: value.dtype for name, value in batch.items()} == {"image": "f4", "text": "f2", "text_mask": "?"}
+        for name, array in whole.items():
+            np.testing.assert_array_equal(batch[name], array[index].astype(batch[name].dtype))
+    again = as_batches(whole, 4, 0)
+    again.restore(state)
+    np.testing.assert_array_equal(next(again)["text"], batch["text"])
+    with pytest.raises(BadInput, match=r"text to batch: \(5, 3, 2\), expected \(12, ...\)"):
+        as_batches({**whole, "text": text[:5]}, 4, 0)
+
+
 BYTES = (IMAGES * 50 + 128).astype(np.uint8)
 
 
