@@ -40,7 +40,7 @@ def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None
     if all(hasattr(data, name) for name in ("__next__", "state", "restore")):
         return data
     if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2):
-        return _from_memory(as_batch(data, spec), batch_size, seed, spec)
+        return _from_memory(as_batch(data, spec), batch_size, seed)
     if isinstance(data, grain.MapDataset):
         ahead = read_threads()  # grain's own default holds 500 batches in memory
         data = data.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))

@@ -113,7 +113,7 @@ def batches(
 
 
 class Arrays:
-    """Reader of arrays in memory, `images` and what goes with them: "label" as in `batches`, or others (n, ...)."""
+    """Reader of arrays in memory; see `batches`."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray], transform: str = "none") -> None:
         images, others = arrays["image"], {name: array for name, array in arrays.items() if name != "image"}

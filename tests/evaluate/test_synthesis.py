@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -48,7 +49,9 @@ def write_shard(path, records):
     path.write_bytes(b"half a shard")
     os.kill(os.getpid(), signal.SIGKILL)
 
-labels, out, killed = sys.argv[1:]
+labels, out, killed, *host = sys.argv[1:]
+if host:
+    jax.distributed.initialize(f"127.0.0.1:{host[1]}", 2, int(host[0]))
 if killed == "killed":
     shards.write_shard = write_shard
 spec = tiny_spec(depth=1)
@@ -57,7 +60,7 @@ config = SampleConfig(steps=3, cfg_scale=2.0, seed=7, batch_size=4)
 synthesize("tiny", model, open_prompts(labels, spec), out, config, per_prompt=2, shard_size=6, dtype="float32", preview=3)
 print(jax.local_device_count())
 """
-"""LABELS OUT killed|whole: draws the set of these tests, or is killed in its second shard."""
+"""LABELS OUT killed|whole [HOST PORT]: draws the set of these tests, or is killed in its second shard."""
 
 
 @functools.cache
@@ -90,11 +93,20 @@ def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def elsewhere(labels, out, how, devices=1):
+def elsewhere(labels, out, how, *host, devices=1):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags}
-    command = [sys.executable, "-c", ELSEWHERE, labels, str(out), how]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", ELSEWHERE, labels, str(out), how, *map(str, host)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process):
+    """(exit code, last line of its output, stderr)."""
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return process.returncode, (out.splitlines() or [""])[-1], err
 
 
 def test_images_are_what_sampling_gives_each(drawn):
@@ -126,8 +138,8 @@ def test_the_first_images_can_be_looked_at(drawn):
 
 
 def test_killed_and_run_again_gives_the_same_bytes(labels, drawn, tmp_path):
-    process = elsewhere(labels, tmp_path / "set", "killed")
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    code, _, err = ended(elsewhere(labels, tmp_path / "set", "killed"))
+    assert code == -signal.SIGKILL, err
     assert b"half a shard" in content(tmp_path / "set").values()
     with pytest.raises(BadInput, match="1 of 3 shards, finish with the same `graftax synthesize`"):
         open_latents(tmp_path / "set")
@@ -154,9 +166,20 @@ def test_images_do_not_depend_on_batches_and_shards(labels, drawn, tmp_path):
 
 @pytest.mark.slow
 def test_images_do_not_depend_on_devices(labels, drawn, tmp_path):
-    process = elsewhere(labels, tmp_path / "set", "whole", devices=4)
-    assert process.stdout.splitlines()[-1] == "4", process.stderr
+    code, out, err = ended(elsewhere(labels, tmp_path / "set", "whole", devices=4))
+    assert (code, out) == (0, "4"), err
     assert close(images_of(tmp_path / "set"), images_of(drawn))
+
+
+@pytest.mark.slow
+def test_two_hosts_draw_the_same_bytes(labels, drawn, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    hosts = [elsewhere(labels, tmp_path / "set", "whole", index, port) for index in range(2)]
+    for code, out, err in map(ended, hosts):
+        assert (code, out) == (0, "1"), err
+    assert content(tmp_path / "set") == content(drawn)
 
 
 @pytest.mark.parametrize("damage", ["byte", "preview"])
