@@ -66,15 +66,26 @@ def draw(model: Model, labels: np.ndarray, config: SampleConfig, *, label: str =
 
 
 def draw_with(
-    model: Model, cond: Mapping[str, Any], config: SampleConfig, *, label: str = "sample", show: bool = True
-) -> np.ndarray:
-    """Samples (n, h, w, c) float32 under conditions (n, ...) each, in batches of one shape, so that one compilation does."""
+    model: Model, cond: Mapping[str, Any], config: SampleConfig, *, null: Mapping[str, Any] | None = None,
+    label: str = "sample", show: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """Samples (n, h, w, c) float32 under conditions (n, ...) each, in batches of one shape, so that one compilation does.
+
+    `null`: their unconditional twin; None: the model's own.
+    """
     count = len(next(iter(cond.values())))
     size, root, parts = min(config.batch_size, count), jax.random.key(config.seed), []
+
+    def part(arrays: Mapping[str, Any], first: int) -> dict[str, jax.Array]:
+        index = range(first, first + size)
+        return {name: jnp.asarray(np.take(values, index, 0, mode="wrap")) for name, values in arrays.items()}
+
     with Progress(count, label, unit="image", show=show) as progress:
         for i in range(0, count, size):
-            part = {name: jnp.asarray(np.take(values, range(i, i + size), 0, mode="wrap")) for name, values in cond.items()}
-            drawn = api.sample(model, cond=part, sampling=config.sampling, rng=image_keys(root, i, size))
+            twin = None if null is None else part(null, i)
+            drawn = api.sample(
+                model, cond=part(cond, i), null_cond=twin, sampling=config.sampling, rng=image_keys(root, i, size)
+            )
             parts.append(require_finite(np.asarray(drawn), f"images {i} to {i + size - 1}"))
             progress.advance(min(size, count - i))
     return np.concatenate(parts)[:count]

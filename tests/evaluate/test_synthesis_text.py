@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from stand_in import LENGTH, WIDTH, StandIn
 
-from graftax import api
+from graftax import api, graft, replace
 from graftax.backbones.pixart import pixart_spec
 from graftax.data.config import DataConfig
 from graftax.data.latents import open_latents
@@ -16,8 +16,10 @@ from graftax.data.pixels import images
 from graftax.data.text.encoding import encode_texts
 from graftax.data.text.store import open_store
 from graftax.diffusion import Process, image_keys
+from graftax.distill import DistillConfig, distill
 from graftax.errors import BadInput
 from graftax.evaluate.drawing import SampleConfig
+from graftax.evaluate.preview import preview
 from graftax.evaluate.synthesis import open_prompts, synthesize
 from graftax.models import Model, init
 from graftax.testing import random_params
@@ -99,6 +101,36 @@ def test_the_objective_reads_the_captions(drawn):
     np.testing.assert_allclose(value(model().params, {**batch, "text": junk}, key)[0], seen, rtol=1e-5)  # padding is unseen
     turned = value(model().params, {**batch, "text": -batch["text"]}, key)[0]
     assert abs(float(turned) - seen) > 1e-4 * seen
+
+
+def test_previews_are_of_the_datas_captions(drawn, monkeypatch):
+    asked = []
+
+    def sampled(model, cond, settings, *, null, show):
+        asked.append((cond, null))
+        return np.zeros((3, 8, 8, 4), np.float32)
+
+    monkeypatch.setattr("graftax.evaluate.preview.draw_with", sampled)
+    data = images.load(DataConfig(source=str(drawn), latents="given"))
+    watch = preview(3, model().spec, data)
+    assert watch is not None
+    assert watch(model())["samples"].dtype == np.uint8
+    (cond, null), texts = asked[0], open_store(data.store.folder)
+    expected = next(data.batches(3, 0))
+    for name in ("text", "text_mask"):
+        np.testing.assert_array_equal(cond[name], expected[name])
+        np.testing.assert_array_equal(null[name], texts.read(np.full(3, texts.empty))[name])
+
+
+@pytest.mark.slow
+def test_a_graft_is_distilled_on_it(drawn):
+    data = images.load(DataConfig(source=str(drawn), latents="given", held_out=0.2))
+    student = graft(model(), replace("blocks[0].mixer", "hyena_x", kernel=4), rng=jax.random.key(0))
+    config = DistillConfig(steps=30, learning_rate=3e-3)
+    loop = LoopConfig(30, eval_every=10, save_every=30)
+    _, history = distill(model(), student, data.batches(4, 0), config, loop, None, data.heldout, show=False)
+    errors = [line["error"] for line in history if line["split"] == "eval"]
+    assert errors[-1] < errors[0]
 
 
 @pytest.mark.slow
