@@ -29,6 +29,7 @@ RUNS = {
     "sweep": ("sweep", f"--config={CONFIGS}/demo_sweep.py", "--workdir={}"),
     "inits": ("inits", f"--config={CONFIGS}/demo_inits.py", "--workdir={}"),
     "encode": ("encode", "fashion_mnist", "{}", "--vae=demo", "--size=32"),
+    "synthesize": ("synthesize", "demo", "labels.txt", "{}"),
     "evaluate": ("evaluate", "demo", "--count=70", "--out={}"),
     "analyze": ("analyze", "demo", "--out={}"),
     "search": ("search", "--config={recipe}", "--out={}"),
