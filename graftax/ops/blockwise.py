@@ -48,8 +48,8 @@ def blockwise_attention(
 
 @jax.custom_vjp
 def _tiled(q: jax.Array, k: jax.Array, v: jax.Array, here: Mask) -> jax.Array:
-    """Scaled queries (i, b, h, s, k), keys and values (j, b, h, t, k) by blocks -> (i, b, h, s, k). `here` (j, b, 1, 1, t) is
-    True for keys that count."""
+    """Scaled queries (i, b, h, s, k), keys and values (j, b, h, t, k), all by blocks -> (i, b, h, s, k). `here`
+    (j, b, 1, 1, t) is True for keys that count."""
     return _forward(q, k, v, here)[0]
 
 

@@ -34,16 +34,16 @@ def place(x: jax.Array, *axes: str | None) -> jax.Array:
 
 def on_parts(function: Function, axes: Sequence[Axes]) -> Function:
     """`function` of arrays with these axes, whose result has those of the first, each device running it on its own part;
-    outside of `placing` as it is. For what the compiler cannot split by itself, like a kernel; parts must not need each other.
-    """
+    outside of `placing` as it is. For what the compiler cannot split by itself, like a kernel; parts must not need each
+    other."""
     part = _part.get()
     return function if part is None else part(function, axes)
 
 
 @contextmanager
 def placing(hold: Hold | None, part: Part | None = None) -> Iterator[None]:
-    """While this is open, `place(x, *axes)` is `hold(x, axes)`, and `on_parts` is `part`; None: all as it is. It acts on what
-    is traced meanwhile."""
+    """While this is open, `place(x, *axes)` is `hold(x, axes)`, and `on_parts` is `part`; None: all as it is. It acts on
+    what is traced meanwhile."""
     tokens = _hold.set(hold), _part.set(part)
     try:
         yield

@@ -1,53 +1,118 @@
-"""Sliding-window attention in bands against dense attention under the same mask."""
+"""Full attention and what is grafted in its place, as whole operators and inside a block, over sequence lengths."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from graftax import ops
+from graftax.blocks import Context, bind, block_kind
+from graftax.errors import BadInput
 from graftax.evaluate.bench.rows import Row, Rows
 from graftax.evaluate.bench.timing import interleaved, load, temp_mb
-from graftax.ops.attention import attend
-from graftax.ops.window import banded_attention
+from graftax.ops.attention import MHA, attend
+from graftax.ops.base import Operator
+from graftax.ops.blockwise import blockwise_attention
+from graftax.spec import Sizes, op
+
+BLOCKWISE = "mha blockwise"
+
+
+class DenseMHA(MHA):
+    """`MHA` through the n x n matrix at every size."""
+
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attend(q, k, v)
+
+
+class BlockwiseMHA(MHA):
+    """`MHA` by tiles at every size."""
+
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return blockwise_attention(q, k, v)
 
 
 def bench_attention(
-    tokens: tuple[int, ...] = (256, 1024, 4096, 16384), window: int = 4, heads: int = 16, head_dim: int = 72,
-    dense_up_to: int = 4096, rounds: int = 5,
+    tokens: tuple[int, ...] = (256, 1024, 4096, 16384), mixers: tuple[str, ...] = ("hyena_x", "hyena_2d", "swa", "swa_2d"),
+    width: int = 1152, heads: int = 16, dense_up_to: int = 4096, rounds: int = 3,
 ) -> Rows:  # fmt: skip
-    """Forward pass of windowed attention on one image (the defaults are DiT-XL's heads), projections left out.
+    """Attention in both forms, and `mixers` with their default options, on one image in float32 (the defaults: DiT-XL's).
 
-    The dense side is timed up to `dense_up_to` tokens; its memory is known from compiling. Columns: tokens, banded_ms and
-    dense_ms (medians), speedup (median over rounds), spread of the banded side, banded_temp_mb, dense_temp_mb, load.
+    "Forward" is the operator with its projections; "train" the gradient of a whole DiT block that holds it, in weights and
+    input, forward pass included. Above `dense_up_to` tokens the dense form is compiled and not run.
+
+    Columns: tokens, mixer, gflop (forward), forward_ms, forward_speedup (over attention by tiles, median over
+    rounds), forward_temp_mb, train_ms, train_speedup, train_temp_mb, spread of the forward pass, load. Raises `BadInput` on
+    unknown mixers, and where tokens make no square image.
     """
-    return [_row(n, window, heads, head_dim, n <= dense_up_to, rounds) for n in tokens]
+    return [row for n in tokens for row in _rows(_sizes(n, width, heads), mixers, n <= dense_up_to, rounds)]
 
 
-def masked_dense(q: jax.Array, k: jax.Array, v: jax.Array, window: int) -> jax.Array:
-    """The same attention through all n x n logits: q, k, v (b, n, h, k) -> (b, n, h, k)."""
-    token = jnp.arange(q.shape[1])
-    return attend(q, k, v, abs(token[:, None] - token) <= window)
+def _sizes(tokens: int, width: int, heads: int) -> Sizes:
+    side = math.isqrt(tokens)
+    if side**2 != tokens or width % heads:
+        raise BadInput(f"bench attention: {tokens} tokens, width {width}, {heads} heads, expected a square, and whole heads")
+    return Sizes(width, heads, width // heads, (side, side))
 
 
-def _row(n: int, window: int, heads: int, head_dim: int, with_dense: bool, rounds: int) -> Row:
-    shape = jax.ShapeDtypeStruct((1, n, heads, head_dim), jnp.float32)
-    sides: dict[str, Callable[..., jax.Array]] = {"banded": banded_attention, "dense": masked_dense}
-    compiled = {
-        name: jax.jit(functools.partial(side, window=window)).lower(shape, shape, shape).compile()
-        for name, side in sides.items()
-    }
+def _rows(sizes: Sizes, mixers: Sequence[str], with_dense: bool, rounds: int) -> Rows:
+    operators: dict[str, Operator] = {"mha dense": DenseMHA(sizes), BLOCKWISE: BlockwiseMHA(sizes)}
+    for kind in mixers:
+        operators[kind] = ops.build(ops.resolve(op(kind), "mixer", sizes), sizes)
     rng = np.random.default_rng(0)
-    qkv = [jnp.asarray(rng.standard_normal(shape.shape, np.float32)) for _ in range(3)]
-    timed = compiled if with_dense else {"banded": compiled["banded"]}
-    before = load()
-    times = interleaved({name: functools.partial(run, *qkv) for name, run in timed.items()}, rounds)
-    return {
-        "tokens": n, "banded_ms": 1e3 * times["banded"].median,
-        "dense_ms": 1e3 * times["dense"].median if with_dense else None,
-        "speedup": times["dense"].over(times["banded"]) if with_dense else None, "spread": times["banded"].spread,
-        "banded_temp_mb": temp_mb(compiled["banded"]), "dense_temp_mb": temp_mb(compiled["dense"]), "load": before,
-    }  # fmt: skip
+    x, g = (jnp.asarray(rng.standard_normal((1, sizes.tokens, sizes.width), np.float32)) for _ in range(2))
+    runs: dict[str, Callable[[], Any]] = {}
+    rows: dict[str, Row] = {}
+    for name, operator in operators.items():
+        block, weights = _block(operator)
+        train = jax.jit(functools.partial(_gradient, block)).lower(weights, x, g).compile()
+        forward = jax.jit(operator.apply).lower({"params": weights["mixer"]}, x).compile()
+        memory = {"forward_temp_mb": temp_mb(forward), "train_temp_mb": temp_mb(train)}
+        rows[name] = {"tokens": sizes.tokens, "mixer": name, "gflop": operator.cost().flops / 1e9, **memory}
+        if with_dense or not isinstance(operator, DenseMHA):
+            runs[name] = functools.partial(forward, {"params": weights["mixer"]}, x)
+            runs[f"train {name}"] = functools.partial(train, weights, x, g)
+    before, times = load(), interleaved(runs, rounds)
+    for name, row in rows.items():
+        for prefix, key in (("", "forward"), ("train ", "train")):
+            time, tiled = times.get(f"{prefix}{name}"), times[f"{prefix}{BLOCKWISE}"]
+            row[f"{key}_ms"] = 1e3 * time.median if time else None
+            row[f"{key}_speedup"] = tiled.over(time) if time else None
+        row |= {"spread": times[name].spread if name in times else None, "load": before}
+    return [{key: row[key] for key in _COLUMNS} for row in rows.values()]
+
+
+_COLUMNS = (
+    "tokens", "mixer", "gflop", "forward_ms", "forward_speedup", "forward_temp_mb", "train_ms", "train_speedup",
+    "train_temp_mb", "spread", "load",
+)  # fmt: skip
+
+
+def _block(mixer: Operator) -> tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]:
+    """A DiT block around a mixer as a function of its weights and x (1, n, d), and such weights, by slot."""
+    kind, sizes, key = block_kind("dit"), mixer.sizes, jax.random.key(0)
+    rest = {"adaln": op("adaln"), "norm1": op("layer_norm"), "norm2": op("layer_norm"), "mlp": op("mlp")}
+    held = {slot.name: slot.build(slot.resolve(rest[slot.name], sizes), sizes) for slot in kind.slots if slot.name in rest}
+    held["mixer"] = mixer
+    context = Context(jax.random.normal(key, (1, sizes.width)))
+
+    def initial(operator: Operator) -> Any:
+        inputs, reads = operator.example()
+        return jax.jit(operator.init)(key, *inputs, **reads).get("params", {})
+
+    def run(weights: Any, x: jax.Array) -> jax.Array:
+        bound = {slot: bind(operator, weights[slot], context) for slot, operator in held.items()}
+        return kind(bound, {"img": x}, context, ())[0]["img"]
+
+    return run, {slot: initial(operator) for slot, operator in held.items()}
+
+
+def _gradient(block: Callable[[Any, jax.Array], jax.Array], weights: Any, x: jax.Array, g: jax.Array) -> Any:
+    """sum(g * block(x)) and its gradient in weights and input."""
+    return jax.value_and_grad(lambda weights, x: jnp.sum(g * block(weights, x)), argnums=(0, 1))(weights, x)

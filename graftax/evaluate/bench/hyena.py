@@ -1,4 +1,4 @@
-"""Hyena-X against dense attention, as whole operators, over sequence lengths."""
+"""Hyena-X against full attention, as whole operators, over sequence lengths."""
 
 from __future__ import annotations
 
@@ -13,44 +13,30 @@ import numpy as np
 from graftax.evaluate.bench.rows import Row, Rows
 from graftax.evaluate.bench.timing import interleaved, load, temp_mb
 from graftax.ops import Operator
-from graftax.ops.attention import MHA, attend
+from graftax.ops.attention import MHA, attention_form
 from graftax.ops.hyena import HyenaX
 from graftax.spec import Sizes
 
 
 def bench_hyena(
-    tokens: tuple[int, ...] = (256, 1024, 4096, 16384), width: int = 1152, heads: int = 16, whole_up_to: int = 4096,
-    rounds: int = 3,
+    tokens: tuple[int, ...] = (256, 1024, 4096, 16384), width: int = 1152, heads: int = 16, rounds: int = 3,
 ) -> Rows:  # fmt: skip
-    """Hyena-X (4 taps) and dense attention on one image in float32, projections included on both sides.
+    """Hyena-X (4 taps) and full attention on one image in float32, projections included on both sides.
 
-    Attention is the operator `mha` up to `whole_up_to` tokens. Above, where its n x n maps of all heads no longer fit
-    (17 GB at 16,384 tokens and 16 heads), it goes head by head, and training computes each head's map a second time.
-    "Training" is the gradient of weights and input, forward pass included.
+    Attention is in the form that models take at this size (`graftax.ops.attention.attention_form`). "Training" is the
+    gradient of weights and input, forward pass included.
 
-    Columns: tokens, attention ("whole" or "by head"), hyena_ms and attention_ms (medians), speedup (median over rounds),
+    Columns: tokens, attention (its form), hyena_ms and attention_ms (medians), speedup (median over rounds),
     the same three for training (train_...), spread of Hyena's training, train_hyena_temp_mb, train_attention_temp_mb, load.
     """
-    return [_row(n, width, heads, n <= whole_up_to, rounds) for n in tokens]
+    return [_row(n, width, heads, rounds) for n in tokens]
 
 
-class AttentionByHead(MHA):
-    """`MHA` that holds the n x n map of one head at a time, in training too."""
-
-    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        @jax.checkpoint
-        def one(head: tuple[jax.Array, ...]) -> jax.Array:
-            return attend(*(part[:, :, None] for part in head))[:, :, 0]  # (b, n, k)
-
-        return jnp.moveaxis(jax.lax.map(one, tuple(jnp.moveaxis(part, 2, 0) for part in (q, k, v))), 0, 2)
-
-
-def _row(n: int, width: int, heads: int, whole: bool, rounds: int) -> Row:
+def _row(n: int, width: int, heads: int, rounds: int) -> Row:
     rng = np.random.default_rng(0)
     x, g = (jnp.asarray(rng.standard_normal((1, n, width), np.float32)) for _ in range(2))
-    dense = MHA if whole else AttentionByHead
     sizes = Sizes(width, heads, width // heads, (1, n))  # neither looks at the grid, only at the number of tokens
-    sides: dict[str, Operator] = {"hyena": HyenaX(sizes), "attention": dense(sizes)}
+    sides: dict[str, Operator] = {"hyena": HyenaX(sizes), "attention": MHA(sizes)}
     runs: dict[str, Callable[[], Any]] = {}
     memory: dict[str, float | None] = {}
     for name, operator in sides.items():
@@ -61,7 +47,8 @@ def _row(n: int, width: int, heads: int, whole: bool, rounds: int) -> Row:
         runs[f"train_{name}"] = functools.partial(train, variables, x, g)
         memory[name] = temp_mb(train)
     before, times = load(), interleaved(runs, rounds)
-    row: Row = {"tokens": n, "attention": "whole" if whole else "by head"}
+    heads_of = jax.ShapeDtypeStruct((1, n, heads, width // heads), x.dtype)
+    row: Row = {"tokens": n, "attention": attention_form(heads_of, heads_of)}
     for prefix in ("", "train_"):
         hyena, attention = times[f"{prefix}hyena"], times[f"{prefix}attention"]
         row |= {f"{prefix}hyena_ms": 1e3 * hyena.median, f"{prefix}attention_ms": 1e3 * attention.median}

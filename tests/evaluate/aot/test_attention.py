@@ -23,7 +23,12 @@ def gradients(q, k, v, keys):
 
 
 @pytest.mark.parametrize(
-    ("m", "mesh"), [(N, MeshConfig(fsdp=4, tensor=2)), (300, MeshConfig(data=8)), (300, MeshConfig(data=1, tensor=8))]
+    ("m", "mesh"),
+    [
+        (N, MeshConfig(fsdp=4, tensor=2)),
+        pytest.param(300, MeshConfig(data=8), marks=pytest.mark.slow),
+        pytest.param(300, MeshConfig(data=1, tensor=8), marks=pytest.mark.slow),
+    ],
 )
 def test_each_chip_attends_to_its_own_heads_and_images(m, mesh):
     pytest.importorskip("libtpu")

@@ -15,12 +15,12 @@ from graftax.evaluate.bench import (
     bench_train,
     format_table,
 )
-from graftax.evaluate.bench.attention import masked_dense
+from graftax.evaluate.bench.attention import BlockwiseMHA, DenseMHA
 from graftax.evaluate.bench.compile import random_graft
 from graftax.evaluate.bench.conv import crossover
 from graftax.models import Model
-from graftax.ops.window import banded_attention
-from graftax.spec import op
+from graftax.ops.attention import MHA
+from graftax.spec import Sizes, op
 from graftax.testing import random_params, tiny_spec
 
 pytestmark = pytest.mark.full_compiler
@@ -103,15 +103,25 @@ def test_compile():
 
 
 def test_attention():
-    rows = bench_attention(tokens=(256, 512), heads=2, head_dim=4, dense_up_to=256, rounds=1)
-    check_table(rows, 2)
-    assert rows[0]["speedup"] > 0
-    assert rows[1]["speedup"] is rows[1]["dense_ms"] is None
-    # Memory: the dense side quadratic in tokens, the banded one linear.
-    assert rows[1]["dense_temp_mb"] > 3 * rows[0]["dense_temp_mb"]
-    assert rows[1]["banded_temp_mb"] < 2.5 * rows[0]["banded_temp_mb"]
-    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 40, 2, 4), np.float32)
-    np.testing.assert_allclose(masked_dense(q, k, v, 3), banded_attention(q, k, v, 3), atol=2e-6)
+    dense, tiles, grafted = rows = bench_attention(tokens=(64,), mixers=("swa",), width=16, heads=2, dense_up_to=0, rounds=1)
+    check_table(rows, 3)
+    assert [row["mixer"] for row in rows] == ["mha dense", "mha blockwise", "swa"]
+    assert dense["forward_ms"] is dense["train_speedup"] is None
+    assert dense["train_temp_mb"] > 2 * 64**2 * 4 / 1e6  # its matrix is there, though nothing ran
+    assert tiles["forward_speedup"] == tiles["train_speedup"] == 1
+    assert grafted["gflop"] < dense["gflop"] == tiles["gflop"]
+    assert all(row["train_ms"] > row["forward_ms"] > 0 for row in (tiles, grafted))
+    with pytest.raises(BadInput, match="250 tokens"):
+        bench_attention(tokens=(250,))
+
+
+def test_forms_of_attention_agree():
+    sizes = Sizes(16, 2, 8, (4, 5))
+    x = np.random.default_rng(0).standard_normal((2, 20, 16), np.float32)
+    variables = jax.jit(MHA(sizes).init)(jax.random.key(0), x)
+    expected = jax.jit(MHA(sizes).apply)(variables, x)
+    for form in (DenseMHA, BlockwiseMHA):
+        np.testing.assert_allclose(jax.jit(form(sizes).apply)(variables, x), expected, atol=2e-6)
 
 
 def test_conv():
