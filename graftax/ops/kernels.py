@@ -27,7 +27,7 @@ HEADS: Axes = ("batch", None, "heads", None)
 def cudnn_takes(head_dim: int, dtype: DTypeLike, capability: str) -> bool:
     """Whether cuDNN has attention, forward and backward, for such heads on a GPU of this compute capability ("9.0").
 
-    As in jax 0.10 to 0.11 (`jax._src.cudnn.fused_attention_stablehlo`): half precision, heads of at most 128 (256 from
+    As jax 0.10 has it (`jax._src.cudnn.fused_attention_stablehlo`): half precision, heads of at most 128 (256 from
     Hopper on) in multiples of 8, and an NVIDIA GPU from Ampere on.
     """
     major = int(capability.split(".")[0]) if capability.replace(".", "").isdecimal() else 0  # AMD's are "gfx90a"

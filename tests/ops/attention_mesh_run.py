@@ -22,7 +22,7 @@ from graftax.ops.blockwise import blockwise_attention
 from graftax.ops.kernels import HEADS, splash_attention
 from graftax.ops.placement import place
 from graftax.train import MeshConfig
-from graftax.train.sharding import activation_spec, activations
+from graftax.train.sharding import activation_spec, activations, mesh_of
 
 FORMS = {
     "tiles": functools.partial(blockwise_attention, block=(16, 32)),
@@ -48,7 +48,7 @@ def main() -> dict[str, Any]:
     ]
     dense = lambda q, k, v, keys: attend(q, k, v, keys[:, None, None])  # noqa: E731
     expected = jax.jit(functools.partial(gradients, dense, None))(*map(jnp.asarray, (q, k, v, g, keys)))
-    found = {}
+    found: dict[str, Any] = {"mesh_of": [mesh_of((q, spread)) == mesh, mesh_of((q, expected)) is None]}
     for name, form in FORMS.items():
         compiled = jax.jit(functools.partial(gradients, form, mesh)).lower(*spread).compile()
         parts = compiled(*spread)

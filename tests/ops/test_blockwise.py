@@ -213,7 +213,10 @@ def test_four_devices_attend_as_one_and_send_nothing():
     script = Path(__file__).parent / "attention_mesh_run.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for form, found in json.loads(done.stdout.splitlines()[-1]).items():
+    forms = json.loads(done.stdout.splitlines()[-1])
+    assert forms.pop("mesh_of") == [True, True]
+    assert list(forms) == ["tiles", "splash"]
+    for form, found in forms.items():
         assert max(found["errors"]) < 1e-5, form
         assert found["shards"] == [1 / 4] * 4, form
         assert found["collectives"] == [], form

@@ -59,6 +59,8 @@ def test_other_rules_give_another_table() -> None:
     stream = ("batch", "tokens", "width")
     assert activation_spec(stream, (8, 16, 64), MESH, rules) == P(("data", "fsdp"), ("tensor",), None)  # type: ignore[arg-type]
     assert activation_spec(stream, (6, 16, 64), MESH) == P(None, None, None)  # type: ignore[arg-type]
+    plain = SimpleNamespace(shape={"data": 4})  # a mesh that lacks axes
+    assert activation_spec(("batch", "heads"), (8, 4), plain) == P(("data",), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rules", [{"tokens": "fsdp"}, {"weights": "model"}, {"weights": "tensor"}, {"heads": "data"}])
