@@ -7,7 +7,6 @@ import pytest
 from graftax.errors import BadInput
 from graftax.evaluate.bench import (
     BENCHES,
-    bench_attention,
     bench_compile,
     bench_conv,
     bench_forward,
@@ -15,12 +14,10 @@ from graftax.evaluate.bench import (
     bench_train,
     format_table,
 )
-from graftax.evaluate.bench.attention import BlockwiseMHA, DenseMHA
 from graftax.evaluate.bench.compile import random_graft
 from graftax.evaluate.bench.conv import crossover
 from graftax.models import Model
-from graftax.ops.attention import MHA
-from graftax.spec import Sizes, op
+from graftax.spec import op
 from graftax.testing import random_params, tiny_spec
 
 pytestmark = pytest.mark.full_compiler
@@ -100,28 +97,6 @@ def test_compile():
     assert [row["weights"] for row in rows] == ["collected"] * 2 + ["tree"] * 2
     assert plain["hlo_lines"] < full["hlo_lines"] < unrolled[1]["hlo_lines"]
     assert min(row["compile_s"] for row in rows) > 0
-
-
-def test_attention():
-    dense, tiles, grafted = rows = bench_attention(tokens=(64,), mixers=("swa",), width=16, heads=2, dense_up_to=0, rounds=1)
-    check_table(rows, 3)
-    assert [row["mixer"] for row in rows] == ["mha dense", "mha blockwise", "swa"]
-    assert dense["forward_ms"] is dense["train_speedup"] is None
-    assert dense["train_temp_mb"] > 2 * 64**2 * 4 / 1e6  # its matrix is there, though nothing ran
-    assert tiles["forward_speedup"] == tiles["train_speedup"] == 1
-    assert grafted["gflop"] < dense["gflop"] == tiles["gflop"]
-    assert all(row["train_ms"] > 0 and row["forward_ms"] > 0 for row in (tiles, grafted))
-    with pytest.raises(BadInput, match="250 tokens"):
-        bench_attention(tokens=(250,))
-
-
-def test_forms_of_attention_agree():
-    sizes = Sizes(16, 2, 8, (4, 5))
-    x = np.random.default_rng(0).standard_normal((2, 20, 16), np.float32)
-    variables = jax.jit(MHA(sizes).init)(jax.random.key(0), x)
-    expected = jax.jit(MHA(sizes).apply)(variables, x)
-    for form in (DenseMHA, BlockwiseMHA):
-        np.testing.assert_allclose(jax.jit(form(sizes).apply)(variables, x), expected, atol=2e-6)
 
 
 def test_conv():
