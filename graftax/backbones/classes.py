@@ -49,6 +49,10 @@ class ClassConditional:
         """Class 0 for every image."""
         return {"y": jnp.zeros(count, jnp.int32)}
 
+    def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
+        """Nothing: the defaults of `Sampling` are DiT's."""
+        return {}
+
 
 def _some(values: jax.Array) -> str:
     """The first few values, for a message."""

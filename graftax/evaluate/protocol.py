@@ -19,6 +19,9 @@ LABELS = ("balanced", "random")
 ROUNDINGS = ("nearest", "truncate")
 DIGITS = 12
 
+LATER = ("spacing", "last")
+"""Settings younger than the first results: they count in the hash where they are not the default, so those keep theirs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -56,11 +59,13 @@ class Protocol:
     @property
     def hash(self) -> str:
         """Twelve hex digits that change with any field."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:DIGITS]
+        first = dataclasses.asdict(Sampling())
+        fields = {name: value for name, value in self.fields().items() if name not in LATER or value != first[name]}
+        return hashlib.sha256(_line(fields).encode()).hexdigest()[:DIGITS]
 
     def to_json(self) -> str:
         """One line of JSON, all fields side by side, that `from_json` reads back to an equal protocol."""
-        return json.dumps(self.fields(), sort_keys=True)
+        return _line(self.fields())
 
     def fields(self) -> dict[str, Any]:
         """All fields by name, those of the sampling among them."""
@@ -102,6 +107,10 @@ class Protocol:
             f"{self.count:,} images of {self.labels} classes, {self.sampling}, seed {self.seed}, decoder {self.decoder}, "
             f"bytes by {self.rounding}, {self.dtype}"
         )
+
+
+def _line(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, sort_keys=True)
 
 
 def differences(protocols: Mapping[str, Protocol]) -> list[str]:
