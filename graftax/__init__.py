@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # as typing's, which takes a third of the time in which C
 if TYPE_CHECKING:
     from typing import Any
 
-    from graftax.api import export, graft, load, sample, save
+    from graftax.api import export, graft, load, sample, save, text_encoder
     from graftax.diffusion import Sampling
     from graftax.errors import BadInput, GraftaxError, NonFinite, Preempted
     from graftax.models import Model
@@ -41,11 +41,11 @@ __version__ = "0.2.0"
 __all__ = [
     "BadInput", "BlockSpec", "GraftaxError", "Model", "ModelSpec", "NonFinite", "OpSpec", "Preempted", "Sampling", "Step",
     "compose", "drop", "export", "graft", "hybrid", "inverse", "load", "lora", "merge_lora", "op", "parallel_pairs", "parse",
-    "replace", "replay", "resize", "sample", "save", "tie",
+    "replace", "replay", "resize", "sample", "save", "text_encoder", "tie",
 ]  # fmt: skip
 
 _HOMES = {
-    "api": ("export", "graft", "load", "sample", "save"),
+    "api": ("export", "graft", "load", "sample", "save", "text_encoder"),
     "diffusion": ("Sampling",),
     "errors": ("BadInput", "GraftaxError", "NonFinite", "Preempted"),
     "models": ("Model",),

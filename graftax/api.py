@@ -1,11 +1,12 @@
-"""The verbs of graftax as plain functions: load, save, export, graft, sample. Everything else builds on these."""
+"""The verbs of graftax as plain functions: load, save, export, graft, sample, text_encoder. Everything builds on these."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,9 @@ from graftax.models.model import Meta, Model, all_known, check_inputs, given_con
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec, Option
 from graftax.surgery import check, graft
+
+if TYPE_CHECKING:
+    from graftax.nets.text_encoder import TextEncoder
 
 
 def load(
@@ -64,6 +68,38 @@ def place(model: Model, dtype: DTypeLike | None = None, mesh: Mesh | None = None
 
     shardings = None if mesh is None else tree_shardings(model.params, mesh)
     return model.replace(params=place_params(model.params, dtype, shardings))
+
+
+def text_encoder(
+    folder: str | Path, max_length: int | None = None, dtype: DTypeLike | None = None, mesh: Mesh | None = None
+) -> TextEncoder:
+    """Read a text encoder: a T5 v1.1's folder of transformers, or a whole pipeline's of diffusers (PixArt-Σ, PixArt-α).
+
+        encoder = graftax.text_encoder("PixArt-Sigma-XL-2-1024-MS", dtype="bfloat16")
+        images = graftax.sample(model, cond=encoder(["a red heart"]), null_cond=encoder([""]))
+
+    Weights are safetensors or `.bin` files, in shards or not; prompts are split by the `tokenizer.json` beside them or in a
+    pipeline's `tokenizer/` (extra `text`). Every prompt becomes `max_length` tokens, None: as many as the pipeline says, 300
+    for a T5 by itself. A pipeline of PixArt puts prompts in lower case; a T5 by itself leaves them as they are.
+
+    `dtype` and `mesh` as in `load`. With bfloat16 weights the inputs of matrix products are bfloat16, while residuals, norms
+    and softmax stay float32; other weights are used in float32. On a mesh `fsdp` splits the weights, and prompts are split
+    where their number divides over it; all processes must ask for the same. Raises `BadInput` naming what is missing,
+    extra, mis-shaped or hostile, `NonFinite` where weights exceed `dtype`.
+    """
+    keep_pages()
+    from graftax.checkpoint import place_params
+    from graftax.nets.text_encoder import read_text_encoder
+    from graftax.train.sharding import put_tree, token_sharding, tree_shardings
+
+    as_float_type(dtype)
+    encoder = read_text_encoder(as_path(folder), max_length)
+    if mesh is None:
+        return dataclasses.replace(encoder, params=place_params(encoder.params, dtype))
+    params = place_params(encoder.params, dtype, tree_shardings(encoder.params, mesh))
+    return dataclasses.replace(
+        encoder, params=params, place=lambda tokens: put_tree(tokens, token_sharding(tokens.shape, mesh))
+    )
 
 
 def save(model: Model, folder: str | Path, dtype: str = "float32") -> None:
@@ -157,9 +193,11 @@ def sampler_steps(
         return forward_prepared(spec, prepared, x, t, cond, dtype=dtype)[0]
 
     def twin(cond: Any) -> Any:
-        return find(spec).null(spec, cond) if null is None else null
+        return find(spec).null(spec, prepared, cond) if null is None else null
 
     return Steps(guided(model_fn, sampling.cfg_scale, twin, sampling.cfg_channels), sampling)
 
 
-__all__ = ["draw", "export", "graft", "load", "place", "read", "sample", "sampler_steps", "sampling_for", "save"]
+__all__ = [
+    "draw", "export", "graft", "load", "place", "read", "sample", "sampler_steps", "sampling_for", "save", "text_encoder",
+]  # fmt: skip

@@ -27,7 +27,7 @@ MERGES = ("mean", "sum", "project")
 TARGETS = ("eps", "velocity", "x0")
 TIMES = ("index", "noise", "data")
 
-BACKBONES: dict[str, str] = {"dit": "graftax.backbones.dit"}
+BACKBONES: dict[str, str] = {"dit": "graftax.backbones.dit", "pixart": "graftax.backbones.pixart"}
 """Backbones by name, and the module that is each. A module is imported when a model of its kind is first computed
 (`graftax.models.backbone.find`). To add one: write its folder, name it here."""
 
@@ -100,7 +100,7 @@ class BlockSpec:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What operators are built to. Raises `BadInput` on sizes that are no positive integers (`text`: 0 or more).
+    """What operators are built to. Raises `BadInput` on sizes that are no positive integers (`text`, `context`: 0 or more).
 
     Attributes:
         width: channels d of a token.
@@ -108,6 +108,7 @@ class Sizes:
         head_dim: channels k of a head.
         grid: rows and columns of image tokens.
         text: tokens m of the text stream, registers included; 0 where there is none.
+        context: tokens m of the text that cross-attention reads and no block writes; 0 where there is none.
     """
 
     width: int
@@ -115,11 +116,11 @@ class Sizes:
     head_dim: int
     grid: tuple[int, int]
     text: int = 0
+    context: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "head_dim"):
-            _check_count(getattr(self, name), f"Sizes.{name}")
-        _check_count(self.text, "Sizes.text", least=0)
+        for name, least in {"width": 1, "heads": 1, "head_dim": 1, "text": 0, "context": 0}.items():
+            _check_count(getattr(self, name), f"Sizes.{name}", least)
         if len(self.grid) != 2:
             raise BadInput(f"Sizes.grid: got {self.grid!r}, expected rows and columns")
         for side in self.grid:
@@ -133,7 +134,7 @@ class Sizes:
 
     @property
     def tokens(self) -> int:
-        """All tokens, m + n."""
+        """All tokens of the streams, m + n."""
         return self.text + self.image
 
 
@@ -384,8 +385,7 @@ def _check_text(value: Any, where: str) -> None:
 
 
 def _check_count(value: Any, where: str, least: int = 1) -> None:
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not whole or value < least:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
         raise BadInput(f"{where}: got {value!r}, expected {'a positive integer' if least else 'an integer from 0'}")
 
 

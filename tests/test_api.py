@@ -207,7 +207,7 @@ def test_images_that_are_not_finite_are_refused(model, spoilt):
     ("path", "message"),
     [
         (3, "path: got 3, expected text or a path"),
-        ("facebook/DiT-XL-2-256", "hf download facebook/DiT-XL-2-256 --local-dir DiT-XL-2-256"),
+        ("facebook/DiT-XL-2-256", "hf://facebook/DiT-XL-2-256 names it, or hf download facebook/DiT-XL-2-256 --local-dir"),
         ("weights/DiT-XL-2-256x256.pt", "published at https://"),
         ("DiT-XL-2-512x512", "published at https://"),
         ("nowhere", "'nowhere': no such file or folder$"),

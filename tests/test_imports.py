@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "blocks": CORE | {"ops"},
     "models": CORE | {"ops", "blocks"},
     "surgery": NETWORK,
-    "backbones": NETWORK | {"surgery"},
+    "backbones": NETWORK | {"surgery", "nets"},
     "checkpoint": NETWORK,  # it asks the layouts of backbones that it knows by name alone
     "nets": CORE | {"checkpoint"},
     "diffusion": {"errors", "progress"},  # a model is a function to it
@@ -54,6 +54,7 @@ HOMES = {
     "orbax": {"checkpoint"},
     "etils": {"checkpoint"},
     "fsspec": {"checkpoint"},
+    "huggingface_hub": {"checkpoint"},
     "safetensors": {"checkpoint"},
     "absl": {"cli"},
     "ml_collections": {"cli"},
@@ -64,6 +65,8 @@ HOMES = {
     "tensorflow_datasets": {"data"},
     "timm": set(),
     "diffusers": {"evaluate/bench"},
+    "transformers": set(),
+    "tokenizers": {"nets"},
 }
 """Folders in which a library may be imported."""
 

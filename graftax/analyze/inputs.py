@@ -24,6 +24,7 @@ from graftax.diffusion import (
 )
 from graftax.errors import BadInput, naming
 from graftax.models import Cond, Model
+from graftax.models.arguments import as_key
 from graftax.models.backbone import find
 from graftax.models.forward import prepare_params
 from graftax.models.model import check_inputs, given_conditions
@@ -56,7 +57,7 @@ def trajectory(
     if batch_size < 1:
         raise BadInput(f"batch_size: got {batch_size}, expected 1 or more")
     given = conditions_of(model.spec, labels, cond)
-    return _walk(model, given, sampling, jax.random.key(0) if rng is None else rng, batch_size, dtype)
+    return _walk(model, given, sampling, jax.random.key(0) if rng is None else as_key(rng), batch_size, dtype)
 
 
 def noised_batches(spec: ModelSpec, heldout: Batch, process: Process, seed: int = 0, batch_size: int = 64) -> list[Input]:
@@ -105,15 +106,17 @@ def _walk(
         keys = image_keys(root, start, size)
         state = SamplerState.start(initial_noise(keys, sampling.steps, spec.image_shape))
         for number, t in enumerate(sampling.timesteps):
-            yield _guided_input(spec, state.x, jnp.full(size, t), part, sampling.cfg_scale)
+            yield _guided_input(spec, prepared, state.x, jnp.full(size, t), part, sampling.cfg_scale)
             state = _step(spec, prepared, number, state, part, keys, sampling=sampling, dtype=dtype)
 
 
-def _guided_input(spec: ModelSpec, x: jax.Array, t: jax.Array, cond: Cond, cfg_scale: float) -> Input:
+def _guided_input(
+    spec: ModelSpec, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond, cfg_scale: float
+) -> Input:
     """What a guided pass looks at: (b, ..) -> (2 b, ..), the unconditional half last; without guidance as it is."""
     if cfg_scale == 1:
         return x, t, cond
-    first, second = (x, t, dict(cond)), (x, t, dict(find(spec).null(spec, cond)))
+    first, second = (x, t, dict(cond)), (x, t, dict(find(spec).null(spec, prepared, cond)))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 

@@ -23,6 +23,7 @@ from graftax.api import sampling_for
 from graftax.diffusion import Sampling, denoise, guided, image_keys, initial_noise
 from graftax.errors import naming
 from graftax.models import Cond, Model
+from graftax.models.arguments import as_key
 from graftax.models.backbone import find
 from graftax.models.library import CAPACITY, Instructions, Library
 from graftax.ops.base import Params
@@ -112,7 +113,7 @@ class ProgramSampler:
         self._capacity, self._cond = capacity, conditions_of(spec, labels, cond)
         self._library = library = Library((spec,))
         self._weights = library.prepare(model.params)
-        self._keys = image_keys(jax.random.key(0) if rng is None else rng, 0, number_of(self._cond))
+        self._keys = image_keys(jax.random.key(0) if rng is None else as_key(rng), 0, number_of(self._cond))
         self.compilations = 0
 
         def draw(weights: Params, instructions: Instructions, cond: Cond, keys: jax.Array) -> jax.Array:
@@ -121,7 +122,10 @@ class ProgramSampler:
             def model_fn(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
                 return library.forward(weights, instructions, x, t, cond, dtype)
 
-            guide = guided(model_fn, how.cfg_scale, lambda cond: find(spec).null(spec, cond), how.cfg_channels)
+            def twin(cond: Any) -> Any:
+                return find(spec).null(spec, weights, cond)
+
+            guide = guided(model_fn, how.cfg_scale, twin, how.cfg_channels)
             return denoise(guide, how, initial_noise(keys, how.steps, spec.image_shape), cond, keys)
 
         self._draw = jax.jit(draw)

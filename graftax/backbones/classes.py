@@ -7,15 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from graftax.backbones.times import check_times, some
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond
 from graftax.models.model import all_known
+from graftax.ops.base import Params
 from graftax.spec import ModelSpec
-
-STEPS = 1000
-"""Steps of the process whose numbers are times of the kind "index"."""
 
 
 class ClassConditional:
@@ -31,17 +29,15 @@ class ClassConditional:
         y = cond["y"]
         if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
             raise BadInput(f"y: {y.dtype}{y.shape}, expected class ids of integer type ({x.shape[0]},)")
-        last = STEPS if spec.prediction.time == "index" else 1
-        if not all_known(t, lambda t: (t >= 0) & ((t < last) if last == STEPS else (t <= last))):
-            raise BadInput(f"t: {_some(t)}, expected times in [0, {last}{')' if last == STEPS else ']'}")
+        check_times(spec, t)
         if not all_known(y, lambda y: (y >= 0) & (y <= spec.classes)):
-            raise BadInput(f"y: {_some(y)}, expected classes 0..{spec.classes - 1}, or {spec.classes} for none")
+            raise BadInput(f"y: {some(y)}, expected classes 0..{spec.classes - 1}, or {spec.classes} for none")
 
     def condition(self, batch: Mapping[str, Any]) -> Cond:
         """The classes `label` (b,) of a batch."""
         return {"y": batch["label"]}
 
-    def null(self, spec: ModelSpec, cond: Cond) -> Cond:
+    def null(self, spec: ModelSpec, params: Params, cond: Cond) -> Cond:
         """The null class for every image."""
         return {"y": jnp.full_like(cond["y"], spec.classes)}
 
@@ -52,8 +48,3 @@ class ClassConditional:
     def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
         """Nothing: the defaults of `Sampling` are DiT's."""
         return {}
-
-
-def _some(values: jax.Array) -> str:
-    """The first few values, for a message."""
-    return f"{np.asarray(values)[:8].tolist()}{' ..' if len(values) > 8 else ''}"

@@ -49,10 +49,14 @@ class Context:
     Attributes:
         vec: the conditioning vector (b, d), or (b, n, d) where every token has its own.
         shared: what operators of a kind compute from `vec` once for all blocks, by kind (`Modulation.shared_part`).
+        text: (b, m, d), the text that cross-attention looks at; None in models without.
+        text_mask: (b, m) bool, which of its tokens are real; None: all of them.
     """
 
     vec: jax.Array
     shared: Mapping[str, jax.Array] = field(default_factory=dict)
+    text: jax.Array | None = None
+    text_mask: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,12 @@ class Slot:
     parts: int = 0
 
     def sizes(self, sizes: Sizes) -> Sizes:
-        """What its operator is built to: the tokens of its streams alone."""
+        """What its operator is built to: the tokens of its streams alone, and the text where it reads that."""
         return replace(
             sizes,
             text=sizes.text if "txt" in self.streams else 0,
             grid=sizes.grid if "img" in self.streams else (0, 0),
+            context=sizes.context if self.role == "cross" else 0,
         )
 
     def resolve(self, op: OpSpec, sizes: Sizes) -> OpSpec:

@@ -4,7 +4,9 @@ that become the parameters of one of our networks by renaming."""
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,15 @@ CONFIG = "config.json"
 CLASS = {"diffusers": "_class_name", "transformers": "model_type"}
 """Where each library's `config.json` says what it is the config of."""
 
+INDEX = ".index.json"
+"""What follows the name of the weights in that of the list of their shards."""
+
+_SHARD = re.compile(r"[\w-][\w.-]*")
+
+
+PART = "transformer"
+"""The folder of a pipeline that holds the transformer."""
+
 
 def read_config(folder: Path, library: str, classes: Sequence[str]) -> dict[str, Any]:
     """`config.json` of a folder that `library` wrote. Raises `BadInput` where it is none, or of no class in `classes`."""
@@ -38,7 +49,7 @@ def read_config(folder: Path, library: str, classes: Sequence[str]) -> dict[str,
 
 def find_folder(path: Path) -> Path | None:
     """The folder with a transformer's `config.json`: `path`, or `path/transformer` of a pipeline; None if there is none."""
-    return next((folder for folder in (path, path / "transformer") if (folder / CONFIG).is_file()), None)
+    return next((folder for folder in (path, path / PART) if (folder / CONFIG).is_file()), None)
 
 
 def read_any_config(folder: Path) -> dict[str, Any]:
@@ -53,11 +64,46 @@ def read_any_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], Source]:
-    """Tensors and `Source` of the first file in the folder that has one of the `names`. Raises `BadInput` without one."""
-    weights = next((folder / name for name in names if (folder / name).is_file()), None)
-    if weights is None:
-        raise BadInput(f"{folder}: no weights, expected one of {tuple(names)}")
-    return read_tensors(weights)
+    """Tensors and `Source` of the first file in the folder that has one of the `names`, or of the shards in their place that
+    an index "NAME.index.json" lists; of these `sha256` is that of the digests of all, sorted by name, one a line.
+
+    Raises `BadInput` without one, and where index and shards disagree.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return read_tensors(folder / name)
+        if (folder / f"{name}{INDEX}").is_file():
+            return _read_shards(folder / f"{name}{INDEX}")
+    raise BadInput(f"{folder}: no weights, expected one of {tuple(names)}")
+
+
+def _read_shards(index: Path) -> tuple[dict[str, np.ndarray], Source]:
+    placed = _weight_map(index)
+    tensors: dict[str, np.ndarray] = {}
+    digests = []
+    for shard in sorted(set(placed.values())):
+        if not (index.parent / shard).is_file():
+            raise BadInput(f"{index}: its shard {shard} is missing")
+        content, source = read_tensors(index.parent / shard)
+        digests.append(source.sha256)
+        for name in (name for name, where in placed.items() if where == shard):
+            if name not in content:
+                raise BadInput(f"{index.parent / shard}: tensor {shown(name)} is missing, the index says that it is there")
+            tensors[name] = content[name]
+    return tensors, Source(index.name, hashlib.sha256("\n".join(digests).encode()).hexdigest())
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The shard of every tensor, a file beside the index."""
+    try:
+        placed = json.loads(index.read_text())["weight_map"]
+        files = set(placed.values())
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise BadInput(f"{index}: not the index of sharded weights ({shown(repr(error))})") from None
+    for file in files:
+        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+            raise BadInput(f"{index}: shard {shown(file)}, expected the name of a file beside it")
+    return placed
 
 
 @functools.cache

@@ -20,7 +20,8 @@ from jax.typing import DTypeLike
 from graftax.checkpoint.card import card, card_path
 from graftax.checkpoint.files import filling, replacing
 from graftax.checkpoint.hosts import gather
-from graftax.checkpoint.hugging_face import CONFIG, find_folder, read_any_config, read_weights
+from graftax.checkpoint.hub import fetched, pinned
+from graftax.checkpoint.hugging_face import CONFIG, PART, find_folder, read_any_config, read_weights
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.paths import local_copy
 from graftax.checkpoint.store import INDEX, from_own_layout, is_own_layout, read_folder, read_spec
@@ -55,38 +56,39 @@ def layouts() -> dict[str, Layout]:
 def require_there(path: str | Path) -> None:
     """Raise `BadInput` where `path` is neither a file nor a folder, saying where a model of that name is published.
 
-    What is in a bucket (gs://) is looked for when it is read.
+    What is in a bucket (gs://) or at the Hugging Face Hub (hf://) is looked for when it is read.
     """
     if ":/" in str(path) or Path(path).exists():
         return
     known = published(str(path))
     hint = f"; it is published at {known.url}" if known else ""
     if not known and HUB_NAME.fullmatch(str(path)):
-        hint = f"; if it is a model of the Hugging Face Hub: hf download {path} --local-dir {Path(path).name}"
+        download = f"hf download {path} --local-dir {Path(path).name}"
+        hint = f"; if it is a model of the Hugging Face Hub: hf://{path} names it, or {download}"
     raise BadInput(f"model {str(path)!r}: no such file or folder{hint}")
 
 
 def open_checkpoint(path: str | Path, layout: str | None = None, **overrides: Option) -> Opened:
     """(spec, params, meta) of a graftax folder, a folder as Hugging Face's libraries write it, a `.safetensors` or a PyTorch
-    `.pt` / `.pth` file, local or in a bucket (gs://).
+    `.pt` / `.pth` file, local, in a bucket (gs://) or at the Hugging Face Hub (hf://ORG/NAME, see `hub.fetched`).
 
     `params` are numpy arrays in the types that they are stored in, where possible views of the mapped file. `meta` holds
-    `source` (file or folder name), `sha256` of the weights file and `format`, the name of the layout; for training
-    checkpoints `entry` ("ema"); a model of ours keeps the provenance it was saved with. `layout` names the format where
-    several fit. `overrides` give what tensors cannot tell (`num_heads=4`, `window=4`, `compat="diffusers"`); they must not
-    contradict the file. Raises `BadInput` with the file's name.
+    `source` (file or folder name, of the Hub's the address with its commit), `sha256` of the weights file and `format`, the
+    name of the layout; for training checkpoints `entry` ("ema"); a model of ours keeps the provenance it was saved with.
+    `layout` names the format where several fit. `overrides` give what tensors cannot tell (`num_heads=4`, `window=4`,
+    `compat="diffusers"`); they must not contradict the file. Raises `BadInput` with the file's name.
     """
     require_there(path)
-    with local_copy(path) as file:
-        known = layouts()
-        if layout is not None and layout not in (OWN, *known):
-            raise BadInput(
-                f"layout {layout!r}: not known, expected one of {(OWN, *known)}"
-                f"{did_you_mean(layout, (OWN, *known))}"
-            )
-        chosen = known if layout is None else {name: one for name, one in known.items() if name == layout}
+    known = layouts()
+    if layout is not None and layout not in (OWN, *known):
+        raise BadInput(
+            f"layout {layout!r}: not known, expected one of {(OWN, *known)}{did_you_mean(layout, (OWN, *known))}"
+        )
+    chosen = known if layout is None else {name: one for name, one in known.items() if name == layout}
+    with local_copy(fetched(path, PART)) as file:
         with naming(file):
-            return _open(file, chosen, layout, overrides)
+            spec, params, meta = _open(file, chosen, layout, overrides)
+        return spec, params, {**meta, "source": pinned(file)} if meta["source"] == file.name else meta
 
 
 def _open(path: Path, known: Mapping[str, Layout], layout: str | None, overrides: Mapping[str, Option]) -> Opened:
@@ -96,6 +98,8 @@ def _open(path: Path, known: Mapping[str, Layout], layout: str | None, overrides
         return _own(layout, spec, params, _provenance(path.name, digest, saved), overrides)
     if folder is not None:
         config = read_any_config(folder)
+        if "model_type" in config and "_class_name" not in config:
+            raise BadInput(f"{CONFIG}: a {shown(config['model_type'])} of transformers, expected a diffusion transformer")
         names = dict.fromkeys(name for one in known.values() for name in one.folder)
         if not names:
             raise BadInput(f"layout {layout!r}: this is a folder with a {CONFIG}, which has no such layout")
@@ -236,7 +240,7 @@ def export_model(
     if path.suffix == ".safetensors":
         write_safetensors(path, tensors, {"format": "pt", **texts})
     else:
-        write_torch(path, tensors, texts=texts)
+        write_torch(path, tensors, key=fitting[0].entry or None, texts=texts)
     with replacing(card_path(path)) as temporary:
         temporary.write_text(about)
 

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Count, time if asked to, print, write."""
+    from graftax import api
     from graftax.errors import BadInput
     from graftax.evaluate.roofline import roofline
     from graftax.models import Model
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if args.measure and isinstance(model, Model):
         from graftax.evaluate.latency import latencies
 
-        times = latencies(model, args.batch, args.rounds)
+        times = latencies(api.place(model), args.batch, args.rounds)
         texts.append(f"\n{cost_page.measured(times, args.batch, args.steps)}")
     record = cost_page.record(rows, chip, args.batch, args.dtype, times)
     if out:

@@ -17,8 +17,9 @@ REQUIRED = (
     "safetensors", "ml-dtypes", "numpy", "matplotlib", "pillow", "tqdm",
 )  # fmt: skip
 OPTIONAL = {
-    "torch": "bench", "scipy": "eval", "libtpu": "tpu", "jax-cuda12-plugin": "NVIDIA GPUs", "tensorboardX": "tensorboard",
-    "wandb": "wandb", "treescope": "notebook", "argcomplete": "completion",
+    "torch": "bench", "scipy": "eval", "libtpu": "tpu", "jax-cuda12-plugin": "NVIDIA GPUs",
+    "jax-cuda13-plugin": "NVIDIA GPUs", "tensorboardX": "tensorboard", "wandb": "wandb", "treescope": "notebook",
+    "argcomplete": "completion", "tokenizers": "text", "huggingface_hub": "hub",
 }  # fmt: skip
 
 

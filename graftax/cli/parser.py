@@ -14,7 +14,7 @@ from graftax.errors import did_you_mean
 
 VERBS = (
     "demo", "inspect", "graft", "replay", "distill", "finetune", "sample", "evaluate", "compare", "report", "convert",
-    "encode", "train", "analyze", "search", "sweep", "inits", "cost", "bench", "zoo", "doctor",
+    "encode", "synthesize", "train", "analyze", "search", "sweep", "inits", "cost", "bench", "zoo", "doctor",
 )  # fmt: skip
 
 EPILOG = """\

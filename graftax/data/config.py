@@ -16,7 +16,8 @@ class DataConfig:
 
     Attributes:
         source: "fashion_mnist" (embedded), an `.npz`, a folder with one sub-folder of images per class, "tfds:NAME#SPLIT" as
-            tensorflow-datasets prepared it (as array_record), or a folder that `graftax encode` wrote.
+            tensorflow-datasets prepared it (as array_record), a folder that `graftax encode` or `graftax synthesize` wrote;
+            with `text`, pictures with captions (`graftax.data.text.captions.open_captioned`). An address hf:// of any of these will do.
         size: side of the images in pixels. Those in memory are centred on a square of it, others cropped as in ADM.
         latents: "none" for pixels, "given" where the source holds latents (a folder of `graftax encode`, or an `.npz` with
             `latents`), and for images in memory also "demo" or the folder of an autoencoder trained with `graftax train`.
@@ -27,6 +28,8 @@ class DataConfig:
         subset: a stratified part of the training images, "8k", "10%" or "128 per class".
         test_subset: likewise of the held-out ones.
         subset_seed: draws both.
+        text: the text store of the captions, as `graftax encode --text` wrote it. A latent set names its own; this one is
+            taken where that was moved.
         data_dir: where tensorflow-datasets keeps its sets; default TFDS_DATA_DIR.
     """
 
@@ -40,6 +43,7 @@ class DataConfig:
     subset: str | None = None
     test_subset: str | None = None
     subset_seed: int = 0
+    text: str | None = None
     data_dir: str | None = None
 
     def __post_init__(self) -> None:

@@ -1,56 +1,109 @@
-"""Latent sets: ArrayRecord shards with the moments of an autoencoder's posterior, and the `manifest.json` of them.
+"""Latent sets: shards of what a latent model sees, with classes or with captions (`graftax.data.shards`).
 
-A record holds mean and log-variance of one image and of its mirror image, (2, h, w, 2c), since latents of a mirrored image
-are not mirrored latents. So every epoch can draw its own flips and its own samples of the posterior.
+`graftax encode` writes the moments of an autoencoder's posterior: a record holds mean and log-variance of one image and of
+its mirror image, (2, h, w, 2c), since latents of a mirrored image are not mirrored latents. So every epoch can draw its own
+flips and its own samples of the posterior. `graftax synthesize` writes what a model has drawn: a record is (h, w, c).
 
-The manifest is written twice. The first, without `shards`, is the plan: whoever continues an interrupted encoding checks
-that it is the same. Each shard is described in a file of its own as it is finished; the last one collects them into
-the final manifest, sealed with a checksum. `graftax encode` writes such sets (`graftax.data.pixels.encoding`).
+Captions are numbers into a text store that the manifest names, so that no step of a training runs a text encoder.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from graftax.checkpoint.files import storage_trouble
 from graftax.data.pipeline import Batch, coin, flips, generator
+from graftax.data.shards import MANIFEST, Shard, ShardedManifest, fetch, is_set, open_rows, read_sharded, write_shard
+from graftax.data.text.store import Texts, TextStore, open_store
 from graftax.errors import BadInput
 
-MANIFEST = "manifest.json"
-FORMAT = "graftax latents 1"
 DTYPES = ("float16", "float32")
-_REPAIR = "repair it with the same `graftax encode`"
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One file of a set.
+class TextLink:
+    """The text store that captions are numbers into.
 
     Attributes:
-        file: its name.
-        bytes: its size.
-        sha256: of its contents.
-        labels: of each of its records.
+        folder: of the store, relative to that of the set.
+        digest: of the store.
+        encoder: SHA-256 of the text encoder that wrote it.
     """
 
-    file: str
-    bytes: int
-    sha256: str
-    labels: tuple[int, ...]
+    folder: str = field(compare=False)
+    digest: str
+    encoder: str
+
+    @classmethod
+    def to(cls, store: TextStore, folder: Path) -> TextLink:
+        """The link from a set in `folder` to a store."""
+        return cls(os.path.relpath(store.folder, folder), store.digest, store.manifest.encoder_sha256)
+
+    def open(self, folder: Path, elsewhere: str | None = None) -> TextStore:
+        """The store of the set in `folder`, or, where that was moved, in `elsewhere`. Raises `BadInput` on another store."""
+        store = open_store(folder / self.folder if elsewhere is None else elsewhere)
+        for what, found, ours in (
+            ("written by the encoder", store.manifest.encoder_sha256, self.encoder), ("digest", store.digest, self.digest),
+        ):  # fmt: skip
+            if found != ours:
+                raise BadInput(
+                    f"text store {store.folder}: {what} {found[:12]}, latent set {folder} expects {ours[:12]}"
+                )
+        return store
+
+
+class LatentManifest(ShardedManifest):
+    """What is in a latent set. Base of dataclasses, which must have the fields below.
+
+    Attributes:
+        class_names: in order; () in sets of captions.
+        latent_shape: (h, w, c).
+        dtype: of the records.
+        text: the text store of the captions, None in sets of classes.
+    """
+
+    what: ClassVar[str] = "latent set"
+    stem: ClassVar[str] = "latents"
+    later: ClassVar[tuple[str, ...]] = ("text",)
+    class_names: tuple[str, ...]
+    latent_shape: tuple[int, int, int]
+    dtype: str
+    text: TextLink | None
+
+    @property
+    def contents(self) -> str:
+        """What the set holds, in words."""
+        return f"{self.count:,} latents {self.latent_shape}"
+
+    @property
+    def record_shape(self) -> tuple[int, ...]:
+        """Shape of one record."""
+        raise NotImplementedError
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether records know their mirror image."""
+        raise NotImplementedError
+
+    def seen(self, record: np.ndarray, mirror: bool, rng: np.random.Generator) -> np.ndarray:
+        """The latents (h, w, c) float32 as the model sees them, of one record; `mirror`: those of its mirror image."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any]) -> Self:
+        """As `ShardedManifest.from_tree`."""
+        link = tree.pop("text", None)
+        return super().from_tree({**tree, "text": None if link is None else TextLink(**link)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What is in a latent set and where it comes from.
+class Manifest(LatentManifest):
+    """What is in a latent set that `graftax encode` wrote, and where it comes from.
 
     Attributes:
         source: as given to `graftax encode`.
@@ -69,8 +122,12 @@ class Manifest:
         dtype: of the moments.
         shard_size: records per shard.
         shards: None until all of them are there.
+        text: the text store of the captions, None in sets of classes.
     """
 
+    format: ClassVar[str] = "graftax latents 1"
+    verb: ClassVar[str] = "graftax encode"
+    free: ClassVar[tuple[str, ...]] = ("source", "vae", "shards")
     source: str
     subset: str | None
     subset_seed: int
@@ -87,93 +144,110 @@ class Manifest:
     dtype: str
     shard_size: int
     shards: tuple[Shard, ...] | None = None
+    text: TextLink | None = None
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """Names of all shards, whether or not they are there."""
-        total = -(-self.count // self.shard_size)
-        return tuple(f"latents-{i:05d}-of-{total:05d}.array_record" for i in range(total))
-
-    @property
-    def moments_shape(self) -> tuple[int, int, int, int]:
+    def record_shape(self) -> tuple[int, ...]:
         """Shape (2, h, w, 2c) of one record: image and mirror image; mean and log-variance."""
         h, w, c = self.latent_shape
         return 2, h, w, 2 * c
 
-    def span(self, shard: int) -> range:
-        """The records of one shard."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.count))
+    @property
+    def mirrored(self) -> bool:
+        """Whether records know their mirror image: yes."""
+        return True
 
-    def to_json(self) -> str:
-        """JSON text, with a checksum over all of it."""
-        tree = {"format": FORMAT, **dataclasses.asdict(self)}
-        return json.dumps({**tree, "checksum": _checksum(tree)}, separators=(",", ":")) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Inverse of `to_json`. Raises `ValueError` on other text, or where the checksum does not fit."""
-        tree = json.loads(text)
-        if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-            raise ValueError(f"expected the format {FORMAT!r}")
-        if tree.pop("checksum", None) != _checksum(tree):
-            raise ValueError("its checksum does not fit")
-        del tree["format"]
-        shards = tree.pop("shards")
-        tree |= {name: tuple(tree[name]) for name in ("class_names", "latent_shape")}
-        return cls(**tree, shards=None if shards is None else tuple(map(shard_from_tree, shards)))
+    def seen(self, record: np.ndarray, mirror: bool, rng: np.random.Generator) -> np.ndarray:
+        """(sample - shift) * scale, a new sample of the posterior each time, (h, w, c) float32."""
+        mean, log_variance = np.split(record[int(mirror)].astype(np.float32), 2, axis=-1)
+        noise = rng.standard_normal(mean.shape, np.float32)  # (h, w, c)
+        sample = mean + np.exp(0.5 * log_variance) * noise
+        return (sample - np.float32(self.shift)) * np.float32(self.scale)
 
 
-def shard_from_tree(tree: dict[str, Any]) -> Shard:
-    """The shard that a JSON object describes. Raises `TypeError` or `KeyError` on others."""
-    return Shard(**{**tree, "labels": tuple(tree["labels"])})
+@dataclass(frozen=True, kw_only=True)
+class DrawnManifest(LatentManifest):
+    """What is in a latent set that `graftax synthesize` wrote, and how it was drawn.
 
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a set, finished or not. Raises `BadInput` where it is missing or damaged."""
-    try:
-        return Manifest.from_json((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise BadInput(f"latent set {folder}: no {MANIFEST} in it, expected a folder that `graftax encode` wrote") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"latent set {folder}: {MANIFEST} is damaged ({error})") from None
-
-
-def write_shard(path: Path, moments: Iterable[np.ndarray]) -> None:
-    """Write records (2, h, w, 2c), little-endian, to an ArrayRecord file. The same records give the same bytes.
-
-    Raises `BadInput` where the file cannot be written to its end.
+    Attributes:
+        model: as given to `graftax synthesize`.
+        model_sha256: of its weights.
+        prompts: as given: a file of labels, or a text store.
+        prompts_sha256: of the file, or the store's `digest`.
+        per_prompt: images of each prompt; image i is of prompt i // per_prompt.
+        protocol: how images are drawn, JSON types by name: sampling, seed, null caption, type of matrix products.
+        batch_size: images per compiled call.
+        count: images.
+        class_names: of the model; () for captions.
+        latent_shape: (h, w, c).
+        dtype: of the records.
+        shard_size: records per shard.
+        shards: None until all of them are there.
+        text: the text store of the captions, None in sets of classes.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
 
-    with _writing(path):
-        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # one record a chunk: they are read at random
-    for record in moments:
-        with _writing(path):
-            writer.write(np.ascontiguousarray(record).tobytes())
-    with _writing(path):
-        writer.close()
+    format: ClassVar[str] = "graftax drawn latents 1"
+    verb: ClassVar[str] = "graftax synthesize"
+    free: ClassVar[tuple[str, ...]] = ("model", "prompts", "shards")
+    beside: ClassVar[tuple[str, ...]] = ("preview",)
+    model: str
+    model_sha256: str
+    prompts: str
+    prompts_sha256: str
+    per_prompt: int
+    protocol: dict[str, Any]
+    batch_size: int
+    count: int
+    class_names: tuple[str, ...]
+    latent_shape: tuple[int, int, int]
+    dtype: str
+    shard_size: int
+    shards: tuple[Shard, ...] | None = None
+    text: TextLink | None = None
+
+    @property
+    def record_shape(self) -> tuple[int, ...]:
+        """Shape (h, w, c) of one record."""
+        return self.latent_shape
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether records know their mirror image: no."""
+        return False
+
+    def seen(self, record: np.ndarray, mirror: bool, rng: np.random.Generator) -> np.ndarray:
+        """The record itself, (h, w, c) float32."""
+        return record.astype(np.float32)
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        reason = storage_trouble(error) or " ".join(str(error).split())[:200]
-        raise BadInput(f"{path}: cannot be written ({reason})") from None
+KINDS = (Manifest, DrawnManifest)
+
+
+def read_manifest(folder: Path) -> Manifest | DrawnManifest:
+    """The manifest of a latent set, finished or not. Raises `BadInput` where it is missing or damaged."""
+    return read_sharded(folder, *KINDS)
 
 
 class LatentSet:
     """A finished latent set, or part of one: the reader that `stream` takes.
 
     `transform` "flip": the mirror image's moments by a coin for each epoch. Each read draws a new sample of the posterior,
-    by seed, epoch and the record's number in the whole set; (sample - shift) * scale is the image.
+    and of several captions one, by seed, epoch and the record's number in the whole set.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, rows: Any, indices: np.ndarray, transform: str = "none") -> None:
-        self.folder, self.manifest, self.transform = folder, manifest, transform
-        self.labels = np.concatenate([np.asarray(s.labels, np.int32) for s in manifest.shards or ()])[indices]  # (n,)
+    def __init__(
+        self, folder: Path, manifest: LatentManifest, rows: Any, store: TextStore | None, indices: np.ndarray,
+        transform: str = "none",
+    ) -> None:  # fmt: skip
+        self.folder, self.manifest, self.transform, self.store = folder, manifest, transform, store
         self._rows, self._indices, self._flip = rows, indices, flips(transform)
+        if self._flip and not manifest.mirrored:
+            raise BadInput(f"transform: got 'flip' with latent set {folder}, expected 'none': it has no mirror images")
+        captions = [numbers for shard in manifest.sealed for numbers in shard.captions]
+        self.texts = None if store is None else Texts(store, captions)
+        labels = [np.asarray(shard.labels, np.int32) for shard in manifest.sealed]
+        whole = np.concatenate(labels) if store is None else np.zeros(manifest.count, np.int32)
+        self.labels = whole[indices]  # (n,)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -185,7 +259,7 @@ class LatentSet:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, as the source has them."""
+        """Names of the classes, as the source has them; () in sets of captions."""
         return self.manifest.class_names
 
     @property
@@ -206,63 +280,50 @@ class LatentSet:
 
     def take(self, indices: np.ndarray) -> LatentSet:
         """The same set with only the records at `indices` (m,), in that order."""
-        return LatentSet(self.folder, self.manifest, self._rows, self._indices[indices], self.transform)
+        return LatentSet(self.folder, self.manifest, self._rows, self.store, self._indices[indices], self.transform)
 
     def transformed(self, transform: str) -> LatentSet:
         """The same set with another `transform`."""
-        return LatentSet(self.folder, self.manifest, self._rows, self._indices, transform)
+        return LatentSet(self.folder, self.manifest, self._rows, self.store, self._indices, transform)
 
     def read(self, index: np.ndarray, epoch: np.ndarray, seed: int) -> Batch:
         """As `Reader.read`. Raises `BadInput` naming the folder where a record is damaged."""
         numbers = self._indices[index]
-        try:
-            rows = self._rows.__getitems__([int(i) for i in numbers])  # a bytes object each
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BadInput(f"latent set {self.folder}: cannot be read ({reason}); {_REPAIR}") from None
         dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
-        moments = np.stack([np.frombuffer(row, dtype).reshape(self.manifest.moments_shape) for row in rows])
         images = np.empty((len(index), *self.manifest.latent_shape), np.float32)
-        for i, at in enumerate(zip(epoch, numbers, strict=True)):
-            rng = generator(seed, *at)
-            mean, log_variance = np.split(moments[i, int(self._flip and coin(rng))].astype(np.float32), 2, axis=-1)
-            noise = rng.standard_normal(mean.shape, np.float32)  # (h, w, c)
-            images[i] = mean + np.exp(0.5 * log_variance) * noise
-        images -= np.float32(self.manifest.shift)
-        images *= np.float32(self.manifest.scale)
-        return {"image": images, "label": self.labels[index]}
+        chosen = np.empty(len(index), np.int64)
+        for i, row in enumerate(fetch(self._rows, numbers, self.folder, self.manifest)):
+            rng = generator(seed, epoch[i], numbers[i])
+            record = np.frombuffer(row, dtype).reshape(self.manifest.record_shape)
+            images[i] = self.manifest.seen(record, self._flip and coin(rng), rng)
+            if self.texts is not None:
+                chosen[i] = self.texts.choose(numbers[i], rng)
+        if self.texts is None:
+            return {"image": images, "label": self.labels[index]}
+        return {"image": images, **self.texts.store.read(chosen)}
 
 
-def open_latents(folder: str | Path) -> LatentSet:
-    """The latent set in `folder`. Raises `BadInput` where it is unfinished, or a shard is missing or of another length.
+def open_latents(folder: str | Path, text: str | None = None) -> LatentSet:
+    """The latent set in `folder`, its captions from the store in `text`, or by default from where it was when it was made.
 
-    Damage within a shard is found when its record is read, and all of it by `graftax encode`, given the same command again.
+    Raises `BadInput` where it is unfinished, a shard is missing or of another length, or the text store is another one.
+    Damage within a shard is found when its record is read, and all of it by the command that wrote the set, given again.
     """
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
     folder = Path(folder)
     manifest = read_manifest(folder)
-    if manifest.shards is None:
-        there = sum((folder / name).exists() for name in manifest.files)
-        raise BadInput(
-            f"latent set {folder}: {there} of {len(manifest.files)} shards, finish with the same `graftax encode`"
-        )
-    for shard in manifest.shards:
-        path = folder / shard.file
-        found = path.stat().st_size if path.is_file() else None
-        if found != shard.bytes:
-            state = "missing" if found is None else f"{found} bytes, expected {shard.bytes}"
-            raise BadInput(f"latent set {folder}: {shard.file} is {state}; {_REPAIR}")
-    rows = ArrayRecordDataSource([str(folder / shard.file) for shard in manifest.shards])
-    if len(rows) != manifest.count:
-        raise BadInput(f"latent set {folder}: {len(rows)} records, expected {manifest.count}; {_REPAIR}")
-    return LatentSet(folder, manifest, rows, np.arange(manifest.count))
+    rows = open_rows(folder, manifest)
+    if manifest.text is None and text is not None:
+        raise BadInput(f"latent set {folder}: has classes and no captions, expected no text store beside it ({text!r})")
+    store = None if manifest.text is None else manifest.text.open(folder, text)
+    return LatentSet(folder, manifest, rows, store, np.arange(manifest.count))
 
 
 def is_latent_set(folder: str | Path) -> bool:
     """Whether `folder` holds a latent set, finished or not."""
-    return (Path(folder) / MANIFEST).is_file()
+    return is_set(folder)
 
 
-def _checksum(tree: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+__all__ = [
+    "DTYPES", "MANIFEST", "DrawnManifest", "LatentManifest", "LatentSet", "Manifest", "Shard", "TextLink", "is_latent_set",
+    "open_latents", "read_manifest", "write_shard",
+]  # fmt: skip

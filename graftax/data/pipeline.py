@@ -17,6 +17,7 @@ import numpy as np
 
 from graftax.data.crop import FITS
 from graftax.data.source import Records
+from graftax.data.text.store import Texts
 from graftax.errors import BadInput
 
 TRANSFORMS = ("none", "flip")
@@ -30,12 +31,15 @@ class Reader(Protocol):
     def identity(self) -> dict[str, Any]: ...
     def __len__(self) -> int: ...
     def read(self, index: np.ndarray, epoch: np.ndarray, seed: int) -> Batch:
-        """{"image": (b, h, w, c) float32, "label": (b,) int32} of records `index` (b,), each in its `epoch` (b,)."""
+        """{"image": (b, h, w, c) float32, "label": (b,) int32} of records `index` (b,), each in its `epoch` (b,).
+
+        Captioned records have "text" (b, m, d) and "text_mask" (b, m) in place of the label (`TextStore.read`).
+        """
         ...
 
 
 class Batches:
-    """Iterator over {"image": (b, h, w, c) float32, "label": (b,) int32}; made by `stream` or `batches`.
+    """Iterator over batches as a `Reader` gives them; made by `stream` or `batches`.
 
     `state()` is a JSON-able dict; an iterator made with the same arguments and given that dict by `restore` continues
     with the very next batch.
@@ -131,11 +135,16 @@ class Arrays:
 
 
 class Pixels:
-    """Reader of images made square, of side `size`, and scaled to [-1, 1]; `transform` as in `batches`."""
+    """Reader of images made square, of side `size`, and scaled to [-1, 1]; `transform` as in `batches`.
 
-    def __init__(self, records: Records, size: int, transform: str = "none") -> None:
-        self._records, self._size, self._flip = records, size, flips(transform)
+    With `texts`, the records' captions, a batch has one of each in place of the label: of several, another each epoch.
+    """
+
+    def __init__(self, records: Records, size: int, transform: str = "none", texts: Texts | None = None) -> None:
+        self._records, self._size, self._flip, self._texts = records, size, flips(transform), texts
         self.identity = {"data": records.digest, "size": size, "fit": records.fit, "transform": transform}
+        if texts is not None:
+            self.identity["text"] = texts.store.digest
 
     def __len__(self) -> int:
         return len(self._records)
@@ -143,14 +152,17 @@ class Pixels:
     def read(self, index: np.ndarray, epoch: np.ndarray, seed: int) -> Batch:
         """As `Reader.read`. Raises `BadInput` naming an image that cannot be read."""
         images = np.empty((len(index), self._size, self._size, self._records.channels), np.float32)
-        labels = np.empty(len(index), np.int32)
+        labels, chosen = np.empty(len(index), np.int32), np.empty(len(index), np.int64)
         for i, at in enumerate(zip(epoch, index, strict=True)):
+            rng = generator(seed, *at)
             image, labels[i] = self._records.fetch(int(at[1]))
             square = FITS[self._records.fit](image, self._size)
-            images[i] = square[:, ::-1] if self._flip and coin(generator(seed, *at)) else square
+            images[i] = square[:, ::-1] if self._flip and coin(rng) else square
+            if self._texts is not None:
+                chosen[i] = self._texts.choose(at[1], rng)
         images /= 127.5
         images -= 1
-        return {"image": images, "label": labels}
+        return {"image": images, **({"label": labels} if self._texts is None else self._texts.store.read(chosen))}
 
 
 def whole(reader: Reader, chunk: int = 256) -> Batch:

@@ -28,6 +28,7 @@ from graftax.distill.sites import check_pair
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
 from graftax.models import Model
+from graftax.models.arguments import as_key
 from graftax.ops.base import Params, apply_with_features
 from graftax.progress import Progress
 from graftax.surgery.select import Selector, select
@@ -146,7 +147,7 @@ def _keyed(
     """The next `steps` batches on their devices, each with a key of its own."""
     if steps < 1:
         raise BadInput(f"calibration steps: got {steps}, expected 1 or more")
-    root = jax.random.key(0) if rng is None else rng
+    root = jax.random.key(0) if rng is None else as_key(rng)
     with Progress(steps, label, unit="batch", show=show and jax.process_index() == 0) as progress:
         for i in range(steps):
             batch = next(batches, None)

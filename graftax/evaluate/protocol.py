@@ -9,18 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
 
-from graftax.diffusion import Sampling, image_keys
+from graftax.diffusion import Sampling
 from graftax.errors import BadInput
 
 LABELS = ("balanced", "random")
 ROUNDINGS = ("nearest", "truncate")
 DIGITS = 12
 
-LATER = ("spacing", "last")
-"""Settings younger than the first results: they count in the hash where they are not the default, so those keep theirs."""
+LATER = {"spacing": "linspace", "last": "zero", "text": ""}
+"""Fields younger than the first results, and what those stand for: left out of the JSON there, so hashes stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +31,7 @@ class Protocol:
         seed: of the noise; image i has its own (`graftax.diffusion.sampling`).
         count: images.
         labels: "balanced" takes the classes in turn, "random" draws each (as DiT's published scores).
+        text: what reads the prompts of a text-to-image model, by name and hash; "" for a model of classes.
         decoder: what turned latents into pixels, by name and hash.
         rounding: of pixels in [-1, 1] to bytes: "nearest" as DiT's code, "truncate" as ADM's.
         dtype: of the model's matrix products.
@@ -43,6 +43,7 @@ class Protocol:
     seed: int = 0
     count: int = 50_000
     labels: str = "random"
+    text: str = ""
     decoder: str = "none"
     rounding: str = "nearest"
     dtype: str = "float32"
@@ -59,13 +60,15 @@ class Protocol:
     @property
     def hash(self) -> str:
         """Twelve hex digits that change with any field."""
-        first = dataclasses.asdict(Sampling())
-        fields = {name: value for name, value in self.fields().items() if name not in LATER or value != first[name]}
-        return hashlib.sha256(_line(fields).encode()).hexdigest()[:DIGITS]
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:DIGITS]
 
     def to_json(self) -> str:
-        """One line of JSON, all fields side by side, that `from_json` reads back to an equal protocol."""
-        return _line(self.fields())
+        """One line of JSON, all fields side by side, that `from_json` reads back to an equal protocol.
+
+        Fields of `LATER` are left out where they are as they were before there were any.
+        """
+        fields = {name: value for name, value in self.fields().items() if name not in LATER or value != LATER[name]}
+        return json.dumps(fields, sort_keys=True)
 
     def fields(self) -> dict[str, Any]:
         """All fields by name, those of the sampling among them."""
@@ -93,24 +96,17 @@ class Protocol:
         # numpy's Philox gives the same numbers on every platform; 1 keeps its stream apart from the noise's seeds.
         return np.random.Generator(np.random.Philox([self.seed, 1])).integers(0, classes, self.count, dtype=np.int32)
 
-    def keys(self, first: int, last: int) -> jax.Array:
-        """(last - first,) keys: the noise of images first..last - 1."""
-        return image_keys(jax.random.key(self.seed), first, last - first)
-
     def to_uint8(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels in [-1, 1], any shape, as bytes; what lies beyond is cut off."""
         scaled = 127.5 * pixels + 128 if self.rounding == "nearest" else 127.5 * (pixels + 1)
         return np.clip(scaled, 0, 255).astype(np.uint8)  # astype truncates
 
     def __str__(self) -> str:
+        what = f"prompts read by {self.text}" if self.text else f"{self.labels} classes"
         return (
-            f"{self.count:,} images of {self.labels} classes, {self.sampling}, seed {self.seed}, decoder {self.decoder}, "
+            f"{self.count:,} images of {what}, {self.sampling}, seed {self.seed}, decoder {self.decoder}, "
             f"bytes by {self.rounding}, {self.dtype}"
         )
-
-
-def _line(fields: Mapping[str, Any]) -> str:
-    return json.dumps(fields, sort_keys=True)
 
 
 def differences(protocols: Mapping[str, Protocol]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from graftax.checkpoint.files import sha256, sha256_of_arrays
+from graftax.checkpoint.hub import called
 from graftax.data.config import DataConfig
 from graftax.data.pixels import decoding, images
 from graftax.errors import BadInput
@@ -109,7 +110,7 @@ def decoder_name(model: Model, latents: str, name: str) -> str:
         return "none"
     folder = None if chosen == "demo" else find_vae(chosen)
     if folder:
-        return f"VAE {folder.name} {read_vae(folder)[2].sha256[:DIGITS]}"
+        return f"VAE {called(folder)} {read_vae(folder)[2].sha256[:DIGITS]}"
     return f"autoencoder {Path(chosen).name} {sha256_of_arrays(load_autoencoder(chosen)[1])[:DIGITS]}"
 
 

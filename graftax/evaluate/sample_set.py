@@ -19,17 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from graftax import api
 from graftax.checkpoint.files import made, replacing
 from graftax.data.pixels.decoding import Decode
 from graftax.errors import BadInput, naming
-from graftax.evaluate.drawing import require_finite
 from graftax.evaluate.protocol import Protocol, require_equal
+from graftax.evaluate.spread import Spread, spread
 from graftax.models import Model
 from graftax.progress import Progress
 
@@ -84,9 +81,7 @@ def draw_set(
     Raises BadInput where the folder holds samples of another model, protocol or part size, is not one that all hosts share,
     or `part` does not divide over the devices.
     """
-    devices = jax.local_devices()
-    if part < 1 or part % len(devices):
-        raise BadInput(f"images per part: got {part}, expected a multiple of {len(devices)} devices")
+    hands = spread(model, protocol.sampling, protocol.seed, part, protocol.dtype)
     if jax.process_index() == 0:
         _begin(folder, protocol.drawn(), identity, part)
     multihost_utils.sync_global_devices("graftax: folder of samples")
@@ -95,28 +90,19 @@ def draw_set(
     missing = found.missing()
     multihost_utils.sync_global_devices("graftax: parts shared out")  # before anybody adds to them
     labels = protocol.label_array(model.spec.classes)
-    spread = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
-    params = jax.device_put(model.params, NamedSharding(spread.mesh, PartitionSpec()))
     mine = missing[jax.process_index() :: jax.process_count()]
     done = len(found.starts) - len(missing)
     with Progress(len(mine) + done, "samples", unit="part", initial=done, show=show) as progress:
         for first in mine:
-            _draw_part(model.replace(params=params), found, decode, labels, first, spread)
+            _draw_part(hands, found, decode, labels, first)
             progress.advance()
     multihost_utils.sync_global_devices("graftax: samples drawn")
     return found
 
 
-def _draw_part(
-    model: Model, found: SampleSet, decode: Decode, labels: np.ndarray, first: int, spread: NamedSharding
-) -> None:
-    protocol, last = found.protocol, min(first + found.part, found.protocol.count)
-    whole = np.resize(labels[first:last], found.part)  # every part has the same shape: one compilation
-    y, keys = jax.device_put((whole, protocol.keys(first, first + found.part)), spread)
-    drawn = api.sample(
-        model, y, sampling=protocol.sampling, rng=keys, dtype=jnp.dtype(protocol.dtype),
-    )  # fmt: skip
-    images = protocol.to_uint8(decode(require_finite(np.asarray(drawn), f"images {first} to {last - 1}")))[: last - first]
+def _draw_part(hands: Spread, found: SampleSet, decode: Decode, labels: np.ndarray, first: int) -> None:
+    last = min(first + found.part, found.protocol.count)
+    images = found.protocol.to_uint8(decode(hands.draw(first, {"y": labels[first:last]})))[: last - first]
     with made(found.folder / PARTS), replacing(found.file(first)) as temporary, temporary.open("wb") as file:
         np.savez(file, images=images, labels=labels[first:last])
 

@@ -80,8 +80,9 @@ class Backbone(Protocol):
         """The conditions in a batch of training data."""
         ...
 
-    def null(self, spec: ModelSpec, cond: Cond) -> Cond:
-        """The unconditional twin of `cond`, of the same structure, for guidance and its training."""
+    def null(self, spec: ModelSpec, params: Params, cond: Cond) -> Cond:
+        """The unconditional twin of `cond`, of the same structure, for guidance and its training. Raises `BadInput` where
+        the model brings none."""
         ...
 
     def example(self, spec: ModelSpec, count: int) -> Cond:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 from jax.typing import DTypeLike
@@ -43,9 +44,16 @@ def forward_prepared(
     dtype: DTypeLike | None = None, remat: str = "none",
 ) -> tuple[jax.Array, Taps]:  # fmt: skip
     """`forward` on the result of `prepare_params`."""
+    spec = at_size(spec, x)
     state, context = embed(spec, prepared, x, t, cond, dtype)
     state, taps = run_stack(spec, prepared["blocks"], state, context, capture=capture, dtype=dtype, remat=remat)
     return find(spec).head(spec, prepared, state, context, dtype), taps
+
+
+def at_size(spec: ModelSpec, x: jax.Array) -> ModelSpec:
+    """`spec` on the grid of images x (b, h, w, c): operators are then built to it, whatever size the model was made for."""
+    grid = x.shape[1] // spec.option("patch"), x.shape[2] // spec.option("patch")
+    return spec if grid == spec.sizes.grid else spec.replace(sizes=replace(spec.sizes, grid=grid))
 
 
 def embed(

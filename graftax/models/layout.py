@@ -58,11 +58,13 @@ class Layout(ABC):
         folder: names that the weights may have in a folder with a `config.json`, best first; () where the format is
             one file.
         classes: names of the class in that `config.json`.
+        entry: of a PyTorch checkpoint, under which its family looks for the tensors; "" where they are all that it holds.
     """
 
     name: ClassVar[str]
     folder: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[tuple[str, ...]] = ()
+    entry: ClassVar[str] = ""
 
     @abstractmethod
     def fits(self, shapes: Shapes, config: Config) -> bool:
@@ -86,6 +88,14 @@ class Layout(ABC):
     def computed(self, spec: ModelSpec) -> Params:
         """Leaves by path that are in no file, since everybody computes them."""
         return {}
+
+    def unheld(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Leaves by path that the format has no place for, and that its code has no use for either."""
+        return ()
+
+    def unread(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Names of tensors that a file may have and that nothing is read from, since everybody computes them."""
+        return ()
 
     def config(self, spec: ModelSpec) -> dict[str, Any]:
         """The `config.json` of a folder."""
@@ -114,7 +124,8 @@ def params_from(layout: Layout, spec: ModelSpec, tensors: Mapping[str, np.ndarra
     A leaf of one tensor is a view of it. Raises `BadInput` naming every missing, unexpected, mis-shaped or non-float tensor
     (five of them, then a count), and copies that differ.
     """
-    expected = tensor_shapes(layout, spec)
+    expected, unread = tensor_shapes(layout, spec), layout.unread(spec)
+    tensors = {name: array for name, array in tensors.items() if name not in unread}
     refuse("tensors missing", [name for name in expected if name not in tensors])
     refuse("tensors unexpected", [name for name in tensors if name not in expected])
     differ = {name: shape for name, shape in expected.items() if tensors[name].shape != shape}
@@ -132,7 +143,8 @@ def tensors_from(layout: Layout, spec: ModelSpec, params: Params) -> dict[str, n
     Raises `BadInput` where the layout cannot hold the model or `params` does not fit `spec`.
     """
     layout.check(spec)
-    flat: dict[str, Any] = dict(flatten_dict(dict(params), sep="/"))
+    unheld, leaves = layout.unheld(spec), flatten_dict(dict(params), sep="/")
+    flat: dict[str, Any] = {path: leaf for path, leaf in leaves.items() if path not in unheld}
     keys, fixed = layout.keys(spec), layout.computed(spec)
     ours = {key.leaf for key in keys} | fixed.keys()
     refuse("parameters missing", sorted(ours - flat.keys()))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ from graftax.blocks import Context, State, block_kind
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond, find
 from graftax.models.collect import Place, stacked
-from graftax.models.forward import embed
+from graftax.models.forward import at_size, embed
 from graftax.models.lora import materialise
 from graftax.models.merge import MERGES, stream_of
 from graftax.models.stack import WHICH, run_block
@@ -167,9 +167,10 @@ class Library:
         dtype: DTypeLike | None = None,
     ) -> jax.Array:  # fmt: skip
         """`graftax.models.forward` with the program as data: x (b, h, w, c), t (b,) -> (b, h, w, out_channels)."""
-        state, context = embed(self.spec, prepared, x, t, cond, dtype)
-        state = self.run(prepared, instructions, state, context, dtype)
-        return find(self.spec).head(self.spec, prepared, state, context, dtype)
+        sized = replace(self, specs=tuple(at_size(spec, x) for spec in self.specs))
+        state, context = embed(sized.spec, prepared, x, t, cond, dtype)
+        state = sized.run(prepared, instructions, state, context, dtype)
+        return find(sized.spec).head(sized.spec, prepared, state, context, dtype)
 
     # --- Where every operator's weights are ---------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from graftax.checkpoint.hub import fetched
 from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights, renamed, shapes_of
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source
@@ -50,12 +51,12 @@ _LAYER = re.compile(r"encoder\.layer\.([0-9]{1,3})\.(.+)\.(weight|bias|lambda1)"
 
 
 def load_dinov2(path: str | Path) -> tuple[DINOv2Spec, dict[str, Any], Source]:
-    """(spec, params float32 numpy, source) of a transformers folder; `source.sha256` is that of the weights file.
+    """(spec, params float32 numpy, source) of a transformers folder or an address hf://.
 
-    Raises `BadInput` naming the file and what is missing, unexpected or mis-shaped, and on settings that this code does not
-    compute.
+    `source.sha256` is that of the weights file. Raises `BadInput` naming the file and what is missing, unexpected or
+    mis-shaped, and on settings that this code does not compute.
     """
-    folder = Path(path)
+    folder = fetched(path)
     config = read_config(folder, "transformers", tuple(REGISTERS))
     with naming(folder / CONFIG):
         spec = spec_from_config(config)

@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from graftax.checkpoint.files import sha256
+from graftax.checkpoint.hub import fetched
 from graftax.checkpoint.numpy_pickle import read_pickled_arrays
 from graftax.checkpoint.tensors import Source, read_tensors
 from graftax.errors import BadInput, naming
@@ -33,11 +34,11 @@ _UNUSED = ("bn/num_batches_tracked", "fc/bias")
 def load_inception(path: str | Path) -> tuple[dict[str, Any], Source]:
     """(params, source) of an Inception weight file: float32, batch normalisation folded into kernels and biases.
 
-    `params` has no "fc" where the file has no classifier. Raises `BadInput`, with the file's name, on unreadable or
-    refused files, missing or unknown entries, and other shapes (torchvision's InceptionV3 has 1000 classes: other
-    weights, other numbers).
+    `path` may be an address hf://. `params` has no "fc" where the file has no classifier. Raises `BadInput`, with the
+    file's name, on unreadable or refused files, missing or unknown entries, and other shapes (torchvision's InceptionV3 has
+    1000 classes: other weights, other numbers).
     """
-    path = Path(path)
+    path = fetched(path)
     if path.suffix in PICKLES:
         tensors: dict[str, Any] = flatten_dict(read_pickled_arrays(path), sep="/")  # pyright: ignore
         source, names, torch = Source(path.name, sha256(path)), _JAX, False

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from graftax.checkpoint.hub import Absent, fetched
 from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights, renamed, shapes_of
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source
@@ -22,6 +23,9 @@ from graftax.nets import vae
 from graftax.nets.vae import VAESpec
 
 CLASS = "AutoencoderKL"
+PART = "vae"
+"""The folder of a pipeline that holds it."""
+
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 """Names that the weights may have, best first."""
 
@@ -41,8 +45,13 @@ MOST_WIDTHS, MOST_LAYERS, LARGEST_WIDTH = 8, 16, 8192
 
 
 def find_vae(path: str | Path) -> Path | None:
-    """The folder with a VAE's `config.json`: `path`, or `path/vae` of a pipeline; None if there is none."""
-    return next((folder for folder in (Path(path), Path(path) / "vae") if (folder / CONFIG).is_file()), None)
+    """The folder with a VAE's `config.json`: `path`, or `path/vae` of a pipeline, fetched where it is an address hf://;
+    None if there is none."""
+    try:
+        folder = fetched(path, PART)
+    except Absent:
+        return None
+    return next((one for one in (folder, folder / PART) if (one / CONFIG).is_file()), None)
 
 
 def load_vae(path: str | Path) -> tuple[VAESpec, dict[str, Any]]:

@@ -76,4 +76,6 @@ class MHA(Operator):
     def transplant(
         self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
     ) -> Params | None:
-        return weights if isinstance(donor, MHA) else None
+        if not isinstance(donor, MHA):
+            return None
+        return {name: weights[name] for name in ("qkv", "proj")}

@@ -116,8 +116,8 @@ class Operator(nn.Module):
         init_style: "torch" for scions (PyTorch's defaults, as in the grafting paper) or "dit" for a model trained from
             scratch (Xavier uniform, zero bias, as in DiT).
         kind: its name.
-        role: which slots it fits: "mixer" (of tokens), "channel" (mixer of channels), "modulation", "norm", "joint" (mixer
-            of several streams).
+        role: which slots it fits: "mixer" (of tokens), "channel" (mixer of channels), "modulation", "norm", "cross" (tokens
+            look at a text), "joint" (mixer of several streams).
         reads: names of the fields of `graftax.blocks.Context` that it is called with, as keywords.
         given: fields that its slot sets, which are no options.
         torch_keys: its parameters in PyTorch files, names relative to the slot's.

@@ -18,6 +18,7 @@ from typing import Any
 from graftax import api
 from graftax import config as configs
 from graftax.backbones.dit.zoo import spec_of
+from graftax.checkpoint.hub import is_hub
 from graftax.distill.merged import MergedStep, regression_units
 from graftax.errors import BadInput, GraftaxError, did_you_mean
 from graftax.evaluate.aot import (
@@ -116,7 +117,7 @@ def teacher_spec(name: str) -> ModelSpec:
 
     Raises `BadInput` on other names, and as `graftax.load` does.
     """
-    if name == "demo" or Path(name).exists():
+    if name == "demo" or is_hub(name) or Path(name).exists():
         return api.read(name).spec
     spec = spec_of(Path(name).stem) or spec_of(name)
     if spec is None:

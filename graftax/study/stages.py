@@ -119,8 +119,8 @@ def _saw(student: Model, data: Images) -> Model:
 
 
 def heldout_of(data: Images) -> dict[str, Any] | None:
-    """The held-out images and labels, None where there are none."""
-    return {"image": data.test, "label": data.test_labels} if data.held_out else None
+    """The held-out images with what they are conditioned on, None where there are none."""
+    return data.heldout
 
 
 def last_eval(history: History) -> dict[str, Any]:

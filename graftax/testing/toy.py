@@ -16,15 +16,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from graftax import blocks, ops
-from graftax.backbones.classes import STEPS, ClassConditional
-from graftax.backbones.dit.frame import (
-    FREQUENCIES,
-    FinalLayer,
-    LabelEmbed,
-    PatchEmbed,
-    TimestepEmbed,
-    sinusoidal_positions,
-)
+from graftax.backbones.classes import ClassConditional
+from graftax.backbones.dit.frame import LabelEmbed
+from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, sinusoidal_positions
+from graftax.backbones.times import STEPS
 from graftax.blocks import BlockKind, Context, Run, Slot, State, Tap
 from graftax.blocks.base import modulate, vectors
 from graftax.errors import BadInput

@@ -65,24 +65,27 @@ class DiffusionLoss:
         return self.given(params, self.draw(batch, key))
 
     def draw(self, batch: Batch, key: jax.Array) -> Batch:
-        """{"image", "t" (b,) int, "noise" (b, h, w, c), "cond"}, conditions replaced where they are dropped."""
-        backbone, count = find(self.spec), batch["image"].shape[:1]
-        cond = backbone.condition(batch)
+        """{"image", "t" (b,) int, "noise" (b, h, w, c), "cond", "drop" (b,) bool: whose conditions are dropped}."""
+        count = batch["image"].shape[:1]
         t = jax.random.randint(jax.random.fold_in(key, TIME), count, 0, len(self.process))
         noise = jax.random.normal(jax.random.fold_in(key, NOISE), batch["image"].shape)
         drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), self.class_dropout, count)
-
-        def dropped(own: jax.Array, null: jax.Array) -> jax.Array:
-            return jnp.where(drop.reshape(-1, *[1] * (own.ndim - 1)), null, own)
-
-        cond = jax.tree.map(dropped, dict(cond), dict(backbone.null(self.spec, cond)))
-        return {"image": batch["image"], "t": t, "noise": noise, "cond": cond}
+        cond = dict(find(self.spec).condition(batch))
+        return {"image": batch["image"], "t": t, "noise": noise, "cond": cond, "drop": drop}
 
     def given(self, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         """Loss and metrics of a batch that `draw` made."""
-        inputs = (batch[name] for name in ("image", "t", "cond", "noise"))
-        losses = _losses(self.spec, self.process, params, *inputs, **self.options)
+        cond = self._dropped(params, batch["cond"], batch["drop"]) if self.class_dropout else batch["cond"]
+        losses = _losses(self.spec, self.process, params, batch["image"], batch["t"], cond, batch["noise"], **self.options)
         return jnp.mean(losses["loss"]), {name: jnp.mean(losses[name]) for name in ("mse", "vb")}
+
+    def _dropped(self, params: Params, cond: Cond, drop: jax.Array) -> Cond:
+        """`cond`, the unconditional one where `drop` (b,)."""
+
+        def one(own: jax.Array, null: jax.Array) -> jax.Array:
+            return jnp.where(drop.reshape(-1, *[1] * (own.ndim - 1)), null, own)
+
+        return jax.tree.map(one, dict(cond), dict(find(self.spec).null(self.spec, params, cond)))
 
 
 def training_tree(spec: ModelSpec, params: Params, frozen: Sequence[str] = ()) -> Params:

@@ -146,6 +146,11 @@ def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def token_sharding(shape: Sequence[int], mesh: AnyMesh) -> NamedSharding:
+    """As `batch_sharding`, but whole where the first of an array's dimensions does not divide."""
+    return NamedSharding(mesh, activation_spec(("batch", *(None,) * (len(shape) - 1)), shape, mesh))
+
+
 def replicated(mesh: AnyMesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -111,6 +111,7 @@ def test_a_model_of_nan_draws_nothing(run, tmp_path, spec):
     assert code == 3
     assert "weights blocks/01/mixer/proj/bias: NaN or infinite" in err
     assert not (tmp_path / "x.png").exists()
+    assert run("cost", tmp_path / "nan", "--measure", "--rounds=1")[0] == 3
 
 
 def test_the_demo_converts_and_parents_are_made(run, tmp_path):

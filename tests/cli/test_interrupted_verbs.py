@@ -33,6 +33,7 @@ COMMANDS = {
     "report": ("report", "{t}/given"),
     "convert": ("convert", "{t}/given/grafted", "{t}/x.pt"),
     "encode": ("encode", "fashion_mnist", "{t}/set", "--vae=demo", "--size=32"),
+    "synthesize": ("synthesize", "demo", "{t}/given/labels.txt", "{t}/drawn"),
     "train": ("train", "--config", f"{CONFIGS}/demo_dit.py", "--workdir", "{t}/run"),
     "analyze": ("analyze", "demo", "--out", "{t}/analysis"),
     "search": ("search", *RECIPE, "--student", "{t}/given/grafted", "--workdir", "{t}/run"),
@@ -56,6 +57,7 @@ def given(tmp_path_factory):
         ("evaluate", "demo", "--count=70", "--steps=2", "--out", evaluation),
     ):
         subprocess.run([sys.executable, "-c", PROGRAM, *command], check=True, capture_output=True)
+    (folder / "given" / "labels.txt").write_text("\n".join(str(i % 10) for i in range(3000)))
     return folder
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from graftax.backbones.dit.frame import sinusoidal_positions
+from graftax.backbones.embedders import sinusoidal_positions
 from graftax.blocks import build
 from graftax.checkpoint import open_checkpoint
 from graftax.models import Model

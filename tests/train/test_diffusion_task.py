@@ -56,7 +56,7 @@ def test_labels_are_dropped_with_their_probability() -> None:
     data = {"image": np.zeros((20_000, 1, 1, 1), np.float32), "label": np.zeros(20_000, np.int32)}
     for share, tolerance in ((0.0, 0), (0.1, 0.01), (1.0, 0)):
         drawn = diffusion_loss(SPEC, PROCESS, class_dropout=share).draw(data, jax.random.key(3))
-        assert float(jnp.mean(drawn["cond"]["y"] == NULL)) == pytest.approx(share, abs=tolerance)
+        assert float(jnp.mean(drawn["drop"])) == pytest.approx(share, abs=tolerance)
         assert 0 <= int(drawn["t"].min()) < 5
         assert 995 < int(drawn["t"].max()) < 1000
     assert len({TIME, NOISE, DROP}) == 3

@@ -10,18 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from graftax.backbones.classes import STEPS, ClassConditional
-from graftax.backbones.dit.frame import (
-    COMPAT,
-    FREQUENCIES,
-    FinalLayer,
-    LabelEmbed,
-    PatchEmbed,
-    TimestepEmbed,
-    compat_of,
-    sinusoidal_positions,
-)
+from graftax.backbones.classes import ClassConditional
+from graftax.backbones.dit.frame import COMPAT, LabelEmbed, compat_of
 from graftax.backbones.dit.overrides import override
+from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, sinusoidal_positions
+from graftax.backbones.times import STEPS
 from graftax.blocks import Context, State
 from graftax.blocks.base import STREAM
 from graftax.errors import BadInput

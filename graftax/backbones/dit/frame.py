@@ -1,4 +1,4 @@
-"""What surrounds the blocks of a DiT: patches in, conditioning, patches out. Facebook's DiT (arXiv 2212.09748) semantics.
+"""What is DiT's own around the blocks: classes, and whose numerics.
 
 The frame's option `compat` "diffusers" computes as Hugging Face diffusers' DiTTransformer2DModel (0.42), which deviates in
 the timestep's frequencies (`timestep_features`); its other deviation, eps 1e-5 in the norm before the channel mixer, is an
@@ -7,95 +7,18 @@ option of that norm.
 
 from __future__ import annotations
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.linen.dtypes import promote_dtype
-from jax.typing import DTypeLike
 
-from graftax.blocks.base import modulate, vectors
-from graftax.ops.norms import layer_norm
 from graftax.spec import ModelSpec
 
 COMPAT = ("dit", "diffusers")
-FREQUENCIES = 256
-"""Width of the sinusoidal timestep features."""
-
 
 
 def compat_of(spec: ModelSpec) -> str:
     """Whose numerics: "dit" or "diffusers"."""
     return spec.option("compat", "dit")
-
-
-def sinusoidal_positions(width: int, grid: tuple[int, int]) -> np.ndarray:
-    """The fixed 2-D sine-cosine table of DiT, (1, rows * columns, width) float32, tokens in raster order.
-
-    The first half of the channels encodes the column, the second the row; each half is [sin | cos] of its frequencies.
-    """
-    omega = 1 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
-    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
-    halves = [np.outer(axis.reshape(-1), omega) for axis in (columns, rows)]  # (n, d / 4) each
-    table = np.concatenate([f(half) for half in halves for f in (np.sin, np.cos)], axis=1)
-    return table[None].astype(np.float32)
-
-
-def timestep_features(t: jax.Array, compat: str = "dit") -> jax.Array:
-    """t (b,) in [0, 1000) -> (b, 256): cosines then sines, in float32; frequencies 10000^(-i / 128), in diffusers / 127."""
-    half = FREQUENCIES // 2
-    last = half - 1 if compat == "diffusers" else half
-    # By numpy, rounded once: XLA's exp is off by an ulp here and there, which at t = 999 turns angles by up to 6e-5.
-    exponents = -math.log(10000) * np.arange(half, dtype=np.float32) / np.float32(last)
-    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
-    angles = t.astype(jnp.float32)[:, None] * frequencies
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-class PatchEmbed(nn.Module):
-    """(b, h, w, c) -> (b, n, d): a linear map of p x p patches, in raster order.
-
-    Attributes:
-        width: d.
-        patch: p.
-        dtype: matmul type.
-    """
-
-    width: int
-    patch: int
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        b, h, w, c = x.shape
-        p, d = self.patch, self.width
-        # in_axis spans the whole patch, so that the fans are those of the flattened matrix, as in DiT.
-        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", in_axis=(0, 1, 2), out_axis=3)
-        kernel = self.param("kernel", init, (p, p, c, d), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (d,), jnp.float32)
-        x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
-        x, kernel, bias = promote_dtype(x, kernel.reshape(p * p * c, d), bias, dtype=self.dtype)
-        return x @ kernel + bias
-
-
-class TimestepEmbed(nn.Module):
-    """t (b,) -> (b, d): sinusoids, then a two-layer SiLU MLP; all in float32.
-
-    Attributes:
-        width: d.
-        compat: as in `timestep_features`.
-    """
-
-    width: int
-    compat: str = "dit"
-
-    @nn.compact
-    def __call__(self, t: jax.Array) -> jax.Array:
-        init = nn.initializers.normal(0.02)
-        x = nn.silu(nn.Dense(self.width, kernel_init=init, name="fc1")(timestep_features(t, self.compat)))
-        return nn.Dense(self.width, kernel_init=init, name="fc2")(x)
 
 
 class LabelEmbed(nn.Module):
@@ -113,31 +36,3 @@ class LabelEmbed(nn.Module):
     def __call__(self, y: jax.Array) -> jax.Array:
         table = self.param("embedding", nn.initializers.normal(0.02), (self.classes + 1, self.width), jnp.float32)
         return jnp.take(table, y, axis=0)
-
-
-class FinalLayer(nn.Module):
-    """Tokens (b, n, d) and conditioning (b, d) or (b, n, d) -> image (b, h, w, channels); starts at zero output.
-
-    Attributes:
-        patch: p.
-        channels: of the image.
-        grid: rows and columns of tokens.
-        dtype: matmul type.
-    """
-
-    patch: int
-    channels: int
-    grid: tuple[int, int]
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        b, _, d = x.shape
-        p, (rows, columns) = self.patch, self.grid
-        zeros = nn.initializers.zeros
-        shift_scale = nn.Dense(2 * d, dtype=self.dtype, kernel_init=zeros, name="adaln")(nn.silu(c))
-        shift, scale = vectors(shift_scale, 2)  # (b, 1, d) or (b, n, d)
-        x = modulate(layer_norm(x), shift, scale)
-        x = nn.Dense(p * p * self.channels, dtype=self.dtype, kernel_init=zeros, name="linear")(x)  # (b, n, p p c)
-        x = x.astype(jnp.float32).reshape(b, rows, columns, p, p, self.channels)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * p, columns * p, self.channels)

@@ -1,15 +1,12 @@
 """`graftax encode`: plan, encode the shards that are missing, seal the set.
 
-Shard i belongs to process i modulo the number of processes. A shard, then the JSON file that describes it, are written
-whole or not at all, so a kill costs one shard at most. Batches never cross shards and have one shape: machines alike write
-the same bytes, whichever of them and whenever; other machines, or another number of devices, differ in last digits.
+Batches never cross shards and have one shape: machines alike write the same bytes, whichever of them and whenever; other
+machines, or another number of devices, differ in last digits. See `graftax.data.shards` for what a kill may cost.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from graftax.checkpoint.files import made, remove_strays, replacing, sha256
-from graftax.data.latents import MANIFEST, Manifest, Shard, is_latent_set, read_manifest, shard_from_tree, write_shard
+from graftax.checkpoint.files import sha256
+from graftax.checkpoint.hub import fetched
+from graftax.data import shards
+from graftax.data.latents import Manifest, TextLink
 from graftax.data.opening import open_records, part
 from graftax.data.pipeline import Pixels, Reader, in_order, read_threads
+from graftax.data.text.captions import open_captioned
+from graftax.data.text.store import open_store
 from graftax.errors import BadInput
 from graftax.nets import autoencoder, small
 from graftax.nets.vae import encode_moments
@@ -33,10 +33,6 @@ from graftax.progress import Progress, say
 
 DETERMINISTIC = -30.0
 """Log-variance of latents that are not drawn: a standard deviation of 3e-7."""
-
-_NAMES = ("source", "vae", "shards")
-"""Fields in which a set may differ from the command that continues it: contents count, not what they are called."""
-
 
 @dataclass(frozen=True)
 class Encoder:
@@ -64,10 +60,10 @@ class Encoder:
 def encode(
     source: str, out: str | Path, vae: str, size: int = 256, *, subset: str | None = None, subset_seed: int = 0,
     dtype: str = "float16", batch_size: int = 64, shard_size: int = 4096, data_dir: str | None = None,
-    afresh: bool = False,
+    captions: str | None = None, afresh: bool = False,
 ) -> None:  # fmt: skip
     """Write, continue or repair the latent set in the folder `out`; arguments are those of the command, `afresh` removes
-    a set that is there already.
+    a set that is there already. With `captions`, a text store, the source is pictures with captions that all are in it.
 
     It may be stopped or killed at any time. Raises `BadInput` before any device work where source and VAE do not fit
     together or `out` holds something else, and on an image that cannot be read.
@@ -76,7 +72,9 @@ def encode(
     if shard_size < 1 or batch_size < 1 or batch_size % jax.local_device_count():
         least = jax.local_device_count()
         raise BadInput(f"batch-size {batch_size}, shard-size {shard_size}: expected a multiple of {least}, and 1 or more")
-    records, line = part(open_records(source, data_dir), subset, subset_seed)
+    store = None if captions is None else open_store(captions)
+    records, line = part(open_records(source, data_dir) if store is None else open_captioned(source), subset, subset_seed)
+    numbers = None if store is None else store.numbers(records.captions, source)
     encoder = open_encoder(vae, size)
     if records.channels != encoder.channels:
         raise BadInput(f"source {source!r}: images of {records.channels} channels, expected {encoder.channels} for {vae!r}")
@@ -84,17 +82,17 @@ def encode(
         source=source, records=records.digest, subset=subset, subset_seed=subset_seed, count=len(records),
         class_names=records.class_names, size=size, fit=records.fit, vae=vae, vae_sha256=encoder.sha256,
         latent_shape=encoder.latent_shape, scale=encoder.scale, shift=encoder.shift, dtype=dtype, shard_size=shard_size,
+        text=None if store is None else TextLink.to(store, Path(out)),
     )  # fmt: skip
     if leads:
         say(line)
     if afresh:
-        remove_set(Path(out), leads)
-    folder = begin(Path(out), plan)
-    write_missing(folder, plan, Pixels(records, size), encoder, batch_size, *share)
-    if share[1] > 1:
-        multihost_utils.sync_global_devices("graftax: all shards encoded")
+        shards.remove_set(Path(out), Manifest, leads)
+    folder = shards.begin(Path(out), plan)
+    write_missing(folder, plan, Pixels(records, size), encoder, batch_size, *share, captions=numbers)
+    shards.together("all shards encoded")
     if leads:
-        print(seal(folder, plan))
+        print(shards.seal(folder, plan))
 
 
 def open_encoder(name: str, size: int) -> Encoder:
@@ -118,45 +116,17 @@ def open_encoder(name: str, size: int) -> Encoder:
         mean = autoencoder.encode(ours, params, images)
         return jnp.concatenate([mean, jnp.full_like(mean, DETERMINISTIC)], axis=-1)
 
-    file = small.demo_path("autoencoder.safetensors") if name == "demo" else Path(name)
+    file = small.demo_path("autoencoder.safetensors") if name == "demo" else fetched(name)
     file = file / "autoencoder.safetensors" if file.is_dir() else file
     return Encoder(sha256(file), ours.image_channels, ours.latent_shape, 1.0, 0.0, params, certain)
 
 
-def remove_set(folder: Path, leads: bool = True) -> None:
-    """Remove the latent set in a folder, if one is there, and nothing else. All processes call it, one `leads`."""
-    if leads and is_latent_set(folder):
-        for path in folder.iterdir():
-            if not _is_foreign(path.name):
-                path.unlink()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("graftax: old set removed")
-
-
-def begin(folder: Path, plan: Manifest) -> Path:
-    """`folder`, holding this plan or a set made by it. Raises `BadInput` where it holds something else."""
-    if is_latent_set(folder):
-        found = read_manifest(folder)
-        for field in dataclasses.fields(plan):
-            ours, theirs = getattr(plan, field.name), getattr(found, field.name)
-            if field.name not in _NAMES and ours != theirs:
-                there, here = (str(value)[:80] for value in (theirs, ours))
-                raise BadInput(f"{folder}: a latent set of {field.name} {there}, expected {here}, or another folder")
-        return folder
-    # Other processes may be at this very point, so what they write here does not count.
-    if folder.is_file() or (folder.is_dir() and any(_is_foreign(path.name) for path in folder.iterdir())):
-        raise BadInput(f"{folder}: holds something else, expected a new folder, an empty one or a latent set")
-    with made(folder), replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(plan.to_json())
-    return folder
-
-
 def write_missing(
-    folder: Path, plan: Manifest, reader: Reader, encoder: Encoder, batch_size: int, process_index: int, process_count: int
-) -> None:
-    """Write this process's shards that are not there, or not as they were described."""
-    own = range(process_index, len(plan.files), process_count)
-    missing = [i for i in own if not is_sound(folder, described(folder, plan, i))]
+    folder: Path, plan: Manifest, reader: Reader, encoder: Encoder, batch_size: int, process_index: int, process_count: int,
+    captions: Sequence[tuple[int, ...]] | None = None,
+) -> None:  # fmt: skip
+    """Write this process's shards that are not there, or not as described. `captions`: each record's, by number."""
+    own, missing = shards.missing_shards(folder, plan, process_index, process_count)
     spans = [(lo, min(lo + batch_size, plan.span(i).stop)) for i in missing for lo in plan.span(i)[::batch_size]]
     total, left = sum(len(plan.span(i)) for i in own), sum(stop - start for start, stop in spans)
     images = in_order(reader, spans, read_threads())
@@ -172,59 +142,9 @@ def write_missing(
                     labels.extend(batch["label"].tolist())
                     progress.advance(len(batch["label"]))
 
-            write_described(folder, plan.files[i], records(), labels)
-
-
-def write_described(folder: Path, name: str, records: Iterator[np.ndarray], labels: Sequence[int]) -> None:
-    """Write one shard, then the file that describes it. `labels` are complete once `records` is at its end."""
-    remove_strays(folder / name)
-    with replacing(folder / name) as temporary:
-        write_shard(temporary, records)
-        shard = Shard(name, temporary.stat().st_size, sha256(temporary), tuple(labels))
-    with replacing(_description(folder, name)) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(shard)))
-
-
-def described(folder: Path, plan: Manifest, i: int) -> Shard | None:
-    """What is known of shard `i`: by its own description, else by the finished manifest."""
-    try:
-        return shard_from_tree(json.loads(_description(folder, plan.files[i]).read_text()))
-    except FileNotFoundError:
-        shards = read_manifest(folder).shards
-        return shards[i] if shards else None
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def is_sound(folder: Path, shard: Shard | None) -> bool:
-    """Whether a shard is there and as it was described."""
-    return shard is not None and (folder / shard.file).is_file() and sha256(folder / shard.file) == shard.sha256
-
-
-def seal(folder: Path, plan: Manifest) -> str:
-    """Write the final manifest, now that all shards are there; returns a line that says what the set holds.
-
-    Raises `BadInput` naming a shard that is not there.
-    """
-    shards = [described(folder, plan, i) for i in range(len(plan.files))]
-    if None in shards:
-        name = plan.files[shards.index(None)]
-        raise BadInput(f"{folder / name}: missing, expected all processes to write into one folder")
-    done = dataclasses.replace(plan, shards=tuple(shard for shard in shards if shard))
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(done.to_json())
-    for name in plan.files:
-        _description(folder, name).unlink(missing_ok=True)
-    size = sum(shard.bytes for shard in done.shards or ())
-    return f"{folder}: {done.count:,} latents {done.latent_shape} in {len(done.files)} shards of {size / 1e6:,.1f} MB in all"
-
-
-def _is_foreign(name: str) -> bool:
-    return not name.startswith((".", "latents-", MANIFEST))
-
-
-def _description(folder: Path, name: str) -> Path:
-    return folder / f"{name}.json"
+            span = plan.span(i)
+            facts = {"labels": labels} if captions is None else {"captions": captions[span.start : span.stop]}
+            shards.write_described(folder, plan.files[i], records(), facts)
 
 
 def _compiled(encoder: Encoder, dtype: np.dtype, batch_size: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -13,9 +13,11 @@ import numpy as np
 
 from graftax.data.config import DataConfig
 from graftax.data.latents import LatentSet, is_latent_set
-from graftax.data.opening import open_any, part
-from graftax.data.pipeline import Batches, Pixels, batches, read_threads, stream, whole
+from graftax.data.opening import at_hand, open_any, part
+from graftax.data.pipeline import Batches, Pixels, Reader, batches, read_threads, stream, whole
 from graftax.data.source import FASHION_MNIST, ImageSet, Records, load_source, prepare, require_npz, split_indices
+from graftax.data.text.captions import CaptionedImages
+from graftax.data.text.store import Texts, TextStore, check_text, open_store
 from graftax.errors import BadInput
 from graftax.nets import autoencoder, small
 from graftax.spec import ModelSpec
@@ -35,12 +37,14 @@ class Images:
         raw_train: as read: uint8 images, or latents that were given.
         raw_test: likewise, held out.
         note: what became of a subset, in words; "" without one.
+        store: of the captions; None for images with classes.
     """
 
     config: DataConfig
     raw_train: Source
     raw_test: Source
     note: str = ""
+    store: TextStore | None = None
 
     @property
     def described(self) -> str:
@@ -79,6 +83,15 @@ class Images:
         """Held-out images, likewise."""
         return self._seen(self.raw_test)
 
+    @functools.cached_property
+    def heldout(self) -> dict[str, np.ndarray] | None:
+        """All held-out images as one batch, with labels, or text and its mask; None where nothing is held out."""
+        if not self.held_out:
+            return None
+        if isinstance(self.raw_test, LatentSet | CaptionedImages):
+            return whole(self._reader(self.raw_test, "none"))
+        return {"image": self.test, "label": self.test_labels}
+
     @property
     def train_labels(self) -> np.ndarray:
         """Labels (n,) int32 of `train`."""
@@ -104,11 +117,16 @@ class Images:
         share, transform = (jax.process_index(), jax.process_count()), self.config.transform
         if isinstance(self.raw_train, ImageSet):
             return batches(self.train, self.train_labels, batch_size, seed, *share, transform=transform)
-        if isinstance(self.raw_train, LatentSet):
-            reader = self.raw_train.transformed(transform)
-        else:
-            reader = Pixels(self.raw_train, self.config.size, transform)
-        return stream(reader, batch_size, seed, *share, threads=read_threads())
+        return stream(self._reader(self.raw_train, transform), batch_size, seed, *share, threads=read_threads())
+
+    def _reader(self, images: Records | LatentSet, transform: str) -> Reader:
+        """The reader of a set that is not in memory."""
+        if isinstance(images, LatentSet):
+            return images.transformed(transform)
+        texts = None
+        if isinstance(images, CaptionedImages) and self.store is not None:
+            texts = Texts(self.store, self.store.numbers(images.captions, images.name))
+        return Pixels(images, self.config.size, transform, texts)
 
     def _seen(self, images: Source) -> np.ndarray:
         if isinstance(images, LatentSet):
@@ -132,7 +150,29 @@ def load(config: DataConfig) -> Images:
         train = train.take(np.arange(min(config.limit, len(train))))
     if config.latents not in ("none", "given"):
         _check_encoder(config, train)
-    return Images(config, train, test, note)
+    return Images(config, train, test, note, _store(config, train, test))
+
+
+def _store(config: DataConfig, train: Source, test: Source) -> TextStore | None:
+    """The text store of the captions that both sets have, None where they have none."""
+    if isinstance(train, LatentSet) and isinstance(test, LatentSet):
+        if train.store is not None and test.store is not None:
+            for name in ("encoder_sha256", "length"):
+                ours, theirs = (getattr(store.manifest, name) for store in (train.store, test.store))
+                if ours != theirs:
+                    raise BadInput(f"data.test {config.test!r}: text of {name} {theirs}, expected {ours} as of the source")
+        return train.store
+    if not isinstance(train, CaptionedImages) or config.text is None:
+        return None
+    store = open_store(config.text)
+    for records in (train, test):
+        if isinstance(records, CaptionedImages):
+            store.numbers(records.captions, records.name)
+    return store
+
+
+def _captioned(images: Source) -> bool:
+    return isinstance(images, CaptionedImages) or (isinstance(images, LatentSet) and images.store is not None)
 
 
 def reduced(images: Images, subset: str | None) -> Images:
@@ -144,16 +184,17 @@ def reduced(images: Images, subset: str | None) -> Images:
 
 def _sets(config: DataConfig) -> tuple[Any, Any]:
     """Training and held-out set, both of one kind, before subsets are taken."""
+    config = replace(config, source=at_hand(config.source), test=config.test and at_hand(config.test))
     if config.latents == "given" and not is_latent_set(config.source):
         return _given_latents(config)
     if config.test is not None:
-        train, test = (open_any(source, config.data_dir) for source in (config.source, config.test))
-        if type(train) is not type(test) or train.class_names != test.class_names:
+        train, test = (open_any(source, config.data_dir, config.text) for source in (config.source, config.test))
+        if type(train) is not type(test) or train.class_names != test.class_names or _captioned(train) != _captioned(test):
             raise BadInput(f"data.test {config.test!r}: other classes or another kind of set than {config.source!r}")
-    elif config.source == FASHION_MNIST:
+    elif config.source == FASHION_MNIST and config.text is None:
         train, test = (load_source(FASHION_MNIST, split, config.held_out) for split in ("train", "test"))
     else:
-        both = open_any(config.source, config.data_dir)
+        both = open_any(config.source, config.data_dir, config.text)
         test = both.take(split_indices(len(both), "test", config.held_out, 0) if config.held_out else np.arange(0))
         train = both.take(split_indices(len(both), "train", config.held_out, 0))
     if isinstance(train, LatentSet) != (config.latents == "given"):
@@ -167,6 +208,10 @@ def check_fit(images: Images, spec: ModelSpec) -> None:
     expected = spec.image_shape
     if images.shape != expected:
         raise BadInput(f"data: images are {images.shape}, the model takes {expected}")
+    if images.store is not None:
+        check_text(images.store, spec)
+    elif not spec.classes:
+        raise BadInput("data: images without captions, expected some for a model that knows no classes")
     if images.num_classes > spec.classes:
         raise BadInput(f"data: {images.num_classes} classes, but the model knows {spec.classes}")
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graftax.backbones.dit.frame import FREQUENCIES
+from graftax.backbones.embedders import FREQUENCIES
 from graftax.errors import BadInput
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec, sequential

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graftax.backbones.dit import with_compat
-from graftax.backbones.dit.frame import timestep_features
+from graftax.backbones.embedders import timestep_features
 from graftax.blocks import Context, bind, block_kind, build
 from graftax.errors import BadInput
 from graftax.models import forward

@@ -153,7 +153,7 @@ def test_compat_survives_in_our_folders_and_can_be_overridden(tmp_path):
         ({"activation_fn": "geglu"}, "activation_fn: geglu, expected gelu-approximate"),
         ({"norm_type": "layer_norm"}, "norm_type: layer_norm, expected ada_norm_zero"),
         ({"attention_bias": False}, "attention_bias: False, expected True"),
-        ({"_class_name": "PixArtTransformer2DModel"}, "a 'PixArtTransformer2DModel', expected one of"),
+        ({"_class_name": "UNet2DConditionModel"}, "a 'UNet2DConditionModel', expected one of"),
         ({"num_layers": 10**9}, "num_layers: 1000000000, but the weights have 3 blocks"),
         ({"num_layers": None}, "num_layers: None, expected a positive integer"),
         ({"sample_size": 10**7}, "sample_size: 10000000, expected at most 1024"),

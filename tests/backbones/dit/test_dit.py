@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from graftax.backbones.dit import dit_spec, variant
-from graftax.backbones.dit.frame import FinalLayer, sinusoidal_positions, timestep_features
+from graftax.backbones.embedders import FinalLayer, sinusoidal_positions, timestep_features
 from graftax.backbones.dit.variants import PATCHES, RESOLUTIONS, SIZES
 from graftax.errors import BadInput
 from graftax.models import Meta, Model, Network, forward, init, param_shapes
@@ -247,7 +247,7 @@ def test_conditioning_vectors_cover_times_and_classes():
     found = find(spec).vectors(spec, params, 200)
     assert 200 <= len(found) <= 220
     assert len(np.unique(np.asarray(found), axis=0)) == len(found)
-    null = find(spec).null(spec, {"y": jnp.array([1, 2])})
+    null = find(spec).null(spec, params, {"y": jnp.array([1, 2])})
     np.testing.assert_array_equal(null["y"], [10, 10])
     assert find(spec).example(spec, 3)["y"].shape == (3,)
 

@@ -21,7 +21,8 @@ from graftax.data.latents import MANIFEST, open_latents, read_manifest
 from graftax.data.opening import open_records, part
 from graftax.data.pipeline import Pixels, coin, generator, whole
 from graftax.data.pixels import encoding, images
-from graftax.data.pixels.encoding import begin, encode, open_encoder, seal, write_missing
+from graftax.data.pixels.encoding import encode, open_encoder, write_missing
+from graftax.data.shards import begin, seal
 from graftax.data.source import prepare
 from graftax.errors import BadInput
 from graftax.nets import autoencoder, small, vae
@@ -83,9 +84,10 @@ def test_the_manifest_says_where_the_set_comes_from(source, encoded):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from graftax.data import shards
 from graftax.data.pixels import encoding
 
-write = encoding.write_shard
+write = shards.write_shard
 
 def write_shard(path, records):
     if "00003" not in path.name:
@@ -94,7 +96,7 @@ def write_shard(path, records):
     path.write_bytes(b"half a shard")
     os.kill(os.getpid(), signal.SIGKILL)
 
-encoding.write_shard = write_shard
+shards.write_shard = write_shard
 encoding.encode(sys.argv[1], sys.argv[2], "demo", 32, subset="60", shard_size=16, batch_size=8)
 """
 

@@ -1,0 +1,72 @@
+"""Texts as numbers of words, read by a small encoder inside of the model, which learns its language with its pictures.
+
+Models of a closed vocabulary need no text encoder of their own making: theirs is one of T5's kind (`graftax.nets.t5`) among
+the model's parameters. The frame's option `words` says how many words there are; 0, or no such option: texts come embedded.
+Word 0 fills a text up. A text of nothing else, the empty caption, counts as one such word, so that there is something to see.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from graftax.errors import BadInput
+from graftax.models.model import all_known
+from graftax.nets import t5
+from graftax.nets.t5 import T5Spec
+from graftax.ops.base import Params
+from graftax.spec import ModelSpec
+
+OPTIONS = {"words": 0, "text_blocks": 1, "text_heads": 1}
+"""The frame's options of such models, and the least that each may be."""
+
+NAME = "words"
+"""Of the encoder among the model's parameters."""
+
+_HIDDEN = 5, 2  # hidden width of the MLPs over the width, as in T5 v1.1 XL
+
+
+def reads_words(spec: ModelSpec) -> bool:
+    """Whether texts are numbers of words."""
+    return bool(spec.option("words", 0))
+
+
+def encoder(spec: ModelSpec) -> T5Spec:
+    """The text encoder's sizes. Raises `BadInput` where the text's width does not divide into heads."""
+    width, heads = spec.option("text_width"), spec.option("text_heads")
+    if width % heads:
+        raise BadInput(f"ModelSpec.frame text_heads: got {heads}, expected a divisor of text_width {width}")
+    return T5Spec(
+        vocab_size=spec.option("words"), d_model=width, d_kv=width // heads, d_ff=width * _HIDDEN[0] // _HIDDEN[1],
+        num_layers=spec.option("text_blocks"), num_heads=heads, eos_token_id=0,
+    )  # fmt: skip
+
+
+def declare(module: nn.Module, spec: ModelSpec) -> None:
+    """Create the text encoder's parameters inside `module`."""
+    module.param(NAME, lambda key: t5.init(encoder(spec), key))
+
+
+def embedded(spec: ModelSpec, params: Params, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Words (b, m) int -> their embeddings (b, m, c) float32, and which are real (b, m) bool."""
+    mask = (text != 0).at[:, 0].set(True)
+    return t5.encode(encoder(spec), params[NAME], text, mask)["last"], mask
+
+
+def check(spec: ModelSpec, count: int, text: jax.Array) -> None:
+    """Raise `BadInput` unless `text` is words (b, m) for `count` images."""
+    words = spec.option("words")
+    if text.ndim != 2 or len(text) != count or not text.shape[1] or not jnp.issubdtype(text.dtype, jnp.integer):
+        raise BadInput(f"text: {text.dtype}{text.shape}, expected numbers of words of integer type ({count}, m), m >= 1")
+    if not all_known(text, lambda text: (text >= 0) & (text < words)):
+        raise BadInput(f"text: words {int(text.min())}..{int(text.max())}, expected 0..{words - 1}")
+
+
+def cost(spec: ModelSpec) -> tuple[int, int]:
+    """Parameters, and FLOPs for one text of `sizes.context` words."""
+    sizes, m = encoder(spec), spec.sizes.context
+    d, inner, hidden, blocks = sizes.d_model, sizes.num_heads * sizes.d_kv, sizes.d_ff, sizes.num_layers
+    matrices = 4 * d * inner + 3 * d * hidden
+    tables = sizes.vocab_size * d + sizes.relative_attention_num_buckets * sizes.num_heads
+    return blocks * (matrices + 2 * d) + tables + d, blocks * (2 * m * matrices + 4 * m * m * inner)

@@ -1,0 +1,1 @@
+"""Captions and prompts, their embeddings on disk, and what brings the two together."""
