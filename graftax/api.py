@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
 from graftax.allocator import keep_pages
-from graftax.diffusion import Sampling, SamplingFields, Steps, guided, image_keys
+from graftax.diffusion import Sampling, SamplingFields, Steps, check_variance, guided, image_keys
 from graftax.diffusion import initial_noise as first_noise
 from graftax.errors import BadInput, NonFinite
 from graftax.models.arguments import as_float_type, as_key, as_path
@@ -130,20 +130,18 @@ def sample(
 ) -> jax.Array:  # fmt: skip
     """Draw images (latents, for a latent model): labels (b,) int -> (b, h, w, c) float32.
 
-    How is said by `sampling`, or by fields of it as keywords (`sampler="ddim", steps=50`); what is left out is as in
-    `Sampling`. All steps run as one compiled loop. `cond` gives the conditions of models that take others than classes,
-    `null_cond` their unconditional twin for guidance (None: the backbone's own).
+    How is said by `sampling`, or by fields of it as keywords (`sampler="ddim", steps=50`); what is left out is as the
+    model's family draws, for a DiT as in `Sampling`. All steps run as one compiled loop. `cond` gives the conditions of
+    models that take others than classes, `null_cond` their unconditional twin for guidance (None: the backbone's own).
 
     Image i has noise of its own, which depends on `rng` and i alone (`graftax.diffusion.image_keys`); `rng` may also be
     keys (b,), one for each image. `initial_noise` (b, h, w, c) and `step_noise` (steps, b, h, w, c), step 0 the noisiest,
     take its place. Raises `BadInput` on labels, shapes or settings that do not fit, `NonFinite` where
     an image is not finite.
     """
-    if sampling is not None and settings:
-        raise BadInput(f"sample: sampling and {sorted(settings)} given, expected one of the two")
-    sampling = sampling or Sampling(**settings)
+    spec, sampling = model.spec, sampling_for(model.spec, sampling, **settings)
     given = given_conditions(labels, cond)
-    spec, count = model.spec, len(next(iter(given.values())))
+    count = len(next(iter(given.values())))
     shape = (count, *spec.image_shape)
     key = jax.random.key(0) if rng is None else as_key(rng)
     if key.shape not in ((), (count,)):
@@ -162,6 +160,20 @@ def sample(
     if not all_known(images, jnp.isfinite):
         raise NonFinite(f"sample: images are not finite, expected finite weights and a weaker guidance than {sampling}")
     return images
+
+
+def sampling_for(spec: ModelSpec, sampling: Sampling | None = None, **settings: Unpack[SamplingFields]) -> Sampling:
+    """How a model of `spec` is drawn: `sampling`, or what `settings` say, and where they are silent its family.
+
+    Raises `BadInput` on settings out of range, on both given, and where such a model cannot be drawn so.
+    """
+    if sampling is not None and settings:
+        raise BadInput(f"sampling and {sorted(settings)} given, expected one of the two")
+    sampling = sampling or Sampling(**{**find(spec).sampling(spec), **settings})
+    if (spec.prediction.target, spec.prediction.time) != ("eps", "index"):
+        raise BadInput(f"sampler {sampling.sampler!r}: {spec.prediction}, expected noise (eps) at the times (index) of DDPM")
+    check_variance(sampling.sampler, spec.prediction.variance)
+    return sampling
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "sampling", "plan", "dtype", "mesh"))
@@ -193,4 +205,6 @@ def sampler_steps(
     return Steps(guided(model_fn, sampling.cfg_scale, twin, sampling.cfg_channels), sampling)
 
 
-__all__ = ["draw", "export", "graft", "load", "place", "read", "sample", "sampler_steps", "save", "text_encoder"]
+__all__ = [
+    "draw", "export", "graft", "load", "place", "read", "sample", "sampler_steps", "sampling_for", "save", "text_encoder",
+]  # fmt: skip

@@ -1,13 +1,25 @@
 """The public functions: arguments of every kind, numbers that are not finite, models as trees."""
 
+import argparse
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import graftax
+from graftax import api
+from graftax.cli import options
+from graftax.diffusion import SAMPLERS
+from graftax.diffusion.sampling import LASTS, SPACINGS
 from graftax.errors import BadInput, NonFinite
+from graftax.evaluate.drawing import SampleConfig
+from graftax.models.backbone import find
+from graftax.spec import Prediction
 from graftax.testing import random_params, tiny_spec
+from graftax.testing.toy import Toy, toy_spec
 
 LABELS = np.array([0, 1])
 
@@ -27,6 +39,21 @@ def spoilt(model):
 
 def draw(model, **settings):
     return graftax.sample(model, LABELS, **{"steps": 2, **settings})
+
+
+def sampling_parser():
+    parser = argparse.ArgumentParser()
+    options.add_sampling(parser)
+    return parser
+
+
+def sampling_flags():
+    """Choices of the command line's arguments."""
+    return {action.option_strings[0]: action.choices for action in sampling_parser()._actions}
+
+
+def on_the_command_line(spec, *arguments):
+    return options.sampling_of(sampling_parser().parse_args(arguments), spec)
 
 
 def inputs(model, count=1):
@@ -66,15 +93,66 @@ def test_zero_guided_channels_are_all_of_them():
 
 
 def test_the_command_line_has_the_defaults_of_python():
-    import argparse
+    assert on_the_command_line(tiny_spec()) == SampleConfig()
+    assert SampleConfig().sampling == graftax.Sampling() == api.sampling_for(tiny_spec())
+    for name, known in {"sampler": SAMPLERS, "spacing": SPACINGS, "last": LASTS}.items():
+        assert sampling_flags()[f"--{name}"] == tuple(known)
 
-    from graftax.cli import options
-    from graftax.evaluate.drawing import SampleConfig
 
-    parser = argparse.ArgumentParser()
-    options.add_sampling(parser)
-    assert options.sampling_of(parser.parse_args([])) == SampleConfig()
-    assert SampleConfig().sampling == graftax.Sampling()
+@pytest.mark.parametrize("build", [tiny_spec, toy_spec])
+def test_what_is_not_said_is_as_the_family_draws(build, monkeypatch):
+    """In Python, on the command line and in the compiled step alike; what is said holds."""
+    spec = build()
+    own: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "cfg_scale": 4.5, "cfg_channels": None}
+    monkeypatch.setattr(type(find(spec)), "sampling", lambda self, spec: own)
+    how = graftax.Sampling(**own)
+    assert api.sampling_for(spec) == SampleConfig.of(spec).sampling == on_the_command_line(spec).sampling == how
+    seven = dataclasses.replace(how, steps=7)
+    assert api.sampling_for(spec, steps=7) == on_the_command_line(spec, "--steps=7").sampling == seven
+    assert api.sampling_for(spec, graftax.Sampling()) == graftax.Sampling()
+    assert SampleConfig.of(spec, seed=3, sampler="ddim") == SampleConfig(**{**own, "seed": 3, "sampler": "ddim"})
+    assert on_the_command_line(spec, "--cfg-channels=2", "--batch-size=9").cfg_channels == 2
+    assert str(how) in str(on_the_command_line(spec))
+
+
+def test_a_model_draws_as_its_family_and_unlike_others(monkeypatch):
+    spec = toy_spec(1, 1)
+    model = graftax.Model(spec, random_params(spec, jax.random.key(0)))
+    own: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 3, "cfg_scale": 2.0, "cfg_channels": None}
+    given = graftax.sample(model, LABELS, **own)
+    monkeypatch.setattr(Toy, "sampling", lambda self, spec: own)
+    np.testing.assert_array_equal(graftax.sample(model, LABELS), given)
+    tolerance = 2e-5 * float(jnp.abs(given).max())  # ten times what rounding makes of it
+    others: tuple[dict[str, Any], ...] = ({"sampler": "sde_dpmpp_2m"}, {"last": "sigma_min"}, {"cfg_channels": 3})
+    for other in others:
+        assert float(jnp.abs(graftax.sample(model, LABELS, **other) - given).max()) > tolerance
+
+
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        (Prediction(variance=False), "sampler 'ddpm': the model has no variance channels"),
+        (Prediction(target="velocity"), r"expected noise \(eps\) at the times \(index\) of DDPM"),
+        (Prediction(time="noise"), r"sampler 'ddpm': Prediction\(target='eps', time='noise'"),
+    ],
+)
+def test_samplers_that_do_not_fit_a_models_prediction_are_refused(model, prediction, message):
+    other = model.spec.replace(prediction=prediction)
+    for refuse in (
+        lambda: draw(model.replace(spec=other), sampler="ddpm"),
+        lambda: graftax.sample(model.replace(spec=other), LABELS, sampling=graftax.Sampling(sampler="ddpm")),
+        lambda: on_the_command_line(other, "--sampler=ddpm"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            refuse()
+
+
+def test_a_model_without_variance_channels_draws():
+    spec = tiny_spec(depth=1)
+    spec = spec.replace(prediction=Prediction(variance=False))
+    model = graftax.Model(spec, random_params(spec, jax.random.key(0)))
+    for settings in ({"sampler": "ddim", "eta": 1.0}, {"sampler": "dpmpp_2m"}):
+        assert draw(model, **settings).shape == (2, 8, 8, 4)
 
 
 def test_edits_that_draw_nothing_need_no_key(model):

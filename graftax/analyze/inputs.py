@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from graftax.api import sampler_steps
-from graftax.diffusion import Process, Sampling, heldout_set, image_keys, initial_noise
+from graftax.api import sampler_steps, sampling_for
+from graftax.diffusion import (
+    Process,
+    SamplerState,
+    Sampling,
+    SamplingFields,
+    heldout_set,
+    image_keys,
+    initial_noise,
+    unit_noise,
+)
 from graftax.errors import BadInput, naming
 from graftax.models import Cond, Model
 from graftax.models.arguments import as_key
@@ -31,20 +41,19 @@ STEPS = 1000
 
 
 def trajectory(
-    model: Model, labels: ArrayLike | None = None, *, cond: Mapping[str, ArrayLike] | None = None, steps: int = 50,
-    cfg_scale: float = 1.5, cfg_channels: int | None = 3, rng: jax.Array | None = None, batch_size: int = 50,
-    dtype: DTypeLike | None = None,
+    model: Model, labels: ArrayLike | None = None, *, cond: Mapping[str, ArrayLike] | None = None,
+    sampling: Sampling | None = None, rng: jax.Array | None = None, batch_size: int = 50, dtype: DTypeLike | None = None,
+    **settings: Unpack[SamplingFields],
 ) -> Iterator[Input]:  # fmt: skip
-    """Everything that the model is called with while it draws samples of classes `labels` (n,) by deterministic DDIM.
+    """Everything that the model is called with while it draws samples of classes `labels` (n,), or for conditions `cond`.
 
     One batch per step and chunk of `batch_size` samples, noisiest step first; with guidance (cfg_scale not 1) each holds
     both halves of the guided pass, (2 b,) of them, the unconditional half last. Samples beyond a multiple of `batch_size`
-    (or of n, if smaller) are left out. The defaults are those of the grafting paper's locality analysis (arXiv 2506.05340:
-    50 DDIM steps, guidance 1.5, 250 samples). The samples are those of `graftax.sample(model, labels, sampler="ddim",
-    steps=.., ..)`, whose other arguments these are; like there, image i depends on `rng` and i alone. Raises `BadInput` on
-    labels, conditions and settings that do not fit.
+    (or of n, if smaller) are left out. The samples are those of `graftax.sample`, whose other arguments these are. A DiT's
+    defaults are those of the grafting paper's locality analysis (arXiv 2506.05340): 50 DDIM steps, guidance 1.5. Image
+    i depends on `rng` and i alone. Raises `BadInput` on labels, conditions and settings that do not fit.
     """
-    sampling = Sampling(sampler="ddim", steps=steps, cfg_scale=cfg_scale, cfg_channels=cfg_channels)
+    sampling = sampling_for(model.spec, sampling, **settings)
     if batch_size < 1:
         raise BadInput(f"batch_size: got {batch_size}, expected 1 or more")
     given = conditions_of(model.spec, labels, cond)
@@ -94,10 +103,11 @@ def _walk(
     prepared = prepare_params(spec, model.params)
     for start in range(0, count // size * size, size):
         part = {name: value[start : start + size] for name, value in cond.items()}
-        x = initial_noise(image_keys(root, start, size), sampling.steps, spec.image_shape)
-        for number, t in enumerate(sampling.process.timestep_map[::-1]):
-            yield _guided_input(spec, prepared, x, jnp.full(size, t), part, sampling.cfg_scale)
-            x = _step(spec, prepared, number, x, part, sampling=sampling, dtype=dtype)
+        keys = image_keys(root, start, size)
+        state = SamplerState.start(initial_noise(keys, sampling.steps, spec.image_shape))
+        for number, t in enumerate(sampling.timesteps):
+            yield _guided_input(spec, prepared, state.x, jnp.full(size, t), part, sampling.cfg_scale)
+            state = _step(spec, prepared, number, state, part, keys, sampling=sampling, dtype=dtype)
 
 
 def _guided_input(
@@ -112,10 +122,11 @@ def _guided_input(
 
 @functools.partial(jax.jit, static_argnames=("spec", "sampling", "dtype"))
 def _step(
-    spec: ModelSpec, prepared: Params, number: jax.Array | int, x: jax.Array, cond: Cond, *, sampling: Sampling,
-    dtype: DTypeLike | None,
-) -> jax.Array:  # fmt: skip
-    return sampler_steps(spec, prepared, sampling, dtype=dtype)(number, x, cond, None)
+    spec: ModelSpec, prepared: Params, number: jax.Array | int, state: SamplerState, cond: Cond, keys: jax.Array, *,
+    sampling: Sampling, dtype: DTypeLike | None,
+) -> SamplerState:  # fmt: skip
+    noise = unit_noise(keys, number, spec.image_shape) if sampling.noisy else None
+    return sampler_steps(spec, prepared, sampling, dtype=dtype)(number, state, cond, noise)
 
 
 # --- Bins of time ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike, DTypeLike
 from graftax.analyze.inputs import Input, TimeBins, conditions_of, noise_fraction, number_of
 from graftax.analyze.outputs import Outputs
 from graftax.analyze.strategies import Program, Strategy
+from graftax.api import sampling_for
 from graftax.diffusion import Sampling, denoise, guided, image_keys, initial_noise
 from graftax.errors import naming
 from graftax.models import Cond, Model
@@ -27,9 +28,6 @@ from graftax.models.backbone import find
 from graftax.models.library import CAPACITY, Instructions, Library
 from graftax.ops.base import Params
 from graftax.progress import Progress
-
-PAINTED = Sampling(sampler="ddim", steps=50)
-"""How `ProgramSampler` paints unless told otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +93,10 @@ class OutputError:
 class ProgramSampler:
     """`draw(program)` -> images (n, h, w, c) of one set of labels and one noise: what each order of the blocks paints.
 
-    labels (n,) int, or `cond` for models that take other conditions than classes, and `sampling` as in `graftax.sample`, as
-    is the noise: image i depends on `rng` and i alone. Compiled once for all programs: `compilations` counts. Raises
-    `BadInput` on labels and conditions that do not fit.
+    labels (n,) int, or `cond` for models that take other conditions than classes, and `sampling` (None: as the model's
+    family draws, a DiT in 50 steps of DDIM) as in `graftax.sample`, as is the noise: image i depends on `rng` and i alone.
+    Compiled once for all programs: `compilations` counts. Raises `BadInput` on labels, conditions and samplings that do not
+    fit.
 
     Attributes:
         spec: the model's.
@@ -105,11 +104,12 @@ class ProgramSampler:
     """
 
     def __init__(
-        self, model: Model, labels: ArrayLike | None = None, sampling: Sampling = PAINTED, *,
+        self, model: Model, labels: ArrayLike | None = None, sampling: Sampling | None = None, *,
         cond: Mapping[str, ArrayLike] | None = None, rng: jax.Array | None = None, dtype: DTypeLike | None = None,
         capacity: int = CAPACITY,
     ) -> None:  # fmt: skip
         self.spec = spec = model.spec
+        how = sampling_for(spec, sampling)
         self._capacity, self._cond = capacity, conditions_of(spec, labels, cond)
         self._library = library = Library((spec,))
         self._weights = library.prepare(model.params)
@@ -125,8 +125,8 @@ class ProgramSampler:
             def twin(cond: Any) -> Any:
                 return find(spec).null(spec, weights, cond)
 
-            guide = guided(model_fn, sampling.cfg_scale, twin, sampling.cfg_channels)
-            return denoise(guide, sampling, initial_noise(keys, sampling.steps, spec.image_shape), cond, keys)
+            guide = guided(model_fn, how.cfg_scale, twin, how.cfg_channels)
+            return denoise(guide, how, initial_noise(keys, how.steps, spec.image_shape), cond, keys)
 
         self._draw = jax.jit(draw)
 

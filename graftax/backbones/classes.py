@@ -44,3 +44,7 @@ class ClassConditional:
     def example(self, spec: ModelSpec, count: int) -> Cond:
         """Class 0 for every image."""
         return {"y": jnp.zeros(count, jnp.int32)}
+
+    def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
+        """Nothing: the defaults of `Sampling` are DiT's."""
+        return {}

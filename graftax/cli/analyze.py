@@ -72,10 +72,13 @@ def run(args: argparse.Namespace) -> None:
     from graftax.study import stages
 
     parts = _parts(args)
-    settings, ablation = _settings(args), _ablation(args, ABLATION in parts)
+    if not 1 <= args.share <= 100:
+        raise BadInput(f"--share: got {args.share}, expected 1..100 percent")
+    ablation = _ablation(args, ABLATION in parts)
     folder = options.own_output(args.out, args.overwrite, FOUND)  # before minutes of work in vain
     overrides = options.overrides_of(args)
-    model = stages.open_model(args.model, lambda spec: _vet(args, spec, parts, settings, ablation), **overrides)
+    model = stages.open_model(args.model, lambda spec: _vet(args, spec, parts, ablation), **overrides)
+    settings = _settings(args, model.spec)
     decode = decoding.decoder_for(model.spec, args.latents, args.model)
     found, painted = _measure(model, parts, settings)
     if ablation is not None:
@@ -117,13 +120,12 @@ def _parts(args: argparse.Namespace) -> list[str]:
     return parts
 
 
-def _vet(
-    args: argparse.Namespace, spec: ModelSpec, parts: list[str], settings: Settings, ablation: Ablation | None
-) -> None:
+def _vet(args: argparse.Namespace, spec: ModelSpec, parts: list[str], ablation: Ablation | None) -> None:
     """Raise `BadInput` where a part cannot be done on this model, before any of it runs."""
     from graftax.blocks import tapped_slots
     from graftax.data.pixels import images
-    options.check_channels(args, spec)
+
+    settings = _settings(args, spec)
     if "locality" in parts and settings.k is not None and not 0 <= settings.k < spec.tokens:
         raise BadInput(f"--k: got {settings.k}, expected 0..{spec.tokens - 1} of {spec.tokens} tokens")
     attention = sum(op.kind == "mha" for block in spec.blocks for _, op in block.ops)
@@ -143,13 +145,11 @@ def _vet(
     images.check_fit(ablation.data, spec)
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _settings(args: argparse.Namespace, spec: ModelSpec) -> Settings:
     from graftax.study.analysis import Settings
 
-    if not 1 <= args.share <= 100:
-        raise BadInput(f"--share: got {args.share}, expected 1..100 percent")
     return Settings(
-        sampling=options.sampling_of(args), samples=args.samples, painted=args.painted, shown=args.shown,
+        sampling=options.sampling_of(args, spec), samples=args.samples, painted=args.painted, shown=args.shown,
         orders=args.orders, k=args.k, share=args.share / 100,
     )  # fmt: skip
 

@@ -111,6 +111,8 @@ def _file(args: argparse.Namespace) -> None:
 
 def _model(args: argparse.Namespace) -> None:
     """Draw what is missing, judge, print."""
+    import dataclasses
+
     import jax
 
     from graftax.checkpoint.files import scratch
@@ -119,15 +121,13 @@ def _model(args: argparse.Namespace) -> None:
     from graftax.evaluate.protocol import Protocol
     from graftax.study import stages
 
-    protocol = Protocol(
-        sampling=options.sampling_of(args).sampling, seed=args.seed, count=args.count, labels=args.classes,
-        rounding=args.rounding,
-    )  # fmt: skip
+    protocol = Protocol(seed=args.seed, count=args.count, labels=args.classes, rounding=args.rounding)
     if args.out is None and jax.process_count() > 1:
         raise BadInput("evaluate: several hosts share the samples, expected --out and a folder that all of them see")
     # What is there of the same samples is continued, so it may be there; `draw_set` refuses another's.
     out = options.own_output(args.out, True, sample_set.INDEX) if args.out else None
-    model = stages.open_model(args.model, lambda spec: options.check_channels(args, spec), **options.overrides_of(args))
+    model = stages.open_model(args.model, lambda spec: options.sampling_of(args, spec), **options.overrides_of(args))
+    protocol = dataclasses.replace(protocol, sampling=options.sampling_of(args, model.spec).sampling)
     with scratch() as temporary:
         folder = out or temporary
         results = evaluate_run.evaluate(

@@ -91,14 +91,23 @@ def load_data(config: Any) -> Any:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How samples are drawn; defaults are those of `SampleConfig`."""
-    parser.add_argument("--sampler", choices=("ddpm", "ddim"), default="ddim", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps (default: %(default)s)")
-    parser.add_argument("--cfg-scale", type=float, default=1.5, help="guidance, 1 is none (default: %(default)s)")
+    """How samples are drawn; what is not given is as the model's family draws (`SampleConfig.of`)."""
     parser.add_argument(
-        "--cfg-channels", type=int, metavar="C", help="guided channels, 0 for all (default: 3, as DiT, or all where fewer)"
+        "--sampler", choices=("ddpm", "ddim", "dpmpp_2m", "sde_dpmpp_2m"),
+        help="default, here and below: as the model's family draws (a DiT: ddim)",
+    )  # fmt: skip
+    parser.add_argument("--steps", type=int, help="denoising steps (a DiT: 50)")
+    parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is none (a DiT: 1.5)")
+    parser.add_argument(
+        "--cfg-channels", type=int, metavar="C", help="guided channels, 0 for all (a DiT: 3, or all where fewer)"
     )
-    parser.add_argument("--eta", type=float, default=0.0, help="noise of DDIM, 0 to 1 (default: %(default)s)")
+    parser.add_argument("--eta", type=float, help="noise of DDIM, 0 to 1 (a DiT: 0)")
+    parser.add_argument(
+        "--spacing", choices=("linspace", "time_uniform"), help="times of dpmpp_2m, rounded as diffusers' or PixArt's own"
+    )
+    parser.add_argument(
+        "--last", choices=("zero", "sigma_min"), help="where dpmpp_2m ends: at the data or at training's least noise"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives every model the same noise")
     parser.add_argument("--batch-size", type=int, default=100, help="images per compiled call (default: %(default)s)")
     parser.add_argument(
@@ -108,20 +117,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def sampling_of(args: argparse.Namespace) -> Any:
-    """The `SampleConfig` of the arguments."""
+def sampling_of(args: argparse.Namespace, spec: ModelSpec) -> Any:
+    """The `SampleConfig` of the arguments for a model of `spec`. Raises `BadInput` where they do not fit it."""
     from graftax.evaluate.drawing import SampleConfig
 
-    return SampleConfig(
-        sampler=args.sampler, steps=args.steps, cfg_scale=args.cfg_scale, eta=args.eta, seed=args.seed,
-        batch_size=args.batch_size, **({} if args.cfg_channels is None else {"cfg_channels": args.cfg_channels or None}),
-    )  # fmt: skip
-
-
-def check_channels(args: argparse.Namespace, spec: ModelSpec) -> None:
-    """Raise `BadInput` where more channels are to be guided than the model has."""
     if (args.cfg_channels or 0) > (channels := spec.image_shape[-1]):
         raise BadInput(f"--cfg-channels: got {args.cfg_channels}, expected at most the model's {channels}, or 0 for all")
+    given = {name: value for name in SampleConfig.__dataclass_fields__ if (value := getattr(args, name)) is not None}
+    return SampleConfig.of(spec, **given)
 
 
 # --- Outputs -------------------------------------------------------------------------------------------------------------

@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> None:
 
     options.suffix_of(Path(args.out), (".png", ".npz"))
     out = options.own_output(args.out, args.overwrite)
-    settings = options.sampling_of(args)
     if args.per_class < 1:
         raise BadInput(f"per-class: got {args.per_class}, expected 1 or more")
     if args.scale is not None and (args.scale < 1 or out.suffix != ".png"):
@@ -53,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
     classes = _classes(args.labels)
     overrides = options.overrides_of(args)
     model = stages.open_model(args.model, lambda spec: _vet(args, classes, spec), **overrides)
+    settings = options.sampling_of(args, model.spec)
     decode = decoding.decoder_for(model.spec, args.latents, args.model)
     if decode is None and out.suffix == ".png":
         raise BadInput(f"{out}: these latents have no decoder here, expected --latents or an .npz")
@@ -71,6 +71,6 @@ def _classes(text: str | None) -> list[int] | None:
 
 
 def _vet(args: argparse.Namespace, classes: list[int] | None, spec: ModelSpec) -> None:
-    options.check_channels(args, spec)
+    options.sampling_of(args, spec)
     if outside := [c for c in classes or [] if not 0 <= c < spec.classes]:
         raise BadInput(f"labels: got {outside[0]}, expected classes 0..{spec.classes - 1}")

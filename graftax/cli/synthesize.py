@@ -51,13 +51,13 @@ def run(args: argparse.Namespace) -> None:
 
     # What is there of the same set is continued, so it may be there; `synthesize` refuses another.
     out = options.own_output(args.out, True, MANIFEST)
-    config = options.sampling_of(args)
 
     def vet(spec: ModelSpec) -> None:
-        options.check_channels(args, spec)
+        options.sampling_of(args, spec)
         open_prompts(args.prompts, spec)
 
     model = stages.open_model(args.model, vet, **options.overrides_of(args))
+    config = options.sampling_of(args, model.spec)
     synthesize(
         args.model, model, open_prompts(args.prompts, model.spec), out, config, per_prompt=args.per_prompt, null=args.null,
         compute_dtype=args.compute_dtype, dtype=args.dtype, shard_size=args.shard_size, preview=args.preview,

@@ -13,7 +13,7 @@ from graftax.errors import BadInput
 
 ModelFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
 """x (b, h, w, c), t (b,) original timestep, conditions (a tree of arrays (b, ...)) -> (b, h, w, 2c): noise channels, then
-variance."""
+variance; (b, h, w, c) of models without."""
 
 
 def guided(

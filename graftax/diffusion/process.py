@@ -20,6 +20,7 @@ import numpy as np
 from graftax.errors import BadInput
 
 BETA_START, BETA_END = 1e-4, 0.02  # at 1000 steps; other step counts scale both by 1000 / steps
+DATA = -1  # the time of clean data, one before that of step 0
 HALF_BIN = 1 / 255  # half the distance between neighbouring 8-bit levels in [-1, 1]
 
 
@@ -80,11 +81,22 @@ class Process:
         return Process(self.steps, tuple(round(position) for position in positions))
 
     @functools.cached_property
+    def _alpha_bars(self) -> np.ndarray:
+        """(steps,) float64: alpha_bar of every original step."""
+        scale = 1000 / self.steps
+        return np.cumprod(1 - np.linspace(scale * BETA_START, scale * BETA_END, self.steps, dtype=np.float64))
+
+    def alpha_bar_at(self, times: np.ndarray) -> np.ndarray:
+        """alpha_bar at `times` (n,), counted in original steps, -1 being the data: (n,) float64.
+
+        Between steps its logarithm is linear, as in DPM-Solver (Lu et al. 2022, arXiv 2206.00927) for discrete processes.
+        """
+        return np.exp(np.interp(times, np.arange(DATA, self.steps), np.append(0.0, np.log(self._alpha_bars))))
+
+    @functools.cached_property
     def tables(self) -> Tables:
         """The constants of the kept steps; see `Tables`."""
-        scale = 1000 / self.steps
-        betas = np.linspace(scale * BETA_START, scale * BETA_END, self.steps, dtype=np.float64)
-        alpha_bar = np.cumprod(1 - betas)[self.timestep_map]
+        alpha_bar = self._alpha_bars[self.timestep_map]
         previous = np.append(1.0, alpha_bar[:-1])
         betas = 1 - alpha_bar / previous
         variance = betas * (1 - previous) / (1 - alpha_bar)

@@ -1,4 +1,4 @@
-"""DDPM and DDIM sampling, step by step (`Steps`) or whole as one `lax.scan` (`denoise`): pure functions, to be jitted."""
+"""Sampling, step by step (`Steps`) or whole as one `lax.scan` (`denoise`): pure functions, to be jitted."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from graftax.diffusion.guidance import ModelFn
-from graftax.diffusion.process import Process, interpolate, split_output
-from graftax.diffusion.sampling import Sampler, Sampling, unit_noise
+from graftax.diffusion.process import interpolate, split_output
+from graftax.diffusion.sampling import Sampling, check_variance, unit_noise
+from graftax.diffusion.schedule import Step, schedule
 from graftax.errors import BadInput
 
 
-class _Step(NamedTuple):
-    """Scalars of one denoising step: x_{t-1} = x0_weight * x0 + x_weight * x_t + std * noise.
+class SamplerState(NamedTuple):
+    """What one step hands to the next.
 
-    As fields of a schedule they are arrays (steps,), noisiest step first.
+    Attributes:
+        x: images as they are now (b, h, w, c) float32.
+        x0: what the step before took the clean images to be, of the same shape; zeros before the first.
     """
 
-    timestep: jax.Array  # original index, for the model
-    x_scale: jax.Array  # x0 = x_scale * x_t - eps_scale * eps
-    eps_scale: jax.Array
-    x0_weight: jax.Array
-    x_weight: jax.Array
-    std: jax.Array  # DDIM: sigma. DDPM: 1, to be scaled by the learned deviation; 0 at the last step
-    log_variance_low: jax.Array
-    log_variance_high: jax.Array
+    x: jax.Array
+    x0: jax.Array
+
+    @classmethod
+    def start(cls, x: jax.Array) -> SamplerState:
+        """Before the first step: unit Gaussian noise x."""
+        return cls(x, jnp.zeros_like(x))
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Steps:
     """The steps of a sampler, noisiest first.
 
     Attributes:
-        model_fn: see `ModelFn`; called with int32 original timesteps.
+        model_fn: see `ModelFn`; called with the times `sampling.timesteps`.
         sampling: what is drawn; its guidance is not looked at, `model_fn` has it.
         clip: hold the predicted x0 within [-1, 1], for models of pixels.
     """
@@ -45,47 +46,52 @@ class Steps:
     sampling: Sampling
     clip: bool = False
 
-    @property
-    def noisy(self) -> bool:
-        """Whether steps add noise."""
-        return self.sampling.sampler == "ddpm" or self.sampling.eta > 0
-
-    @property
-    def timesteps(self) -> np.ndarray:
-        """The original timestep of every step, (steps,) int32."""
-        return self.sampling.process.timestep_map[::-1]
-
-    def __call__(self, number: int | jax.Array, x: jax.Array, cond: Any, noise: jax.Array | None) -> jax.Array:
-        """Step `number`: x (b, h, w, c) -> x one step cleaner. `noise` (b, h, w, c) is needed where steps add any."""
-        step = jax.tree.map(lambda row: row[number], _schedule(self.sampling.process, self.sampling))
-        return self._advance(step, x, cond, noise)
+    def __call__(self, number: int | jax.Array, state: SamplerState, cond: Any, noise: jax.Array | None) -> SamplerState:
+        """Step `number`, from `SamplerState.start` or what the step before gave; `noise` (b, h, w, c) if steps add any."""
+        step = jax.tree.map(lambda row: row[number], schedule(self.sampling))
+        return self._advance(step, state, cond, noise)
 
     def scan(self, x: jax.Array, cond: Any, keys: jax.Array | None, step_noise: jax.Array | None) -> jax.Array:
         """All steps as one loop; see `denoise`."""
 
-        def body(x: jax.Array, inputs: tuple[jax.Array, _Step, jax.Array | None]) -> tuple[jax.Array, None]:
+        def body(state: SamplerState, inputs: tuple[jax.Array, Step, jax.Array | None]) -> tuple[SamplerState, None]:
             i, step, noise = inputs
-            if noise is None and self.noisy:
+            if noise is None and self.sampling.noisy:
                 assert keys is not None, "checked by denoise"
                 noise = unit_noise(keys, i, x.shape[1:])
-            return self._advance(step, x, cond, noise), None
+            return self._advance(step, state, cond, noise), None
 
-        schedule = _schedule(self.sampling.process, self.sampling)
-        return jax.lax.scan(body, x, (jnp.arange(self.sampling.steps), schedule, step_noise))[0]
+        inputs = (jnp.arange(self.sampling.steps), schedule(self.sampling), step_noise)
+        return jax.lax.scan(body, SamplerState.start(x), inputs)[0].x
 
-    def _advance(self, step: _Step, x: jax.Array, cond: Any, noise: jax.Array | None) -> jax.Array:
-        eps, v = split_output(self.model_fn(x, jnp.full(x.shape[:1], step.timestep), cond), x.shape)
+    def _advance(self, step: Step, state: SamplerState, cond: Any, noise: jax.Array | None) -> SamplerState:
+        x = state.x
+        eps, v = _split(self.model_fn(x, jnp.full(x.shape[:1], step.timestep), cond), x)
         x0 = step.x_scale * x - step.eps_scale * eps
         if self.clip:
             x0 = jnp.clip(x0, -1, 1)
         x_next = step.x0_weight * x0 + step.x_weight * x
-        if not self.noisy:
-            return x_next
-        assert noise is not None, "steps of this sampler add noise"
-        std = step.std
-        if self.sampling.sampler == "ddpm":
-            std *= jnp.exp(0.5 * interpolate(v, step.log_variance_low, step.log_variance_high))
-        return x_next + std * noise.astype(x.dtype)
+        if step.before_weight is not None:
+            x_next += step.before_weight * state.x0
+        if step.std is not None:
+            assert noise is not None, "steps of this sampler add noise"
+            x_next += _std(step, v) * noise.astype(x.dtype)
+        return SamplerState(x_next, x0)
+
+
+def _split(model_out: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Predicted noise (b, h, w, c) float32, and variance values of the same shape where the model learned any."""
+    return (model_out.astype(jnp.float32), None) if model_out.shape == x.shape else split_output(model_out, x.shape)
+
+
+def _std(step: Step, v: jax.Array | None) -> jax.Array:
+    """Deviation of the noise: the schedule's, where it has bounds for the variance times the learned one (b, h, w, c)."""
+    assert step.std is not None
+    if step.log_variance_low is None or step.log_variance_high is None:
+        return step.std
+    check_variance("ddpm", v is not None)
+    assert v is not None, "just checked"
+    return step.std * jnp.exp(0.5 * interpolate(v, step.log_variance_low, step.log_variance_high))
 
 
 def denoise(
@@ -96,51 +102,28 @@ def denoise(
 
     "ddpm": ancestral sampling with the learned variance (DDPM Algorithm 2, IDDPM Eq. 15). "ddim": Song et al.
     2020 (arXiv 2010.02502) Eq. 12 with sigma of Eq. 16 scaled by `eta` in [0, 1]; 0 is deterministic, and 1
-    has DDPM's mean. No noise is added at the last step.
+    has DDPM's mean. No noise is added at the last step of either. "dpmpp_2m": DPM-Solver++ of second order, multistep, in
+    its midpoint form, and "sde_dpmpp_2m": its SDE form (Lu et al. 2022, arXiv 2211.01095), as diffusers'
+    DPMSolverMultistepScheduler computes them with the settings that PixArt publishes.
 
     x_init: (b, h, w, c), unit Gaussian noise; cond: conditions, a tree of arrays (b, ...). step_noise: (steps, b, h, w, c)
     with step 0 the noisiest, unit Gaussian; if None, step i draws `unit_noise(keys, i, ...)` of one key for each image,
-    keys (b,). Deterministic DDIM uses neither. `model_fn` and `clip` as in `Steps`. Returns (b, h, w, c) float32. Pure and
-    traceable: sampling and clip are static.
+    keys (b,). Deterministic samplers use neither. `model_fn` and `clip` as in `Steps`. Returns (b, h, w, c) float32. Pure
+    and traceable: sampling and clip are static.
 
-    Raises BadInput on shapes that do not fit, and on noise that is needed but has neither keys nor array.
+    Raises BadInput on shapes that do not fit, on noise that is needed but has neither keys nor array, and on "ddpm" where
+    the model has no variance channels.
     """
-    steps = Steps(model_fn, sampling, clip)
-    _check(sampling, x_init, keys, step_noise, steps.noisy)
-    return steps.scan(x_init.astype(jnp.float32), cond, keys, step_noise)
+    _check(sampling, x_init, keys, step_noise)
+    return Steps(model_fn, sampling, clip).scan(x_init.astype(jnp.float32), cond, keys, step_noise)
 
 
-def _schedule(process: Process, sampling: Sampling) -> _Step:
-    """Per-step scalars, computed in float64, given as float32 and reversed.
-
-    DDIM's "direction to x_t" is written through x0 and x_t instead of eps. So the posterior mean of DDPM
-    (Eq. 7) is the case eta = 1, and a clipped x0 needs no second eps.
-    """
-    c = process.tables
-    sampler: Sampler = sampling.sampler
-    sigma = (1.0 if sampler == "ddpm" else sampling.eta) * np.sqrt(c.posterior_variance)
-    x_weight = np.sqrt((1 - c.alpha_bar_prev - sigma**2) / (1 - c.alpha_bar))
-    rows = (
-        1 / np.sqrt(c.alpha_bar),
-        np.sqrt(1 / c.alpha_bar - 1),
-        np.sqrt(c.alpha_bar_prev) - x_weight * np.sqrt(c.alpha_bar),
-        x_weight,
-        (sigma > 0).astype(float) if sampler == "ddpm" else sigma,
-        c.log_variance_low,
-        c.log_variance_high,
-    )
-    scalars = (jnp.asarray(row[::-1], jnp.float32) for row in rows)
-    return _Step(jnp.asarray(process.timestep_map[::-1]), *scalars)
-
-
-def _check(
-    sampling: Sampling, x_init: jax.Array, keys: jax.Array | None, step_noise: jax.Array | None, noisy: bool
-) -> None:
+def _check(sampling: Sampling, x_init: jax.Array, keys: jax.Array | None, step_noise: jax.Array | None) -> None:
     if x_init.ndim != 4:
         raise BadInput(f"x_init: shape {x_init.shape}, expected (b, h, w, c)")
     if step_noise is not None and step_noise.shape != (sampling.steps, *x_init.shape):
         raise BadInput(f"step_noise: shape {step_noise.shape}, expected {(sampling.steps, *x_init.shape)}")
     if keys is not None and keys.shape != x_init.shape[:1]:
         raise BadInput(f"keys: shape {keys.shape}, expected one for each of {x_init.shape[0]} images")
-    if noisy and keys is None and step_noise is None:
+    if sampling.noisy and keys is None and step_noise is None:
         raise BadInput(f"noise of {sampling}: neither keys nor step_noise given, expected one of them")

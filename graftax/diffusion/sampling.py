@@ -13,13 +13,22 @@ from typing import Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from graftax.diffusion.guidance import check_guidance
-from graftax.diffusion.process import Process
-from graftax.errors import BadInput
+from graftax.diffusion.process import DATA, Process
+from graftax.errors import BadInput, did_you_mean
 
-Sampler = Literal["ddpm", "ddim"]
-SAMPLERS: tuple[Sampler, ...] = ("ddpm", "ddim")
+Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "sde_dpmpp_2m"]
+Spacing = Literal["linspace", "time_uniform"]
+Last = Literal["zero", "sigma_min"]
+
+SAMPLERS: dict[Sampler, str] = {
+    "ddpm": "DDPM", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++ 2M", "sde_dpmpp_2m": "SDE-DPM-Solver++ 2M",
+}  # fmt: skip
+"""Names of samplers, and what papers call them."""
+SPACINGS: tuple[Spacing, ...] = ("linspace", "time_uniform")
+LASTS: tuple[Last, ...] = ("zero", "sigma_min")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +36,15 @@ class Sampling:
     """How images are drawn from a model. Raises BadInput on values out of range.
 
     Attributes:
-        sampler: "ddpm", ancestral with the learned variance, or "ddim" (`graftax.diffusion.denoise`).
-        steps: of the process, evenly spread.
+        sampler: "ddpm", ancestral with the learned variance, "ddim", "dpmpp_2m" or its SDE form "sde_dpmpp_2m"
+            (`graftax.diffusion.denoise`).
+        steps: intervals that the way from noise to data is cut into, evenly: the model is called once in each.
         cfg_scale: classifier-free guidance; 1 is none.
         cfg_channels: guide the first so many channels; 0 or None: all. DiT guides 3 of its 4.
         eta: noise of DDIM, 0 to 1.
+        spacing: of the times of "dpmpp_2m" and its SDE form: "linspace" rounds them to the process' steps, as diffusers
+            does, "time_uniform" does not, as PixArt's own solver, which ends at "sigma_min".
+        last: where these two end: "zero", at the data, or "sigma_min", at the process' step 0, with a trace of noise.
     """
 
     sampler: Sampler = "ddim"
@@ -39,29 +52,62 @@ class Sampling:
     cfg_scale: float = 1.5
     cfg_channels: int | None = 3
     eta: float = 0.0
+    spacing: Spacing = "linspace"
+    last: Last = "zero"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cfg_channels", self.cfg_channels or None)
         for name, kind in {"steps": Integral, "cfg_scale": Real, "cfg_channels": Integral, "eta": Real}.items():
             if (value := getattr(self, name)) is not None and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise BadInput(f"{name}: got {value!r}, expected {'an integer' if kind is Integral else 'a number'}")
-        if self.sampler not in SAMPLERS:
-            raise BadInput(f"sampler: got {self.sampler!r}, expected one of {SAMPLERS}")
+        for name, known in {"sampler": tuple(SAMPLERS), "spacing": SPACINGS, "last": LASTS}.items():
+            if (value := getattr(self, name)) not in known:
+                raise BadInput(f"{name}: got {value!r}, expected one of {known}{did_you_mean(value, known)}")
         if not 0 <= self.eta <= (1 if self.sampler == "ddim" else 0):
-            raise BadInput(f"eta: {self.eta} with {self.sampler!r}, expected 0..1 for 'ddim' and 0 for 'ddpm'")
+            raise BadInput(f"eta: {self.eta} with {self.sampler!r}, expected 0..1 for 'ddim' and 0 for others")
+        if not self.multistep and (self.spacing, self.last) != (SPACINGS[0], LASTS[0]):
+            raise BadInput(
+                f"spacing {self.spacing!r}, last {self.last!r} with {self.sampler!r}: expected {SPACINGS[0]!r} and "
+                f"{LASTS[0]!r}, others are for 'dpmpp_2m' and 'sde_dpmpp_2m'"
+            )
         check_guidance(self.cfg_scale, self.cfg_channels)
-        self.process  # refuses impossible numbers of steps  # noqa: B018
+        self.times  # refuses impossible numbers of steps  # noqa: B018
 
     @property
-    def process(self) -> Process:
-        """The noising process at the steps that are taken."""
-        return Process().respaced(self.steps)
+    def multistep(self) -> bool:
+        """Whether a step also looks at what the model said in the step before."""
+        return self.sampler in ("dpmpp_2m", "sde_dpmpp_2m")
+
+    @property
+    def noisy(self) -> bool:
+        """Whether steps add noise."""
+        return self.sampler in ("ddpm", "sde_dpmpp_2m") or self.eta > 0
+
+    @property
+    def times(self) -> np.ndarray:
+        """(steps + 1,) float64: the ends of all intervals, noisiest first, in steps of the process, `DATA` (-1) being the
+        data. The model is called at all but the last."""
+        process = Process()
+        if not self.multistep:
+            return np.append(process.respaced(self.steps).timestep_map[::-1], DATA).astype(float)
+        if not 1 <= self.steps < process.steps:
+            raise BadInput(f"sampling steps: {self.steps}, expected 1..{process.steps - 1}")
+        times = np.linspace(0, process.steps - 1, self.steps + 1)
+        times = (times.round() if self.spacing == "linspace" else times)[::-1]
+        return np.append(times[:-1], DATA) if self.last == "zero" else times
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """(steps,): what the model is called with, noisiest first, int32; float32 where it may lie between two steps."""
+        return self.times[:-1].astype(np.int32 if self.spacing == "linspace" else np.float32)
 
     def __str__(self) -> str:
         channels = "all" if self.cfg_channels is None else f"the first {self.cfg_channels}"
         guidance = f"guidance {self.cfg_scale:g} on {channels} channels" if self.cfg_scale != 1 else "no guidance"
         noise = f", eta {self.eta:g}" if self.eta else ""
-        return f"{self.sampler.upper()}, {self.steps} steps{noise}, {guidance}"
+        spacing = ", not rounded" if self.spacing == "time_uniform" else ""
+        last = ", to sigma_min" if self.last == "sigma_min" else ""
+        return f"{SAMPLERS[self.sampler]}, {self.steps} steps{spacing}{last}{noise}, {guidance}"
 
 
 class SamplingFields(TypedDict, total=False):
@@ -72,6 +118,17 @@ class SamplingFields(TypedDict, total=False):
     cfg_scale: float
     cfg_channels: int | None
     eta: float
+    spacing: Spacing
+    last: Last
+
+
+def check_variance(sampler: Sampler, variance: bool) -> None:
+    """Raise BadInput where `sampler` needs a learned variance and the model has none."""
+    if sampler == "ddpm" and not variance:
+        raise BadInput(
+            "sampler 'ddpm': the model has no variance channels, expected another sampler ('ddim' with eta 1 is DDPM with "
+            "the smaller fixed variance of Ho et al.)"
+        )
 
 
 def image_keys(key: jax.Array, first: int, count: int) -> jax.Array:

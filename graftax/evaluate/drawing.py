@@ -20,10 +20,12 @@ from graftax.evaluate import pictures
 from graftax.evaluate.labels import labelled, scale_of
 from graftax.evaluate.metrics import Gaussian, class_accuracy, frechet_distance, moments
 from graftax.models import Model
+from graftax.models.backbone import find
 from graftax.nets import small
 from graftax.nets.classifier import ClassifierSpec, classify
 from graftax.ops.base import Params
 from graftax.progress import Progress
+from graftax.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,16 @@ class SampleConfig(Sampling):
         super().__post_init__()
         if self.batch_size < 1:
             raise BadInput(f"batch_size: got {self.batch_size}, expected 1 or more")
+
+    @classmethod
+    def of(cls, spec: ModelSpec, **settings: Any) -> SampleConfig:
+        """How models of `spec` are drawn: `settings`, and what they leave out as the family draws (`api.sampling_for`).
+
+        Raises `BadInput` on settings out of range, and where such a model cannot be drawn so.
+        """
+        config = cls(**{**find(spec).sampling(spec), **settings})
+        api.sampling_for(spec, config.sampling)
+        return config
 
     @property
     def sampling(self) -> Sampling:

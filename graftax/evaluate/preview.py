@@ -23,9 +23,9 @@ STEPS, COLUMNS = 25, 10
 def preview(count: int, spec: ModelSpec, data: Images) -> Callable[[Model], Mapping[str, Any]] | None:
     """A function of a model: a grid "samples" (h, w, c) uint8 of `count` of its images; None where `count` is 0.
 
-    Classes come in turn, captions from the data, the noise is always the same: DDIM, 25 steps, guidance 1.5. Raises
-    `BadInput` where there is no decoder for the model's latents, and in a run of several processes, none of which has the
-    whole model.
+    Classes come in turn, captions from the data, the noise is always the same: 25 steps, for a DiT of DDIM with guidance 1.5,
+    otherwise as the model's family draws. Raises `BadInput` where there is no decoder for the model's latents, and in a run
+    of several processes, none of which has the whole model.
     """
     if not count:
         return None
@@ -36,7 +36,7 @@ def preview(count: int, spec: ModelSpec, data: Images) -> Callable[[Model], Mapp
     if decode is None:
         raise BadInput(f"preview: no decoder for latents of {'x'.join(map(str, spec.image_shape))}")
     cond, null = _conditions(count, spec, data)
-    settings = SampleConfig(steps=STEPS, batch_size=count, cfg_channels=None)
+    settings = SampleConfig.of(spec, steps=STEPS, batch_size=count, cfg_channels=None)
 
     def watch(model: Model) -> Mapping[str, Any]:
         drawn = draw_with(model, cond, settings, null=null, show=False)

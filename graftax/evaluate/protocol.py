@@ -18,6 +18,9 @@ LABELS = ("balanced", "random")
 ROUNDINGS = ("nearest", "truncate")
 DIGITS = 12
 
+LATER = {"spacing": "linspace", "last": "zero", "text": ""}
+"""Fields younger than the first results, and what those stand for: left out of the JSON there, so hashes stay."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -62,9 +65,9 @@ class Protocol:
     def to_json(self) -> str:
         """One line of JSON, all fields side by side, that `from_json` reads back to an equal protocol.
 
-        An empty `text` is left out: hashes of models of classes are what they were before there was one.
+        Fields of `LATER` are left out where they are as they were before there were any.
         """
-        fields = {name: value for name, value in self.fields().items() if (name, value) != ("text", "")}
+        fields = {name: value for name, value in self.fields().items() if name not in LATER or value != LATER[name]}
         return json.dumps(fields, sort_keys=True)
 
     def fields(self) -> dict[str, Any]:

@@ -97,6 +97,10 @@ class Backbone(Protocol):
         """Parameters and FLOPs outside the blocks, in closed form."""
         ...
 
+    def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
+        """How the family's authors draw images: the fields of `graftax.diffusion.Sampling` that are not its defaults."""
+        ...
+
     def override(self, spec: ModelSpec, overrides: Mapping[str, Option]) -> ModelSpec:
         """What a file's `spec` is with what the user adds to it. Raises `BadInput` where that contradicts the file."""
         ...

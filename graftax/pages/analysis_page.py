@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from graftax.analyze import pictures
+from graftax.diffusion import SAMPLERS
 from graftax.evaluate.report import Report
 from graftax.pages import common, painters_page
 from graftax.pages.painters_page import Images, Part, drawn
@@ -230,9 +231,9 @@ def _protocol(found: Part) -> str:
     asked = found["protocol"]
     how = asked["sampling"]
     return (
-        f"{asked['samples']} samples watched over {how['steps']} steps of deterministic DDIM, guidance {how['cfg_scale']:g} "
-        f"(both halves of the guided pass count), classes spread evenly, seed {how['seed']}; strategies measured on "
-        f"{asked['painted']} samples at about ten steps. Images: {how['sampler'].upper()}, same settings."
+        f"{asked['samples']} samples watched over {how['steps']} steps of {SAMPLERS[how['sampler']]}, guidance "
+        f"{how['cfg_scale']:g} (both halves of the guided pass count), classes spread evenly, seed {how['seed']}; "
+        f"strategies measured on {asked['painted']} samples at about ten steps. Images are drawn in the same way."
     )
 
 

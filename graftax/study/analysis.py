@@ -18,7 +18,7 @@ class Settings:
     """What an analysis is asked to do. Raises `BadInput` on numbers below 1.
 
     Attributes:
-        sampling: how trajectories and images are drawn; watched trajectories are those of deterministic DDIM.
+        sampling: how images are drawn, those whose trajectories are watched too.
         samples: how many trajectories are watched.
         painted: on how many the painters' strategies are measured.
         shown: images per strategy.
@@ -48,11 +48,8 @@ class Settings:
 
     def trajectory(self) -> dict[str, Any]:
         """Arguments of `graftax.analyze.trajectory`."""
-        s = self.sampling
-        return {
-            "steps": s.steps, "cfg_scale": s.cfg_scale, "cfg_channels": s.cfg_channels, "batch_size": s.batch_size,
-            "rng": jax.random.key(s.seed),
-        }  # fmt: skip
+        how = self.sampling
+        return {"sampling": how.sampling, "batch_size": how.batch_size, "rng": jax.random.key(how.seed)}
 
     def batches(self) -> int:
         """How many batches the trajectories of all samples come in."""

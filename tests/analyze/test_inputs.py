@@ -48,6 +48,18 @@ def test_trajectory_is_that_of_sampling(scale):
         np.testing.assert_array_equal(one[2]["y"][:4], LABELS[:4])
 
 
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "sde_dpmpp_2m"])
+def test_any_samplers_trajectory_leads_to_its_images(sampler):
+    """With what it remembers of the step before, and with its noise."""
+    model, how = teacher(depth=1), {"sampler": sampler, "steps": 3, "cfg_scale": 1.0}
+    inputs = list(trajectory(model, LABELS, batch_size=5, rng=KEY, **how))
+    assert [int(t[0]) for _, t, _ in inputs] == api.sampling_for(model.spec, **how).timesteps.tolist()
+    x, t, cond = inputs[-1]
+    a = Process().tables.alpha_bar[int(t[0])]
+    clean = (x - np.sqrt(1 - a) * model(x, t, **cond)[..., :4]) / np.sqrt(a)  # the last step returns it
+    assert relative(clean, api.sample(model, LABELS, rng=KEY, **how)) <= 1e-5
+
+
 def test_noised_batches_are_the_held_out_set():
     spec, data, process = tiny_spec(), batch(0, 7), Process().respaced(50)
     found = noised_batches(spec, data, process, seed=3, batch_size=3)

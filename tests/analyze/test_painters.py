@@ -72,9 +72,10 @@ def test_every_strategy_in_one_compilation():
     assert error(spec.program).error < 1e-5
 
 
-def test_images_are_those_of_the_rewritten_model():
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
+def test_images_are_those_of_the_rewritten_model(sampler):
     whole, labels = model(), [1, 2, 3]
-    sampling = Sampling(sampler="ddpm", steps=3)
+    sampling = Sampling(sampler=sampler, steps=3)
     draw = ProgramSampler(whole, labels, sampling, rng=KEY)
     rewrite = skip(1, 3)
     expected = api.sample(graft(whole, rewrite), labels, sampling=sampling, rng=KEY)

@@ -96,7 +96,8 @@ assert mesh.size == 8
 params = jax.device_put(random_params(spec, jax.random.key(0)), NamedSharding(mesh, P()))
 batch = np.ones((16, 8, 8, 4), np.float32), {"y": np.arange(16) % 10}, image_keys(jax.random.key(1), 0, 16)
 x, cond, keys = jax.device_put(batch, NamedSharding(mesh, P("data")))
-compiled = draw.lower(spec, params, x, cond, None, keys, None, sampling=Sampling(steps=3, cfg_scale=2.0)).compile()
+how = Sampling(sampler="sde_dpmpp_2m", steps=3, cfg_scale=2.0)  # it remembers a step and adds noise
+compiled = draw.lower(spec, params, x, cond, None, keys, None, sampling=how).compile()
 assert compiled.output_shardings.spec == P("data")
 print(compiled.as_text())
 """

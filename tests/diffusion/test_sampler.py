@@ -1,63 +1,13 @@
-"""Both samplers on Gaussian data, whose best denoiser is known in closed form, and against each other."""
-
-import functools
+"""DDPM and DDIM on Gaussian data, whose best denoiser is known in closed form, and against each other."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian import MEAN, SHAPE, STD, Y, exact, gaussian_model, keys_of, sample, x_init
 
-from graftax.diffusion import Process, Sampling, Steps, denoise, image_keys, unit_noise
+from graftax.diffusion import SAMPLERS, Process, SamplerState, Sampling, Steps, unit_noise
 from graftax.errors import BadInput
-
-MEAN, STD = 0.7, 0.4  # of the data
-SHAPE = (32, 16, 16, 2)  # 16,384 independent numbers
-Y = jnp.zeros(32, jnp.int32)
-
-
-def gaussian_model(process: Process, mean: float = MEAN, std: float = STD):
-    """The exact denoiser of N(mean, std^2) data: best noise estimate, true variance of the reverse step."""
-    c = process.tables
-    total = c.alpha_bar * std**2 + 1 - c.alpha_bar  # variance of x_t
-    x0_weight = (1 - c.alpha_bar / c.alpha_bar_prev) * np.sqrt(c.alpha_bar_prev) / (1 - c.alpha_bar)
-    reverse = c.posterior_variance + x0_weight**2 * std**2 * (1 - c.alpha_bar) / total
-    v = 2 * (np.log(reverse) - c.log_variance_low) / (c.log_variance_high - c.log_variance_low) - 1
-    v[0] = 0.0  # no noise is added there
-    root, gain = np.sqrt(c.alpha_bar), np.sqrt(1 - c.alpha_bar) / total  # E[noise | x] = gain (x - root mean)
-    tables = [jnp.asarray(table, jnp.float32) for table in (root, gain, v)]
-    step_of = jnp.zeros(process.steps, jnp.int32).at[process.timestep_map].set(jnp.arange(len(process)))
-
-    def model(x, t, y):
-        root, gain, v = (table[step_of[t]][:, None, None, None] for table in tables)  # t is an original index
-        return jnp.concatenate([gain * (x - root * mean), jnp.broadcast_to(v, x.shape)], axis=-1)
-
-    return model
-
-
-@functools.cache
-def x_init() -> jax.Array:
-    return jax.random.normal(jax.random.key(1), SHAPE)
-
-
-def keys_of(seed: int) -> jax.Array:
-    return image_keys(jax.random.key(seed), 0, SHAPE[0])
-
-
-def sample(model, steps, x=None, y=Y, keys=None, step_noise=None, clip=False, sampler="ddpm", **how):
-    """`denoise` without guidance, from `x_init()` if not told otherwise."""
-    run = compiled(model, Sampling(sampler=sampler, steps=steps, cfg_scale=1.0, **how), clip)
-    return run(x_init() if x is None else x, y, keys, step_noise)
-
-
-@functools.cache
-def compiled(model, sampling, clip):
-    """One compilation for all tests that draw in the same way."""
-    return jax.jit(lambda x, y, keys, noise: denoise(model, sampling, x, y, keys, noise, clip=clip))
-
-
-@functools.cache
-def exact(steps: int, **data):
-    return gaussian_model(Process().respaced(steps), **data)
 
 
 @pytest.mark.parametrize("steps", [20, 250])
@@ -121,16 +71,16 @@ def test_noise_comes_from_the_keys_folded_with_the_step():
     assert jnp.abs(sample(model, 10, keys=keys_of(5)) - drawn).max() > 0.1
 
 
-@pytest.mark.parametrize(("sampler", "eta"), [("ddpm", 0.0), ("ddim", 0.0)])
-def test_one_step_after_the_other_is_the_loop(sampler, eta):
-    steps = Steps(exact(6), Sampling(sampler=sampler, steps=6, eta=eta))
-    assert steps.noisy == (sampler == "ddpm" or eta > 0)
-    np.testing.assert_array_equal(steps.timesteps, Process().respaced(6).timestep_map[::-1])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_step_after_the_other_is_the_loop(sampler):
+    how = Sampling(sampler=sampler, steps=6)
+    steps = Steps(exact(6) if sampler in ("ddpm", "ddim") else exact(1000), how)
+    assert how.noisy == (sampler in ("ddpm", "sde_dpmpp_2m"))
     noise = jax.random.normal(jax.random.key(7), (6, *SHAPE))
-    x = x_init()
+    state = SamplerState.start(x_init())
     for i in range(6):
-        x = steps(i, x, Y, noise[i] if steps.noisy else None)
-    np.testing.assert_allclose(steps.scan(x_init(), Y, None, noise), x, atol=1e-5)
+        state = steps(i, state, Y, noise[i] if how.noisy else None)
+    np.testing.assert_allclose(steps.scan(x_init(), Y, None, noise), state.x, atol=1e-5)
 
 
 def test_deterministic_ddim_needs_and_uses_no_noise():
@@ -215,7 +165,7 @@ def test_bfloat16_input_is_sampled_in_float32():
         ({"step_noise": jnp.zeros((3, *SHAPE))}, "step_noise: shape"),
         ({"x": jnp.zeros(SHAPE[1:])}, "x_init: shape"),
         ({"steps": 1}, "sampling steps: 1"),
-        ({"model": lambda x, t, y: x}, "model output"),
+        ({"model": lambda x, t, y: x[..., :1]}, "model output"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, word):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from graftax.errors import BadInput
-from graftax.evaluate.protocol import Protocol, differences, require_equal
+from graftax.evaluate.protocol import LATER, Protocol, differences, require_equal
 
 OTHER = {
     "sampler": "ddpm", "steps": 250, "cfg_scale": 4.0, "cfg_channels": None, "eta": 0.5, "seed": 1, "count": 10_000,
     "labels": "balanced", "decoder": "demo", "rounding": "truncate", "dtype": "bfloat16", "reference": "a.npz 12ab",
-    "features": "inception 34cd", "text": "T5 56ef",
+    "features": "inception 34cd", "text": "T5 56ef", "spacing": "time_uniform", "last": "sigma_min",
 }  # fmt: skip
 
 
@@ -22,8 +22,17 @@ def changed(**fields):
 
 def test_every_field_changes_the_hash():
     assert OTHER.keys() == Protocol().fields().keys()
-    hashes = {Protocol().hash, *(changed(**{name: OTHER[name]}).hash for name in OTHER)}
-    assert len(hashes) == len(OTHER) + 1
+    multistep = {"sampler": "dpmpp_2m"}  # whose times spacing and last are
+    hashes = {Protocol().hash, changed(**multistep).hash}
+    for name in OTHER:
+        hashes.add(changed(**{**(multistep if name in ("spacing", "last") else {}), name: OTHER[name]}).hash)
+    assert len(hashes) == len(OTHER) + 2
+
+
+def test_results_keep_the_hash_that_they_were_written_with():
+    assert Protocol().hash == "bfd6ca558478"  # of version 0.2
+    first = {name: value for name, value in Protocol().fields().items() if name not in LATER}
+    assert Protocol.from_json(json.dumps(first)) == Protocol()
 
 
 def test_models_of_classes_have_the_hash_that_they_had_before_prompts():
@@ -32,7 +41,7 @@ def test_models_of_classes_have_the_hash_that_they_had_before_prompts():
 
 
 def test_json_round_trip():
-    protocol = changed(**{**OTHER, "sampler": "ddim"})  # whose noise eta is
+    protocol = changed(**{**OTHER, "sampler": "sde_dpmpp_2m", "eta": 0.0})
     assert (protocol.sampling.steps, protocol.count) == (250, 10_000)
     assert Protocol.from_json(protocol.to_json()) == protocol
     with pytest.raises(BadInput, match="colour"):

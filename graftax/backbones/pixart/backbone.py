@@ -159,6 +159,10 @@ class PixArt:
             return {"text": jnp.full(shape, words.END), **micro}
         return {"text": jnp.zeros((*shape, spec.option("text_width"))), "text_mask": jnp.ones(shape, jnp.int32), **micro}
 
+    def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
+        """How its authors draw images: 20 steps of DPM-Solver++ 2M, guidance 4.5 on all channels."""
+        return {"sampler": "dpmpp_2m", "steps": 20, "cfg_scale": 4.5, "cfg_channels": None}
+
     def vectors(self, spec: ModelSpec, params: Params, count: int) -> jax.Array:
         """About `count` conditioning vectors (s, d): times evenly spread, at each of them a few sizes in turn."""
         aspects = jnp.asarray(ASPECTS if spec.option("micro") else (1.0,))

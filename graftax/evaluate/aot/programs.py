@@ -91,8 +91,11 @@ def sample_program(
     spec: ModelSpec, batch_size: int, sampling: Sampling | None = None, *, plan: str = "unroll",
     dtype: DTypeLike | None = None,
 ) -> Program:  # fmt: skip
-    """`graftax.sample` of a batch spread over the chips, with the weights on each of them and a key for every image."""
-    chosen = sampling or Sampling(sampler="ddpm", steps=250)  # as DiT and the grafting paper score
+    """`graftax.sample` of a batch spread over the chips, with the weights on each of them and a key for every image.
+
+    `sampling` None: as the model's family draws; what it leaves open, as DiT and the grafting paper score (DDPM, 250 steps).
+    """
+    chosen = sampling or Sampling(**{"sampler": "ddpm", "steps": 250, **find(spec).sampling(spec)})
 
     def trace(mesh: Mesh, rules: AxisRules) -> jax.stages.Traced:
         noise = jax.ShapeDtypeStruct((batch_size, *spec.image_shape), jnp.float32)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import graftax
+from graftax import api
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "pixart"
 TOLERANCE = 2e-5  # relative to the largest value; float32 against float32
@@ -51,3 +52,21 @@ def test_other_sizes_and_no_mask(name, file):
     assert relative(out, nhwc(golden["out_rect"])) <= TOLERANCE
     out = model(nhwc(golden["x"]), golden["t"], **conditions(golden, "text_mask"))
     assert relative(out, nhwc(golden["out_nomask"])) <= TOLERANCE
+
+
+@pytest.mark.parametrize("file", ["original.pth", "diffusers"])
+def test_the_pipelines_latents(file):
+    """diffusers' pipeline in 6 steps, guided towards its prompts and away from the encoded negative ones; the latents of
+    this random network grow to 1,000."""
+    model, golden = load("sigma", file)[0], dict(np.load(GOLDENS / "sigma" / "pipeline.npz"))
+    out = graftax.sample(
+        model, cond={"text": golden["text"], "text_mask": golden["text_mask"]},
+        null_cond={"text": golden["neg_text"], "text_mask": golden["neg_mask"]},
+        steps=6, initial_noise=nhwc(golden["latents"]),
+    )  # fmt: skip
+    assert relative(out, nhwc(golden["out"])) <= 1e-4
+
+
+def test_its_authors_settings():
+    sampling = api.sampling_for(load("sigma", "original.pth")[0].spec)
+    assert str(sampling) == "DPM-Solver++ 2M, 20 steps, guidance 4.5 on all channels"
