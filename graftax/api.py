@@ -16,11 +16,11 @@ from jax.typing import ArrayLike, DTypeLike
 from graftax.allocator import keep_pages
 from graftax.diffusion import Sampling, SamplingFields, Steps, check_variance, guided, image_keys
 from graftax.diffusion import initial_noise as first_noise
-from graftax.errors import BadInput, NonFinite
+from graftax.errors import BadInput, NonFinite, naming
 from graftax.models.arguments import as_float_type, as_key, as_path
 from graftax.models.backbone import Cond, find
 from graftax.models.forward import forward_prepared, prepare_params
-from graftax.models.model import Meta, Model, all_known, check_inputs, given_conditions
+from graftax.models.model import Meta, Model, all_known, check_inputs, given_conditions, null_conditions
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec, Option
 from graftax.surgery import check, graft
@@ -132,28 +132,31 @@ def sample(
 
     How is said by `sampling`, or by fields of it as keywords (`sampler="ddim", steps=50`); what is left out is as the
     model's family draws, for a DiT as in `Sampling`. All steps run as one compiled loop. `cond` gives the conditions of
-    models that take others than classes, `null_cond` their unconditional twin for guidance (None: the backbone's own).
+    models that take others than classes, `null_cond` their unconditional twin for guidance, of each image or one for
+    all (None: the backbone's own).
 
     Image i has noise of its own, which depends on `rng` and i alone (`graftax.diffusion.image_keys`); `rng` may also be
     keys (b,), one for each image. `initial_noise` (b, h, w, c) and `step_noise` (steps, b, h, w, c), step 0 the noisiest,
-    take its place. Raises `BadInput` on labels, shapes or settings that do not fit, `NonFinite` where
-    an image is not finite.
+    take its place; to a model that takes images of any size it says which. Raises `BadInput` on labels, shapes or settings
+    that do not fit, `NonFinite` where an image is not finite.
     """
     spec, sampling = model.spec, sampling_for(model.spec, sampling, **settings)
     given = given_conditions(labels, cond)
     count = len(next(iter(given.values())))
-    shape = (count, *spec.image_shape)
     key = jax.random.key(0) if rng is None else as_key(rng)
     if key.shape not in ((), (count,)):
         raise BadInput(f"rng: shape {key.shape}, expected one key, or one for each of {count} images")
     keys = image_keys(key, 0, count) if key.ndim == 0 else key
-    x = first_noise(keys, sampling.steps, shape[1:]) if initial_noise is None else jnp.asarray(initial_noise)
-    if x.shape != shape:
-        raise BadInput(f"initial_noise: shape {x.shape}, expected {shape}")
+    x = first_noise(keys, sampling.steps, spec.image_shape) if initial_noise is None else jnp.asarray(initial_noise)
+    if x.shape[:1] != (count,):
+        raise BadInput(f"initial_noise: shape {x.shape}, expected noise of {count} images")
     check_inputs(spec, x, jnp.zeros(count), given)
     from graftax.train.sharding import mesh_of  # time that `import` saves
 
-    null = None if null_cond is None else {name: jnp.asarray(value) for name, value in null_cond.items()}
+    null = None if null_cond is None else null_conditions(given, null_cond)
+    if null is not None:
+        with naming("null_cond"):
+            check_inputs(spec, x, jnp.zeros(count), null)
     noise = None if step_noise is None else jnp.asarray(step_noise)
     options = {"sampling": sampling, "plan": plan, "dtype": as_float_type(dtype)}
     images = draw(spec, model.params, x, given, null, keys, noise, mesh=mesh_of((x, given, model.params)), **options)

@@ -10,6 +10,7 @@ from graftax import config
 from graftax.errors import BadInput
 from graftax.study.config import EXPERIMENTS, DemoConfig, experiment_of
 from graftax.study.pretrain import DiTPretraining, pretraining_of
+from graftax.testing import tiny_spec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -114,7 +115,7 @@ def test_errors_of_a_dataclass_say_where():
 
 def test_the_position_table_is_not_trained_by_default():
     tree = {"workdir": "w", "task": "dit", "model": {}, "training": {"loop": {"steps": 1}}}
-    assert config.build(DiTPretraining, tree).training.frozen == ("pos_embed",)
+    assert config.build(DiTPretraining, tree).training.frozen_in(tiny_spec()) == ("pos_embed",)
 
 
 @pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.py")} - {CONFIGS / "common.py"}), ids=lambda path: path.stem)

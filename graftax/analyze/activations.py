@@ -20,6 +20,7 @@ from graftax.blocks import Taps, tapped_slots
 from graftax.errors import BadInput
 from graftax.models import Cond, Model
 from graftax.models.forward import embed, prepare_params
+from graftax.models.sizes import at_size
 from graftax.models.stack import check_capture, run_stack, tap_runs
 from graftax.ops.base import Params
 from graftax.progress import Progress
@@ -170,6 +171,7 @@ def _sample_moments(
     spec: ModelSpec, taps: tuple[str, ...], dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond
 ) -> dict[str, jax.Array]:
     """{tap: (6, l, b)}: the fields of `Moments` for every run of a block and sample."""
+    spec = at_size(spec, x)
     state, context = embed(spec, prepared, x, t, cond, dtype)
     _, found = run_stack(spec, prepared["blocks"], state, context, capture=taps, dtype=dtype)
     return {name: _device_moments(tap.reshape(*tap.shape[:2], -1)) for name, tap in _by_stream(found, taps).items()}

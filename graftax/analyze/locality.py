@@ -18,6 +18,7 @@ from graftax.models import Cond, Model
 from graftax.models.collect import one_block
 from graftax.models.forward import embed, prepare_params
 from graftax.models.lora import materialise
+from graftax.models.sizes import at_size
 from graftax.models.stack import run_stack, runs, tap_runs
 from graftax.ops.attention import MHA
 from graftax.ops.base import Params
@@ -92,6 +93,8 @@ def attention_locality(
     seen = 0
     with Progress(total, "locality", unit="batch", show=total > 0) as progress:
         for x, t, cond in inputs:
+            if at_size(spec, x) != spec:
+                raise BadInput(f"locality: x {x.shape}, expected the model's own size {spec.image_shape}")
             taps = capture(prepared, x, t, cond)  # (runs, b, n, d) each
             parts = [
                 np.mean([_profile(operators[site], weights[site], taps[f"{site.slot}/in"][r]) for r in rows[site]], 0)

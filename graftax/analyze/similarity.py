@@ -19,6 +19,7 @@ from graftax.blocks import as_state
 from graftax.errors import BadInput
 from graftax.models import Cond, Model
 from graftax.models.forward import embed, prepare_params
+from graftax.models.sizes import at_size
 from graftax.models.stack import run_stack
 from graftax.ops.base import Params
 from graftax.progress import Progress
@@ -93,6 +94,7 @@ def _compare(
     spec: ModelSpec, form: str, dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond
 ) -> jax.Array:
     """The sum over samples of all pairs' cosines: (T + 1, T + 1)."""
+    spec = at_size(spec, x)
     state, context = embed(spec, prepared, x, t, cond, dtype)
     last, taps = run_stack(spec, prepared["blocks"], state, context, capture=("block/in",), dtype=dtype)
     first, starts = as_state(taps["block/in"]), np.array(_starts(spec))

@@ -27,6 +27,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     """What the tensors of a PyTorch file cannot tell."""
     parser.add_argument("--num-heads", type=int, metavar="H", help="attention heads, where the file does not tell")
     parser.add_argument("--window", type=int, metavar="W", help="window of sliding-window attention, likewise")
+    parser.add_argument("--interpolation", type=float, metavar="S", help="of a PixArt's positions, pixels / 512, likewise")
     parser.add_argument(
         "--compat", choices=("dit", "diffusers"), help="whose numerics, Facebook's or diffusers' (default: dit)"
     )
@@ -34,8 +35,8 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
     """The ones that were given."""
-    given = {"num_heads": args.num_heads, "window": args.window, "compat": args.compat}
-    return {name: value for name, value in given.items() if value is not None}
+    names = ("num_heads", "window", "interpolation", "compat")
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def add_config(

@@ -2,6 +2,7 @@
 
     graftax zoo
     graftax zoo dit-xl2-mha-swa-50p-fid2.67
+    graftax zoo PixArt-Sigma-XL-2-1024-MS
 
 Weights are not shipped and nothing is downloaded. A name from here also serves `graftax inspect`.
 """
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the list, or one model."""
-    from graftax.backbones.dit import zoo
+    from graftax.backbones import zoo
     from graftax.pages import zoo_page
 
     if args.name:

@@ -19,10 +19,14 @@ from graftax.progress import say
 from graftax.spec import ModelSpec
 
 KEYS = ("image", "label")
+TEXT_KEYS = ("image", "text", "text_mask", "resolution", "aspect_ratio")
+"""What batches of models hold that look at a text; all but the first two only where a model takes it."""
+
 
 
 def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None = None) -> Any:
-    """Endless batches {"image": (b, h, w, c), "label": (b,)} with `state()` and `restore(state)`, of any of these:
+    """Endless batches {"image": (b, h, w, c), "label": (b,)}, for models that look at a text `TEXT_KEYS`, with `state()` and
+    `restore(state)`, of any of these:
 
     - arrays: {"image": .., "label": ..} or (images, labels), whole sets in memory: batches of `batch_size`, every epoch in
       another order of `seed`, split over processes; for models of texts "text" and "text_mask" in place of "label";
@@ -40,7 +44,8 @@ def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None
     if all(hasattr(data, name) for name in ("__next__", "state", "restore")):
         return data
     if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2):
-        return _from_memory(as_batch(data, spec), batch_size, seed)
+        keys = TEXT_KEYS if spec is not None and spec.sizes.context else KEYS
+        return _from_memory(as_batch(data, spec), batch_size, seed, keys)
     if isinstance(data, grain.MapDataset):
         ahead = read_threads()  # grain's own default holds 500 batches in memory
         data = data.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))
@@ -70,6 +75,9 @@ def as_batch(batch: Any, spec: ModelSpec | None = None) -> dict[str, Any]:
     fits = image.ndim == 4 and (spec is None or image.shape[1:] == spec.image_shape)
     if not fits or not jnp.issubdtype(image.dtype, jnp.floating):
         raise BadInput(f"data image: {image.dtype}{image.shape}, expected batches of floats (b, {expected})")
+    if spec is not None and spec.sizes.context and len(arrays.get("text", ())) != len(image):
+        found = {name: array.shape for name, array in arrays.items()}
+        raise BadInput(f"data: a batch is {found}, expected text ({len(image)}, ...) beside image")
     if label is None:
         if spec is not None and spec.classes:
             raise BadInput(f"data: a batch is {sorted(arrays)}, expected label (b,) beside image")
@@ -93,9 +101,9 @@ def _array(value: Any) -> Any:
     return np.asarray(value)
 
 
-def _from_memory(arrays: dict[str, Any], batch_size: int, seed: int) -> Any:
-    if "label" in arrays and set(arrays) != set(KEYS):
-        raise BadInput(f"data: arrays {sorted(arrays)}, expected {KEYS}")
+def _from_memory(arrays: dict[str, Any], batch_size: int, seed: int, keys: tuple[str, ...]) -> Any:
+    if not {*keys[:2]} <= set(arrays) <= {*keys}:
+        raise BadInput(f"data: arrays {sorted(arrays)}, expected {keys}")
     whole = {name: np.asarray(array) for name, array in arrays.items()}
     whole["image"] = whole["image"].astype(np.float32, copy=False)
     if "label" in whole:

@@ -43,10 +43,11 @@ class FrameCost:
 
 
 class Backbone(Protocol):
-    """The part of a model that its family brings. `params` is a whole parameter tree; its blocks are not looked at.
+    """The part of a model that its family brings. `params` is a whole parameter tree; its blocks are not looked at. Where a
+    family takes images of other sizes than a model's own, the spec that `embed` and `head` get has the grid of these.
 
     Attributes:
-        fixed: paths of parameters that no training changes, such as tables of positions.
+        fixed: paths of parameters that no training changes, such as tables of positions, where a model has them.
     """
 
     fixed: tuple[str, ...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import jax
 from jax.typing import DTypeLike
@@ -13,6 +12,7 @@ from graftax.models.backbone import Cond, find
 from graftax.models.lora import materialise
 from graftax.models.merge import MERGES
 from graftax.models.shared import with_shared
+from graftax.models.sizes import at_size
 from graftax.models.stack import prepare, run_stack
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
@@ -48,12 +48,6 @@ def forward_prepared(
     state, context = embed(spec, prepared, x, t, cond, dtype)
     state, taps = run_stack(spec, prepared["blocks"], state, context, capture=capture, dtype=dtype, remat=remat)
     return find(spec).head(spec, prepared, state, context, dtype), taps
-
-
-def at_size(spec: ModelSpec, x: jax.Array) -> ModelSpec:
-    """`spec` on the grid of images x (b, h, w, c): operators are then built to it, whatever size the model was made for."""
-    grid = x.shape[1] // spec.option("patch"), x.shape[2] // spec.option("patch")
-    return spec if grid == spec.sizes.grid else spec.replace(sizes=replace(spec.sizes, grid=grid))
 
 
 def embed(

@@ -29,9 +29,10 @@ from graftax.blocks import Context, State, block_kind
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond, find
 from graftax.models.collect import Place, stacked
-from graftax.models.forward import at_size, embed
+from graftax.models.forward import embed
 from graftax.models.lora import materialise
 from graftax.models.merge import MERGES, stream_of
+from graftax.models.sizes import at_size
 from graftax.models.stack import WHICH, run_block
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec, OpSpec, Step, members

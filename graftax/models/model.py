@@ -19,6 +19,7 @@ from graftax.errors import BadInput
 from graftax.models.arguments import as_float_type
 from graftax.models.backbone import Cond, find
 from graftax.models.forward import forward
+from graftax.models.sizes import at_size, check_size
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 
@@ -122,6 +123,21 @@ def given_conditions(labels: ArrayLike | None, cond: Mapping[str, ArrayLike] | N
     return given
 
 
+def null_conditions(cond: Cond, null: Mapping[str, ArrayLike]) -> dict[str, jax.Array]:
+    """`null` as the unconditional twin of `cond`, of the same names and shapes; one entry may stand for all images.
+
+    Raises `BadInput` where they do not go together.
+    """
+    if set(null) != set(cond):
+        raise BadInput(f"null_cond: got {sorted(null)}, expected {sorted(cond)} as in cond")
+    found = {name: jnp.asarray(value) for name, value in null.items()}
+    for name, value in found.items():
+        shape = cond[name].shape
+        if value.shape not in (shape, (1, *shape[1:])):
+            raise BadInput(f"null_cond {name}: shape {value.shape}, expected {shape} as in cond, or one entry for all")
+    return {name: jnp.broadcast_to(value, cond[name].shape) for name, value in found.items()}
+
+
 def check_inputs(spec: ModelSpec, x: jax.Array, t: jax.Array, cond: Cond) -> None:
     """Raise `BadInput` where inputs of a network do not fit `spec`; see `Model.apply`."""
     if x.ndim != 4 or not len(x) or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -129,6 +145,8 @@ def check_inputs(spec: ModelSpec, x: jax.Array, t: jax.Array, cond: Cond) -> Non
     if t.shape != x.shape[:1] or not jnp.issubdtype(t.dtype, jnp.number):
         raise BadInput(f"t: {t.dtype}{t.shape}, expected numbers ({x.shape[0]},)")
     find(spec).check_inputs(spec, x, t, cond)
+    if (sized := at_size(spec, x)) != spec:
+        check_size(spec, sized)
     if not all_known(x, jnp.isfinite):
         raise BadInput("x: holds NaN or infinite numbers, expected finite ones")
 

@@ -103,7 +103,7 @@ def random_params(spec: ModelSpec, key: jax.Array) -> Params:
     key, its path and its shape alone: equal leaves of two specs get equal values.
     """
     shapes: dict[str, Any] = flatten_dict(param_shapes(spec), sep="/")
-    leaves: dict[str, Any] = dict(_fixed(spec.replace(blocks=spec.blocks[:1], program=(), adapters=())))
+    leaves: dict[str, Any] = dict(_fixed(_frame_alone(spec)))
     for path, leaf in shapes.items():
         if path in leaves:
             continue
@@ -113,16 +113,28 @@ def random_params(spec: ModelSpec, key: jax.Array) -> Params:
     return unflatten_dict(leaves, sep="/")
 
 
+def fixed_paths(spec: ModelSpec) -> tuple[str, ...]:
+    """Paths of the parameters of a model that no training changes."""
+    frame = flatten_dict(_frame_shapes(_frame_alone(spec)), sep="/")
+    return tuple(path for path in find(spec).fixed if path in frame)
+
+
 @functools.lru_cache(maxsize=256)
 def _fixed(spec: ModelSpec) -> Params:
     """The leaves outside of the blocks that no training changes, by path."""
+    paths = fixed_paths(spec)
 
     @jax.jit  # compiles nothing of what draws the other leaves
     def leaves(key: jax.Array) -> Params:
         frame: dict[str, Any] = flatten_dict(_Frame(spec).init(key)["params"], sep="/")
-        return {path: frame[path] for path in find(spec).fixed}
+        return {path: frame[path] for path in paths}
 
-    return leaves(jax.random.key(0)) if find(spec).fixed else {}
+    return leaves(jax.random.key(0)) if paths else {}
+
+
+def _frame_alone(spec: ModelSpec) -> ModelSpec:
+    """A spec of the same frame, alike for all models of it."""
+    return spec.replace(blocks=spec.blocks[:1], program=(), adapters=())
 
 
 def param_shapes(spec: ModelSpec) -> Params:
@@ -131,7 +143,7 @@ def param_shapes(spec: ModelSpec) -> Params:
     Equal blocks are traced once, so that this takes as long for 28 as for one.
     """
     shapes = {
-        **_frame_shapes(spec.replace(blocks=spec.blocks[:1], program=(), adapters=())),
+        **_frame_shapes(_frame_alone(spec)),
         "blocks": {spec.block_key(i): _block_shapes(block, spec.sizes) for i, block in enumerate(spec.blocks)},
     }
     if shared := shared_shapes(spec):

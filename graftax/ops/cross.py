@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -51,7 +52,9 @@ class CrossMHA(Operator):
     def setup(self) -> None:
         self.q = self.linear(self.inner, self.width)
         self.kv = self.linear(2 * self.inner, self.width, parts=2)
-        self.proj = self.linear(self.width, self.inner)
+        proj = self.linear(self.width, self.inner)
+        # There is no gate: a model from scratch starts without its text, as PixArt's does.
+        self.proj = proj if self.init_style == "torch" else proj.clone(kernel_init=nn.initializers.zeros)
 
     def __call__(self, x: jax.Array, *, text: jax.Array, text_mask: jax.Array | None) -> jax.Array:
         (b, n, _), m, heads = x.shape, text.shape[1], (self.sizes.heads, self.sizes.head_dim)

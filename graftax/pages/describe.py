@@ -8,7 +8,7 @@ from typing import Any
 
 from graftax import api
 from graftax.backbones.dit.variants import variant
-from graftax.backbones.dit.zoo import spec_of
+from graftax.backbones.zoo import spec_of
 from graftax.blocks import block_kind
 from graftax.evaluate.costs import MISPRINT, cost_table
 from graftax.models import Model, param_shapes
@@ -49,6 +49,7 @@ def describe(spec: ModelSpec, meta: Mapping[str, Any]) -> str:
     (h, w, c), sizes = spec.image_shape, spec.sizes
     known = [f"{h}x{w}x{c}, patch {spec.option('patch')}, {spec.tokens} tokens"]
     known += [f"{sizes.text} of text"] * bool(sizes.text) + [f"{spec.classes} classes"] * bool(spec.classes)
+    known += [f"{sizes.context} of text looked at"] * bool(sizes.context)
     known += ["learned variance"] * spec.prediction.variance
     lines = [
         f"{'backbone':<12}{spec.backbone}, {spec.depth} blocks, width {spec.width}, {sizes.heads} heads",

@@ -6,16 +6,18 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from graftax.backbones.dit.zoo import Published, Scores
+from graftax.backbones.dit.zoo import Scores
+from graftax.backbones.zoo import Published
 
 
 def listing(models: Iterable[Published]) -> str:
     """Published models, one line each, without a line end."""
     models = list(models)
     width = max(len(model.name) for model in models)
-    lines = [f"{'name':<{width}}   FID   parameters   GFLOPs  edit"]
+    lines = [f"{'name':<{width}}   FID   parameters    GFLOPs  edit"]
     for model in models:
-        numbers = f"{model.scores.fid:5.2f}  {model.params:11,}  {model.flops / 1e9:7.2f}"
+        fid = f"{model.scores.fid:5.2f}" if model.scores else f"{'-':>5}"
+        numbers = f"{fid}  {model.params:11,}  {model.flops / 1e9:8.2f}"
         lines.append(f"{model.name:<{width}} {numbers}  {model.edit}".rstrip())
     return "\n".join(lines)
 
@@ -29,7 +31,7 @@ def entry(model: Published) -> str:
         "blocks": _blocks(model),
         "parameters": f"{model.params:,}",
         "FLOPs": f"{model.flops:,} per image and forward pass",
-        "published": _scores(model.scores),
+        "published": _scores(model.scores) if model.scores else "",
         "note": model.note,
         "page": model.page,
         "weights": model.url,
@@ -48,13 +50,14 @@ def _scores(scores: Scores) -> str:
 
 
 def _blocks(model: Published) -> str:
-    shares = {50: "every second", 75: "all but every fourth", 100: "all"}
-    return f"{shares[model.percent]} ({len(model.blocks)})" if model.blocks else "none"
+    shares = {14: "every second", 21: "all but every fourth", 28: "all"}
+    return f"{shares[len(model.blocks)]} ({len(model.blocks)})" if model.blocks else "none"
 
 
 def record(model: Published) -> dict[str, Any]:
     """One published model as JSON types."""
     return {
         "name": model.name, "edit": model.edit, "blocks": model.blocks, "parameters": model.params, "flops": model.flops,
-        "scores": asdict(model.scores), "note": model.note, "page": model.page, "url": model.url, "licence": model.licence,
+        "scores": asdict(model.scores) if model.scores else None, "note": model.note, "page": model.page, "url": model.url,
+        "licence": model.licence,
     }  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 
 from graftax import api
 from graftax import config as configs
-from graftax.backbones.dit.zoo import spec_of
+from graftax.backbones.zoo import spec_of
 from graftax.checkpoint.hub import is_hub
 from graftax.distill.merged import MergedStep, regression_units
 from graftax.errors import BadInput, GraftaxError, did_you_mean

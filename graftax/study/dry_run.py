@@ -80,12 +80,13 @@ def dry_finetune(student: Model, stage: DiffusionConfig, data: Images, mesh: Mes
     """Stage 2 of `student` as `graftax.train.finetune` would run it. Raises `BadInput` as it does."""
     sites = select(student.meta.sites, student.spec) if student.meta.sites else ()
     new = [site.path(student.spec) for site in sites]
-    return _diffusion("stage 2", student.spec, parameter_table(student.params, new, stage.frozen), stage, data, mesh)
+    table = parameter_table(student.params, new, stage.frozen_in(student.spec))
+    return _diffusion("stage 2", student.spec, table, stage, data, mesh)
 
 
 def dry_train(spec: ModelSpec, stage: DiffusionConfig, data: Images, mesh: MeshConfig) -> DryRun:
     """The training of a model from scratch as `graftax.train.train` would run it. Raises `BadInput` as it does."""
-    return _diffusion("training", spec, parameter_table(param_shapes(spec), None, stage.frozen), stage, data, mesh)
+    return _diffusion("training", spec, parameter_table(param_shapes(spec), None, stage.frozen_in(spec)), stage, data, mesh)
 
 
 def dry_job(job: Job[Any], steps: int, batch_size: int, data: Images, mesh: MeshConfig, frozen: Iterable[str]) -> DryRun:

@@ -10,11 +10,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from graftax.backbones.dit import dit_spec
+from graftax.backbones.pixart import pixart_spec
 from graftax.models import random_params
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 
-__all__ = ["assert_same_leaves", "assert_trees_close", "random_params", "tiny_spec"]
+__all__ = ["assert_same_leaves", "assert_trees_close", "random_params", "tiny_spec", "tiny_text_spec"]
 
 
 def tiny_spec(**changes: Any) -> ModelSpec:
@@ -26,6 +27,18 @@ def tiny_spec(**changes: Any) -> ModelSpec:
         "input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 48, "depth": 4, "num_heads": 4, "num_classes": 10
     }  # fmt: skip
     return dit_spec(**{**sizes, **changes})
+
+
+def tiny_text_spec(**changes: Any) -> ModelSpec:
+    """A PixArt of that size that looks at 6 tokens of text, of width 12, and brings a null caption.
+
+    `changes` are arguments of `graftax.backbones.pixart.pixart_spec`.
+    """
+    sizes = {
+        "input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 48, "depth": 4, "num_heads": 4, "text_width": 12,
+        "text_tokens": 6, "null_tokens": 6,
+    }  # fmt: skip
+    return pixart_spec(**{**sizes, **changes})
 
 
 def assert_same_leaves(before: Params, after: Params, except_paths: Sequence[str] = ()) -> None:

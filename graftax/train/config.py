@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from graftax.errors import BadInput, did_you_mean
+from graftax.models.network import fixed_paths
 from graftax.models.stack import REMAT
+from graftax.spec import ModelSpec
 from graftax.train.loop_config import LoopConfig
 from graftax.train.optimiser import OptimiserConfig
 from graftax.train.sharding import MeshConfig
@@ -51,7 +53,6 @@ class DiffusionConfig(TrainConfig):
     """Training with the learned-variance diffusion objective: stage 2, and pretraining.
 
     Attributes:
-        frozen: as in `TrainConfig`; a DiT's table of positions is fixed.
         class_dropout: share of images that are trained without their conditions.
         compute_dtype: matmul type.
         plan: as in `graftax.models.forward`.
@@ -59,12 +60,15 @@ class DiffusionConfig(TrainConfig):
         preview: how many samples every evaluation draws, classes in turn, for writers and workdir/images.
     """
 
-    frozen: tuple[str, ...] = ("pos_embed",)
     class_dropout: float = 0.1
     compute_dtype: str = "float32"
     plan: str = "auto"
     remat: str = "auto"
     preview: int = 0
+
+    def frozen_in(self, spec: ModelSpec) -> tuple[str, ...]:
+        """`frozen`, and what no training of such a model changes: a DiT's table of positions, a PixArt's null caption."""
+        return tuple(dict.fromkeys((*fixed_paths(spec), *self.frozen)))
 
     def __post_init__(self) -> None:
         super().__post_init__()

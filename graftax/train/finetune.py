@@ -52,17 +52,17 @@ def finetune(
     """Stage 2: train the whole model with the diffusion objective, as `config` says.
 
     `data`: arrays, an iterable of batches or a grain dataset (`graftax.data.feed.as_batches`): image (b, h, w, c), what the
-    model sees, and label (b,). Returns the student with averaged weights, and the records of the run as
-    `graftax.train.loop.fit` writes them. With a `workdir` the run leaves checkpoints and metrics there, and the same call
-    resumes it. `heldout` (image (n, h, w, c), label (n,)) is evaluated when the loop says so, `watch` with it. With a
-    `mesh` the state is laid out by `rules`.
+    model sees, and label (b,); for a model of texts text (b, m, c) and text_mask (b, m) instead. Returns the student with
+    averaged weights, and the records of the run as `graftax.train.loop.fit` writes them. With a `workdir` the run leaves
+    checkpoints and metrics there, and the same call resumes it. `heldout` (the same of n images) is evaluated when the loop
+    says so, `watch` with it. With a `mesh` the state is laid out by `rules`.
 
     Raises what `fit` raises, and BadInput where data, model and config do not fit together.
     """
     check_trainable("student", student.params)
     batches = as_batches(data, config.batch_size, config.loop.seed, student.spec)
     sites = select(student.meta.sites, student.spec) if student.meta.sites else ()
-    table = parameter_table(student.params, [site.path(student.spec) for site in sites], config.frozen)
+    table = parameter_table(student.params, [site.path(student.spec) for site in sites], config.frozen_in(student.spec))
     metadata = {"spec": student.spec.to_json(), "start": sha256_of_arrays(student.params)}
     params, history = _run(
         student.spec, lambda: student.params, table, metadata, "stage 2", batches, config, workdir, heldout, process=process,
@@ -81,7 +81,7 @@ def train(
     """Train a model of `spec` from scratch, its first weights drawn from `config.loop.seed`. The rest as in `finetune`."""
     batches = as_batches(data, config.batch_size, config.loop.seed, spec)
     key = jax.random.fold_in(jax.random.key(config.loop.seed), FRESH)
-    table = parameter_table(jax.eval_shape(lambda: init(spec, key)), None, config.frozen)
+    table = parameter_table(jax.eval_shape(lambda: init(spec, key)), None, config.frozen_in(spec))
     params, history = _run(
         spec, lambda: init(spec, key), table, {"spec": spec.to_json()}, "train", batches, config, workdir, heldout,
         process=process, mesh=mesh, rules=rules, watch=watch, on_record=on_record, show=show,
@@ -97,8 +97,9 @@ def latest_weights(model: Model, config: DiffusionConfig, workdir: str | os.Path
     """
     from graftax.checkpoint.manager import Checkpoints  # late, as in `graftax.train.loop`
 
-    tree = training_tree(model.spec, model.params, config.frozen)
-    like = jax.eval_shape(lambda: create_state(tree, config.optimiser.build(), config.frozen))
+    frozen = config.frozen_in(model.spec)
+    tree = training_tree(model.spec, model.params, frozen)
+    like = jax.eval_shape(lambda: create_state(tree, config.optimiser.build(), frozen))
     folder = work_path(workdir) / "checkpoints"
     if folder.exists():  # to look for checkpoints makes a folder for them
         with holding(workdir), closing(Checkpoints(folder)) as store:
@@ -115,7 +116,7 @@ def _run(
     on_record: Callable[[dict[str, Any]], None] | None, show: bool,
 ) -> tuple[Params, History]:  # fmt: skip
     """The averaged parameters after training, plain, and the records. `table`: what is trained, for people."""
-    process, dtype = process or Process(), jnp.dtype(config.compute_dtype)
+    process, dtype, frozen = process or Process(), jnp.dtype(config.compute_dtype), config.frozen_in(spec)
     loss = diffusion_loss(
         spec, process, class_dropout=config.class_dropout, dtype=dtype, plan=config.plan, remat=config.remat
     )
@@ -128,8 +129,8 @@ def _run(
         return {**found, **watch(Model(spec, spread(spec, params)))} if watch else found
 
     job = train_job(
-        lambda: training_tree(spec, start(), config.frozen), loss, config.optimiser, ema_decay=config.ema_decay,
-        frozen=config.frozen, mesh=mesh, metadata={**metadata, "process": dataclasses.asdict(process)},
+        lambda: training_tree(spec, start(), frozen), loss, config.optimiser, ema_decay=config.ema_decay,
+        frozen=frozen, mesh=mesh, metadata={**metadata, "process": dataclasses.asdict(process)},
         evaluate=evaluate if errors or watch else None, label=label, flops_per_image=train_flops(spec), rules=rules,
         accumulate=config.accumulate,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from graftax.data.feed import as_batches
 from graftax.data.pipeline import batches
 from graftax.errors import BadInput
-from graftax.testing import tiny_spec
+from graftax.testing import tiny_spec, tiny_text_spec
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.standard_normal((12, 8, 8, 4)).astype(np.float32), np.arange(12) % 10
@@ -174,6 +174,22 @@ def test_wrong_data_is_one_line(data, message):
     with pytest.raises(BadInput, match=message) as refused:
         next(as_batches(data, 4, 0, SPEC))
     assert "\n" not in str(refused.value)
+
+
+def test_texts_stay_with_their_images():
+    text = IMAGES.mean((1, 2, 3))[:, None, None] + np.zeros((12, 6, 12), np.float32)  # tells whose it is
+    data = {"image": IMAGES, "text": text, "text_mask": np.ones((12, 6), np.int32)}
+    feed = as_batches(data, 5, 0, tiny_text_spec())
+    for batch in (next(feed), next(feed), next(feed)):  # the third spans two epochs
+        np.testing.assert_allclose(batch["text"][:, 0, 0], batch["image"].mean((1, 2, 3)), atol=1e-6)
+        assert batch["text_mask"].shape == (5, 6)
+    for wrong, message in (
+        ({"image": IMAGES}, r"expected text \(12, \.\.\.\) beside image"),
+        ({**data, "text_mask": np.ones((3, 6))}, r"text_masks to batch: float64\(3, 6\), expected \(12, ...\)"),
+        ((IMAGES, LABELS), "expected text"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            as_batches(wrong, 4, 0, tiny_text_spec())
 
 
 def test_loaders_and_tensors_of_pytorch():

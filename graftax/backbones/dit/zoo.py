@@ -9,7 +9,6 @@ The list is read without JAX: what needs the models' definitions imports them wh
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,14 +131,6 @@ class Published:
         return _GRAFTED if self.operator else _DIT
 
 
-def find(name: str) -> Published:
-    """The published model of that name, "grafting/" in front or not. Raises `BadInput` naming the nearest ones."""
-    if name.removeprefix("grafting/") in ZOO:
-        return ZOO[name.removeprefix("grafting/")]
-    near = [known for known in ZOO if name in known] or difflib.get_close_matches(name, ZOO, n=3, cutoff=0)
-    raise BadInput(f"zoo: no model {name!r} among {len(ZOO)}; nearest are {', '.join(near[:3])}")
-
-
 def published(name: str) -> Published | None:
     """The model of a name, also of a file or folder called like it; None where none is published."""
     path = Path(name)
@@ -172,8 +163,9 @@ def spec_of(name: str) -> ModelSpec | None:
     """The spec of a published model ("dit-xl2-mha-swa-50p-fid2.67") or DiT variant ("DiT-B/4", 256 pixels), else None."""
     from graftax.backbones.dit.variants import VARIANTS, variant
 
-    if name.removeprefix("grafting/") in ZOO:
-        return find(name).spec()
+    known = name.removeprefix("grafting/")
+    if known in ZOO:
+        return ZOO[known].spec()
     return variant(name) if name in VARIANTS else None
 
 

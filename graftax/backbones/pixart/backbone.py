@@ -98,6 +98,8 @@ class PixArt:
         c = call(TimestepEmbed(spec.width), params["t_embedder"], t)
         if not spec.option("micro"):
             return c
+        if missing := [name for name in MICRO if name not in cond]:
+            raise BadInput(f"conditions: got {sorted(cond)}, expected {missing[0]} too, which this model was trained with")
         sizes = [call(SizeEmbed(spec.width), params[f"{name}_embedder"], cond[name]) for name in MICRO]
         return c + jnp.concatenate(sizes, axis=-1)
 
@@ -145,7 +147,7 @@ class PixArt:
         if words.reads_words(spec):
             return {**cond, "text": words.empty(*cond["text"].shape).astype(cond["text"].dtype)}
         if not count:
-            raise BadInput("null caption: this model's file brings none, expected null_cond (the encoded empty prompt)")
+            raise BadInput("null caption: this model's file brings none, expected null_cond, or in training class_dropout=0")
         if tokens > count:
             raise BadInput(f"text: {tokens} tokens, expected at most the {count} of the null caption")
         null = params["null_caption"][:tokens].astype(cond["text"].dtype)
@@ -161,6 +163,10 @@ class PixArt:
 
     def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
         """How its authors draw images: 20 steps of DPM-Solver++ 2M, guidance 4.5 on all channels."""
+        return {"sampler": "dpmpp_2m", "steps": 20, "cfg_scale": 4.5, "cfg_channels": None}
+
+    def sampling(self, spec: ModelSpec) -> dict[str, Any]:
+        """How the authors draw images: 20 steps of DPM-Solver++, guidance 4.5 on all channels."""
         return {"sampler": "dpmpp_2m", "steps": 20, "cfg_scale": 4.5, "cfg_channels": None}
 
     def vectors(self, spec: ModelSpec, params: Params, count: int) -> jax.Array:

@@ -68,7 +68,7 @@ def stage1_program(
 
 def train_program(name: str, spec: ModelSpec, config: DiffusionConfig) -> Program:
     """One update of the whole model as `config` says (`graftax.train.train_job`): stage 2, or training from scratch."""
-    dtype, frozen = jnp.dtype(config.compute_dtype), config.frozen
+    dtype, frozen = jnp.dtype(config.compute_dtype), config.frozen_in(spec)
     loss = diffusion_loss(
         spec, Process(), class_dropout=config.class_dropout, dtype=dtype, plan=config.plan, remat=config.remat
     )
@@ -103,16 +103,19 @@ def sample_program(
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
         noise, cond, keys = _split((noise, cond, keys), mesh)
         params = _whole(param_shapes(spec), mesh)
-        return draw.trace(spec, params, noise, cond, None, keys, None, sampling=chosen, plan=plan, dtype=dtype, mesh=mesh)
+        null = None if spec.classes else cond  # the encoded empty prompt comes from outside
+        return draw.trace(spec, params, noise, cond, null, keys, None, sampling=chosen, plan=plan, dtype=dtype, mesh=mesh)
 
     passes = chosen.steps if chosen.cfg_scale == 1 else 2 * chosen.steps
     return Program("sampling", batch_size, batch_size * passes * flops(spec), trace)
 
 
 def _batch(spec: ModelSpec, size: int, mesh: Mesh) -> Any:
-    """Shapes of images (b, h, w, c) and labels (b,), split over the batch."""
+    """Shapes of images (b, h, w, c) and of labels (b,), or what else such a model sees, split over the batch."""
     image = jax.ShapeDtypeStruct((size, *spec.image_shape), jnp.float32)
-    return _split({"image": image, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}, mesh)
+    label = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    beside = label if spec.classes else jax.eval_shape(lambda: dict(find(spec).example(spec, size)))
+    return _split({"image": image, **beside}, mesh)
 
 
 def _split(tree: Any, mesh: Mesh) -> Any:

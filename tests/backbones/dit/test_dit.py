@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from graftax.backbones.dit import dit_spec, variant
-from graftax.backbones.embedders import FinalLayer, sinusoidal_positions, timestep_features
 from graftax.backbones.dit.variants import PATCHES, RESOLUTIONS, SIZES
+from graftax.backbones.embedders import FinalLayer, sinusoidal_positions, timestep_features
 from graftax.errors import BadInput
 from graftax.models import Meta, Model, Network, forward, init, param_shapes
 from graftax.models.backbone import find

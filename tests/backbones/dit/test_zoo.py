@@ -10,7 +10,8 @@ from golden_checkpoints import spec_of as spec_of_file
 
 from graftax.backbones.dit import variant
 from graftax.backbones.dit.variants import VARIANTS
-from graftax.backbones.dit.zoo import ZOO, find, spec_of
+from graftax.backbones.dit.zoo import ZOO, spec_of
+from graftax.backbones.zoo import find
 from graftax.errors import BadInput
 from graftax.models.cost import count_params, flops
 from graftax.spec import OpSpec, op
@@ -98,7 +99,7 @@ def test_names_are_found_and_others_refused():
     assert spec_of("DiT-S/8") == variant("DiT-S/8")
     assert len(VARIANTS) == 12
     assert all(spec_of(name) is None for name in ("DiT-M/2", "model.pt", ""))
-    with pytest.raises(BadInput, match=r"no model 'mamba_2-75p' among 24; nearest are dit-xl2-mha-mamba_2-75p-fid3\.02$"):
+    with pytest.raises(BadInput, match=r"no model 'mamba_2-75p' among 31; nearest are dit-xl2-mha-mamba_2-75p-fid3\.02$"):
         find("mamba_2-75p")
     with pytest.raises(BadInput, match=r"nearest are dit-xl2-mha-hyena_y-50p-fid2\.72"):
         find("dit-xl2-mha-hyena_y-50p-fid2.27")

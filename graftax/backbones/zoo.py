@@ -1,0 +1,29 @@
+"""Published checkpoints of all families by name; read without JAX."""
+
+from __future__ import annotations
+
+import difflib
+
+from graftax.backbones.dit import zoo as dit
+from graftax.backbones.pixart import zoo as pixart
+from graftax.errors import BadInput
+from graftax.spec import ModelSpec
+
+Published = dit.Published | pixart.Published
+FAMILIES = (dit, pixart)
+ZOO: dict[str, Published] = {**dit.ZOO, **pixart.ZOO}
+"""Every published model by its name."""
+
+
+def find(name: str) -> Published:
+    """The published model of that name, its organisation in front or not. Raises `BadInput` naming the nearest ones."""
+    known = name.removeprefix("grafting/").removeprefix("PixArt-alpha/")
+    if known in ZOO:
+        return ZOO[known]
+    near = [other for other in ZOO if name in other] or difflib.get_close_matches(name, ZOO, n=3, cutoff=0)
+    raise BadInput(f"zoo: no model {name!r} among {len(ZOO)}; nearest are {', '.join(near[:3])}")
+
+
+def spec_of(name: str) -> ModelSpec | None:
+    """The spec of a published model ("PixArt-Sigma-XL-2-1024-MS") or of a family's variant ("DiT-B/4"), else None."""
+    return next((spec for family in FAMILIES if (spec := family.spec_of(name)) is not None), None)
