@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -150,9 +151,10 @@ def sample(
     x = first_noise(keys, sampling.steps, spec.image_shape) if initial_noise is None else jnp.asarray(initial_noise)
     if x.shape[:1] != (count,):
         raise BadInput(f"initial_noise: shape {x.shape}, expected noise of {count} images")
-    check_inputs(spec, x, jnp.zeros(count), given)
     from graftax.train.sharding import mesh_of  # time that `import` saves
 
+    with naming("initial_noise") if x.shape[1:] != spec.image_shape else nullcontext():
+        check_inputs(spec, x, jnp.zeros(count), given)
     null = None if null_cond is None else null_conditions(given, null_cond)
     if null is not None:
         with naming("null_cond"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from graftax.errors import BadInput
 from graftax.models.layout import Config, Shapes
@@ -12,11 +12,24 @@ from graftax.models.layout import Config, Shapes
 LARGEST_SIDE = 1024
 """Side of the (latent) image that is believed: no tensor tells it, and position tables grow with its square."""
 
+
+class ConfigSizes(TypedDict):
+    """Sizes of a transformer as keywords of its family's spec."""
+
+    input_size: int
+    patch_size: int
+    in_channels: int
+    hidden_size: int
+    depth: int
+    num_heads: int
+    learn_sigma: bool
+
+
 _BLOCK = re.compile(r"transformer_blocks\.([0-9]{1,4})\.")
 
 
-def sizes_of_config(config: Config, shapes: Shapes) -> dict[str, int]:
-    """Sizes as keywords: input_size, patch_size, in_channels, hidden_size, depth, num_heads, learn_sigma (a bool).
+def sizes_of_config(config: Config, shapes: Shapes) -> ConfigSizes:
+    """What the settings say.
 
     Tensors bound the depth before anything is made of it. Raises `BadInput` naming the setting.
     """

@@ -88,7 +88,7 @@ def test_guidance_takes_the_backbones_null_class_unless_told():
         ({"labels": np.array([0.5])}, "expected class ids of integer type"),
         ({"cond": {"text": np.ones((2, 3))}}, r"conditions: got \['text', 'y'\]"),
         ({"rng": jax.random.split(KEY, 3)}, r"rng: shape \(3,\), expected one key, or one for each of 2 images"),
-        ({"initial_noise": np.zeros((2, 4, 4, 4))}, "initial_noise: shape"),
+        ({"initial_noise": np.zeros((2, 4, 4, 4))}, "initial_noise: x: shape"),
         ({"sampling": Sampling(), "steps": 3}, r"sampling and \['steps'\] given"),
     ],
 )

@@ -75,10 +75,10 @@ def test_it_is_a_job_of_the_objective_over_the_arrays(run: Run) -> None:
     from graftax.data.pipeline import batches
 
     model = student()
-    loss = diffusion_loss(model.spec, Process(), dtype=jnp.float32)
+    loss, frozen = diffusion_loss(model.spec, Process(), dtype=jnp.float32), CONFIG.frozen_in(model.spec)
     job = train_job(
-        lambda: training_tree(model.spec, model.params, CONFIG.frozen), loss, CONFIG.optimiser, ema_decay=0.5,
-        frozen=CONFIG.frozen,
+        lambda: training_tree(model.spec, model.params, frozen), loss, CONFIG.optimiser, ema_decay=0.5,
+        frozen=frozen,
     )  # fmt: skip
     stream = batches(ARRAYS | {"label": ARRAYS["label"].astype(np.int32)}, 4, 5)
     lines: list[dict[str, Any]] = []
