@@ -19,6 +19,9 @@ SMALLEST, LARGEST = 12, 26
 SIDE = 96
 """Pixels that an image of a grid is drawn in at least."""
 
+WIDTH = 128
+"""Likewise where a caption stands below it."""
+
 
 def scale_of(side: int) -> int:
     """How many times small images, `side` pixels wide, are magnified to be seen in a grid."""
@@ -48,6 +51,35 @@ def labelled(image: np.ndarray, names: Sequence[str], *, columns: bool = False) 
         top, left = (room - h, middle - w // 2) if columns else (middle - h // 2, room - w)
         _paste(margin, text, top, left)
     return np.concatenate([margin, image], axis=0 if columns else 1)
+
+
+def captioned(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> np.ndarray:
+    """Images (h, w, c) uint8 row by row, magnified, each with its caption below it in as many lines as it needs."""
+    scale = -(-WIDTH // images[0].shape[1])
+    width = images[0].shape[1] * scale
+    wrapped = [_wrapped(caption, width, images[0].shape[2]) for caption in captions]
+    room = max(len(each) for each in wrapped)
+    tiles = []
+    for image, text in zip(images, wrapped, strict=True):
+        below = np.full((room, width, image.shape[2]), GROUND, np.uint8)
+        _paste(below, text, 0, (width - text.shape[1]) // 2)
+        tiles.append(np.concatenate([image.repeat(scale, 0).repeat(scale, 1), below]))
+    return grid(np.stack(tiles), min(columns, len(tiles)), gap=6)
+
+
+def _wrapped(text: str, width: int, channels: int) -> np.ndarray:
+    """(h, w, c) uint8 of a text in centred lines that fit into `width` pixels, as far as its words do."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        lines[-1:] = [longer] if not lines or _text(longer, SMALLEST, 1).shape[1] <= width else [lines[-1], word]
+    rows = [_text(line, SMALLEST, channels) for line in lines]
+    out = np.full((sum(map(len, rows)), max(width, *(row.shape[1] for row in rows)), channels), GROUND, np.uint8)
+    top = 0
+    for row in rows:
+        _paste(out, row, top, (out.shape[1] - row.shape[1]) // 2)
+        top += len(row)
+    return out
 
 
 def _text(text: str, size: int, channels: int) -> np.ndarray:

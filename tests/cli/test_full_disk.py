@@ -143,6 +143,7 @@ def judge(tmp_path):
         ("convert", "{m}", "{d}/diffusers", "--diffusers", "--compat", "diffusers"),
         ("sample", "{m}", "--steps=2", "--latents=none", "--per-class=40", "--out", "{d}/x.npz"),
         ("sample", "{m}", "--steps=2", "--latents=none", "--out", "{d}/x.png"),
+        ("scenes", "{d}/scenes", "--count=30"),
         ("analyze", "{m}", "--what", "locality", "--steps=2", "--samples=2", "--out", "{d}/analysis"),
     ],
     ids=lambda command: f"{command[0]} {command[-1]}",

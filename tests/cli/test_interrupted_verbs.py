@@ -37,6 +37,7 @@ COMMANDS = {
     "convert": ("convert", "{t}/given/grafted", "{t}/x.pt"),
     "encode": ("encode", "fashion_mnist", "{t}/set", "--vae=demo", "--size=32"),
     "synthesize": ("synthesize", "demo", "{t}/given/labels.txt", "{t}/drawn"),
+    "scenes": ("scenes", "{t}/scenes", "--count=5000"),
     "train": ("train", "--config", f"{CONFIGS}/demo_dit.py", "--workdir", "{t}/run"),
     "analyze": ("analyze", "demo", "--out", "{t}/analysis"),
     "search": ("search", *RECIPE, "--student", "{t}/given/grafted", "--workdir", "{t}/run"),

@@ -206,6 +206,8 @@ def _sets(config: DataConfig) -> tuple[Any, Any]:
     elif config.source == FASHION_MNIST and config.text is None:
         train, test = (load_source(FASHION_MNIST, split, config.held_out) for split in ("train", "test"))
     elif config.source == SCENES:
+        if config.transform != "none":
+            raise BadInput(f"transform: got {config.transform!r}, expected 'none': captions say what is left and right")
         train, test = scenes_in_memory(config.limit or TRAINED), scenes_in_memory(HELD_OUT, "heldout")
     else:
         both = open_any(config.source, config.data_dir, config.text)

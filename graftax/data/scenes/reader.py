@@ -1,7 +1,8 @@
-"""Scenes as records that `graftax.data.pipeline.stream` batches."""
+"""Scenes drawn one by one when they are asked for: a sequence, and records that `graftax.data.pipeline.stream` batches."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Scenes:
-    """The first `count` scenes of a split, drawn when they are read: a reader for `stream`.
+    """The first scenes of a split, drawn when they are read: a sequence of `Scene`, and a reader for `stream`.
 
     Attributes:
         count: scenes; there are as many as one asks for.
@@ -37,9 +38,14 @@ class Scenes:
             raise BadInput(f"scenes: count {self.count}, seed {self.seed}; expected at least 1 and 0")
 
     @property
+    def name(self) -> str:
+        """Seed and split."""
+        return f"scenes of seed {self.seed}, {self.split}"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What the batches depend on."""
-        return {"data": f"scenes of seed {self.seed}, {self.split}"}
+        return {"data": self.name}
 
     def __len__(self) -> int:
         return self.count
@@ -49,6 +55,9 @@ class Scenes:
         if not 0 <= index < self.count:
             raise IndexError(index)
         return scene(index, self.split, self.seed)
+
+    def __iter__(self) -> Iterator[Scene]:
+        return (self[i] for i in range(len(self)))
 
     def read(self, index: np.ndarray, epoch: np.ndarray | None = None, seed: int = 0) -> Batch:
         """{"image": (b, 64, 64, 3) float32 in [-1, 1], "text": (b, 16) int32} of the scenes `index` (b,).

@@ -10,7 +10,7 @@ from graftax.data.scenes.caption import CATEGORIES, MIXED, Caption, Group
 from graftax.data.scenes.layout import place
 from graftax.data.scenes.split import SPLITS, check_split, is_held_out
 from graftax.data.scenes.vocabulary import COLOURS, EMOJI, KINDS, RELATIONS, SHAPES
-from graftax.data.scenes.world import Scene, Thing
+from graftax.data.scenes.world import GROUND, Scene, Thing
 from graftax.errors import BadInput, did_you_mean
 
 WEIGHTS = {
@@ -19,7 +19,6 @@ WEIGHTS = {
 }  # fmt: skip
 """How often the categories come in training."""
 
-_GROUND = 236, 253  # range of each channel of the background
 _PROMPTS = len(SPLITS)  # the stream of prompts, beside those of the splits
 
 
@@ -38,7 +37,7 @@ def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
         Thing(group.kind, group.colour, float(x), float(y), float(size))
         for group, (x, y), size in zip(groups, centres, sizes, strict=True)
     )
-    red, green, blue = (int(value) for value in rng.integers(*_GROUND, 3))
+    red, green, blue = (int(value) for value in rng.integers(GROUND[0], GROUND[1] + 1, 3))
     return Scene(caption, tuple(things), (red, green, blue))
 
 

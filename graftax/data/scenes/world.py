@@ -15,6 +15,9 @@ SIDE = 64
 SIZES = tuple(range(20, 33, 2))
 """Sides in pixels that things come in."""
 
+GROUND = 236, 252
+"""Least and most of each channel of the background, of 255."""
+
 
 @dataclass(frozen=True)
 class Thing:
