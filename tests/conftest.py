@@ -12,6 +12,9 @@ import pytest
 pytest_plugins = ["tiny_world"]
 
 SLOW_SECONDS = 2400
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+"""Half of the time that XLA compiles for a CPU goes into emitters of fast fusions, a quarter of the rest into splitting
+programs for threads that other workers keep busy. Results stay within rounding."""
 
 
 def pytest_addoption(parser):
@@ -19,9 +22,15 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Half of the time that XLA compiles for a CPU goes into emitters of fast fusions; results stay within rounding."""
+    """Quick compilation for all tests, and its cheapest kind for what test modules compute while they are imported."""
     if not config.getoption("--full-compiler"):
-        os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
+        os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}".strip()
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+def pytest_collection_finish(session):
+    if not session.config.getoption("--full-compiler"):
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pytest_collection_modifyitems(items):

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import Dinov2Config, Dinov2Model, Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from graftax.checkpoint.files import sha256
 from graftax.errors import BadInput
@@ -16,9 +16,9 @@ from graftax.nets.dinov2_files import load_dinov2
 
 SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4, "image_size": 28}
 KINDS = {
-    "plain": lambda: Dinov2Model(Dinov2Config(**SIZES)),
-    "gated": lambda: Dinov2Model(Dinov2Config(**SIZES, use_swiglu_ffn=True)),
-    "registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SIZES)),
+    "plain": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SIZES)),
+    "gated": lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SIZES, use_swiglu_ffn=True)),
+    "registers": lambda: transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**SIZES)),
 }
 WEIGHTS = "model.safetensors"
 

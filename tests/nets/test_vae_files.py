@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from graftax.checkpoint.files import sha256
@@ -26,6 +25,8 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 24, 16, 3)).astype(np.float
 
 def build(**changes):
     """A small AutoencoderKL: channels that change and channels that stay, variance kept by each layer, no norm at one."""
+    from diffusers import AutoencoderKL  # takes seconds, and every process collects this file
+
     torch.manual_seed(0)
     model = AutoencoderKL(
         block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=8,

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 import graftax
@@ -25,11 +24,18 @@ T, Y = np.array([1, 100, 500, 999]), np.array([0, 3, 10, 7])
 EMB = "norm1.emb.timestep_embedder.linear_1.weight"
 
 
+def transformer():
+    """Their class, imported where it runs: it takes seconds, and every process collects this file."""
+    from diffusers import DiTTransformer2DModel
+
+    return DiTTransformer2DModel
+
+
 @pytest.fixture(scope="module")
 def theirs():
     """A small DiT of diffusers, no weight at zero, the embedders of all blocks equal as in converted checkpoints."""
     torch.manual_seed(0)
-    model = DiTTransformer2DModel(
+    model = transformer()(
         num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=3, sample_size=8,
         num_embeds_ada_norm=10,
     ).eval()  # fmt: skip
@@ -121,7 +127,7 @@ def test_half_precision_weights(folder):
 def test_exported_folders_load_in_diffusers_with_equal_output(sizes, tmp_path):
     model = ours(**sizes)
     graftax.export(model, tmp_path / "out")
-    loaded = DiTTransformer2DModel.from_pretrained(tmp_path / "out").eval()
+    loaded = transformer().from_pretrained(tmp_path / "out").eval()
     expected = np.asarray(model(X, T, Y))
     np.testing.assert_allclose(output(loaded), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     back = graftax.load(tmp_path / "out", compat="diffusers")
@@ -240,6 +246,6 @@ def test_dit_files_do_not_hold_their_numerics(name, tmp_path):
 def test_names_and_shapes_at_published_size():
     """The defaults of their class are DiT-XL/2."""
     with torch.device("meta"):
-        model = DiTTransformer2DModel(out_channels=8)
+        model = transformer()(out_channels=8)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert tensor_shapes(DiffusersDiT(), variant("DiT-XL/2")) == expected
