@@ -6,6 +6,8 @@ import pytest
 
 from graftax.checkpoint import save_model
 from graftax.cli import main
+from graftax.nets import classifier, small
+from graftax.nets.classifier import ClassifierSpec
 from graftax.testing import random_params, tiny_spec
 
 RECIPE = '''
@@ -56,8 +58,9 @@ def refused(run):
 
 
 @pytest.fixture
-def spec():
-    return tiny_spec(in_channels=1, num_classes=3, hidden_size=32)
+def spec(request):
+    """Of four blocks, or as many as DEPTH of the test's module says: two compile in half the time."""
+    return tiny_spec(depth=getattr(request.module, "DEPTH", 4), in_channels=1, num_classes=3, hidden_size=32)
 
 
 @pytest.fixture
@@ -66,6 +69,15 @@ def teacher(tmp_path, spec):
     folder = tmp_path / "teacher"
     save_model(folder, spec, random_params(spec, jax.random.key(0)), {"source": "test"})
     return folder
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """A classifier of eight features that has learnt nothing."""
+    spec = ClassifierSpec(image_size=8, num_classes=3, widths=(16, 16, 16), features=8)
+    params = jax.jit(classifier.init, static_argnums=0)(spec, jax.random.key(0))
+    small.save("classifier", tmp_path / "judge", spec.to_json(), params, {})
+    return tmp_path / "judge"
 
 
 @pytest.fixture

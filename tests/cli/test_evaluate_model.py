@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from transformers import Dinov2Config, Dinov2Model
+import transformers
 
 from graftax.checkpoint import save_model
 from graftax.checkpoint.files import demo_path, sha256
@@ -48,11 +48,11 @@ def flags(tmp_path_factory):
 def dino(tmp_path_factory):
     """A DINOv2 of six features, as transformers writes it."""
     torch.manual_seed(0)
-    config = Dinov2Config(
+    config = transformers.Dinov2Config(
         hidden_size=6, num_hidden_layers=1, num_attention_heads=2, patch_size=56, image_size=224, initializer_range=0.5
     )
     folder = tmp_path_factory.mktemp("weights") / "small"
-    Dinov2Model(config).save_pretrained(folder)
+    transformers.Dinov2Model(config).save_pretrained(folder)
     return folder
 
 
@@ -130,6 +130,7 @@ def test_another_protocol_begins_afresh_where_that_is_asked_for(evaluated, run, 
     assert (folder / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_two_models_compare(evaluated, run, tmp_path, demo, flags):
     folder, _ = evaluated
     assert run("graft", demo, "--edit", "blocks[0].mixer=hyena_x(kernel=4)", "--out", tmp_path / "student")[0] == 0
@@ -188,11 +189,6 @@ def test_distance_in_dinov2s_features(run, colour, dino, reference, tmp_path):
     assert run("evaluate", colour, *COLOUR, "--dino", dino, "--reference", reference)[:2] == (0, out)  # without a folder
 
     flags = ("--samples", samples, "--dino", dino, "--reference", reference)
-    code, out, err = run("evaluate", *flags, "--json")
-    assert code == 0, err
-    record = json.loads(out)
-    assert record["scores"] == pytest.approx(result.scores, rel=1e-5)  # another size of batch
-    assert record["spaces"] == {"FD": space}
     assert "20 samples against real.npz, 15 images" in run("evaluate", *flags)[1]
 
 
@@ -210,7 +206,9 @@ def test_dinov2_beside_the_suite(run, colour, dino, reference, tmp_path, monkeyp
     samples = tmp_path / "eval" / "samples.npz"
     code, out, err = run("evaluate", "--samples", samples, *flags, "--json")
     assert code == 0, err
-    assert json.loads(out)["scores"] == pytest.approx(kept | found["DINOv2"], rel=1e-5)
+    record = json.loads(out)
+    assert record["scores"] == pytest.approx(kept | found["DINOv2"], rel=1e-5)  # another size of batch
+    assert record["spaces"]["FD"].startswith("DINOv2 small ")
 
 
 def test_what_dinov2_cannot_compare_is_refused_before_anything_is_drawn(refused, demo, colour, dino, reference, tmp_path):

@@ -16,6 +16,7 @@ from graftax import api
 from graftax.testing import assert_trees_close
 
 SLOW = pytest.mark.slow
+DEPTH = 2
 
 
 def weights(folder):
@@ -79,12 +80,12 @@ def get_config():
         "task": "dit", "workdir": "{tmp_path}/scratch",
         "training": {{"loop": {{"steps": 4, "log_every": 2, "eval_every": 2}}, "batch_size": 8}},
         "data": {{"source": "{data}", "size": 8, "held_out": 0.25}},
-        "model": {{"input_size": 8, "in_channels": 1, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 3}},
+        "model": {{"input_size": 8, "in_channels": 1, "hidden_size": 32, "depth": 1, "num_heads": 2, "num_classes": 3}},
     }}
 ''')
     assert run("train", "--config", path, "--config.training.ema_decay=0.5")[0] == 0
     model = api.load(tmp_path / "scratch" / "model")
-    assert model.spec.depth == 2
+    assert model.spec.depth == 1
     record = json.loads((tmp_path / "scratch" / "record.json").read_text())
     assert record["steps"] == 4
     assert record["images_seen"] == 32
@@ -132,8 +133,9 @@ def test_non_finite_training_ends_with_3_and_keeps_the_last_good_state(run, reci
     assert not (grafted / "finetuned").exists()
 
 
-@pytest.mark.parametrize(("verb", "stage"), [("distill", "distilled"), pytest.param("finetune", "finetuned", marks=SLOW)])
-@pytest.mark.parametrize("kill", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "stage"), [("distill", "distilled"), ("finetune", "finetuned")])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_run_again_gives_the_same_bits(run, recipe, grafted, tmp_path, verb, stage, kill):
     """kill -9, or a polite SIGTERM (exit code 42), somewhere in the middle; then the same command again."""
     steps = 40
@@ -164,6 +166,7 @@ def _wait(condition, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_changed_config_does_not_continue_another_run(run, refused, recipe, grafted):
     assert run("distill", "--config", recipe)[0] == 0
     assert "learning_rate" in refused("distill", "--config", recipe, "--config.distill.settings.learning_rate=0.5")

@@ -16,8 +16,6 @@ from PIL import Image
 
 from graftax.checkpoint import save_model
 from graftax.checkpoint.tensors import read_safetensors
-from graftax.nets import classifier, small
-from graftax.nets.classifier import ClassifierSpec
 from graftax.testing import random_params, tiny_spec
 
 SIZE = 8_000_000
@@ -122,14 +120,6 @@ def squeeze(run, disk, command, rooms=ROOMS, *, once, over=()):
         code, _, err = run(*command, *over)
         assert code == 2, err
         assert contents(disk) == before
-
-
-@pytest.fixture
-def judge(tmp_path):
-    """A classifier of eight features that has learnt nothing."""
-    spec = ClassifierSpec(image_size=8, num_classes=3, widths=(16, 16, 16), features=8)
-    small.save("classifier", tmp_path / "judge", spec.to_json(), classifier.init(spec, jax.random.key(0)), {})
-    return tmp_path / "judge"
 
 
 @pytest.mark.slow

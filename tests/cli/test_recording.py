@@ -50,6 +50,7 @@ def test_inspect_lists_the_parameters_of_files_and_of_published_names(capsys: py
     assert capsys.readouterr().out.endswith("3,060,512 parameters: 3,060,512 kept\n")
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_shows_what_it_draws(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = {"images": rng.integers(0, 256, (16, 8, 8, 1), np.uint8), "labels": np.arange(16) % 10}

@@ -39,6 +39,7 @@ def tiny(tmp_path):
     return file
 
 
+@pytest.mark.slow
 def test_a_config_compiles_in_a_child_without_complaints(tiny, capsys):
     """With a batch over two mesh axes and weights over one, whatever is not held in place makes the compiler complain."""
     pytest.importorskip("libtpu")

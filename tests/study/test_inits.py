@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 
 from graftax import api
-from graftax.checkpoint import save_model
 from graftax.evaluate.drawing import Score
-from graftax.nets import classifier, small
-from graftax.nets.classifier import ClassifierSpec
 from graftax.study import experiment
 from graftax.study.experiment import Judged
-from graftax.testing import random_params, tiny_spec
 
+DEPTH = 2
 INITS = """
 def get_config():
     narrow = {{"edits": ("resize(blocks[1].mlp, 2, init=transplant)",), "calibration": 1}}
@@ -30,13 +27,9 @@ def get_config():
 
 
 @pytest.fixture
-def inits(tmp_path, data):
-    """A config file of two starts; the judge is a classifier of eight features that has learnt nothing."""
-    spec = tiny_spec(depth=2, in_channels=1, num_classes=3, hidden_size=32)
-    save_model(tmp_path / "teacher", spec, random_params(spec, jax.random.key(0)), {"source": "test"})
-    judge = ClassifierSpec(image_size=8, num_classes=3, widths=(16, 16, 16), features=8)
-    small.save("classifier", tmp_path / "judge", judge.to_json(), classifier.init(judge, jax.random.key(0)), {})
-    paths = {"workdir": tmp_path / "inits", "teacher": tmp_path / "teacher", "judge": tmp_path / "judge", "data": data}
+def inits(tmp_path, teacher, judge, data):
+    """A config file of two starts."""
+    paths = {"workdir": tmp_path / "inits", "teacher": teacher, "judge": judge, "data": data}
     path = tmp_path / "inits.py"
     path.write_text(INITS.format(**{key: str(value) for key, value in paths.items()}))
     return path
@@ -84,6 +77,7 @@ def test_transplants_that_need_data(run, refused, recipe, tmp_path, teacher):
     assert set(np.asarray(new).tolist()) < set(np.asarray(old).tolist())
 
 
+@pytest.mark.slow
 def test_stage_1_can_start_with_least_squares(run, recipe, tmp_path):
     assert run("graft", "--config", recipe)[0] == 0
     settings = ("steps=1", "learning_rate=1e-9", "calibration=8")

@@ -7,21 +7,16 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from graftax.checkpoint import save_model
 from graftax.errors import BadInput, NonFinite
 from graftax.evaluate import drawing
 from graftax.evaluate.bench.timing import Timing
 from graftax.evaluate.drawing import Score
-from graftax.nets import classifier, small
-from graftax.nets.classifier import ClassifierSpec
 from graftax.study import experiment
 from graftax.study import sweep as sweeps
 from graftax.study.experiment import STAGES, Branch, Judged
-from graftax.testing import random_params, tiny_spec
 
 SWEEP = """
 from ml_collections import ConfigDict
@@ -41,19 +36,16 @@ def get_config():
                      "optimiser": {{"learning_rate": 1e-3, "warmup_steps": 0}}}},
     }})
 """
+DEPTH = 2
 NAMES = ["hyena_x 50 %", "mlp ratio 3"]
 REFUSED_RATE = 1e30
 """The learning rate at which the stand-in for training fails, as the real one does."""
 
 
 @pytest.fixture
-def sweep(tmp_path, data):
-    """A config file of two variants; the judge is a classifier of eight features that has learnt nothing."""
-    spec = tiny_spec(depth=2, in_channels=1, num_classes=3, hidden_size=32)
-    save_model(tmp_path / "teacher", spec, random_params(spec, jax.random.key(0)), {"source": "test"})
-    judge = ClassifierSpec(image_size=8, num_classes=3, widths=(16, 16, 16), features=8)
-    small.save("classifier", tmp_path / "judge", judge.to_json(), classifier.init(judge, jax.random.key(0)), {})
-    paths = {"workdir": tmp_path / "sweep", "teacher": tmp_path / "teacher", "judge": tmp_path / "judge", "data": data}
+def sweep(tmp_path, teacher, judge, data):
+    """A config file of two variants."""
+    paths = {"workdir": tmp_path / "sweep", "teacher": teacher, "judge": judge, "data": data}
     path = tmp_path / "sweep.py"
     path.write_text(SWEEP.format(**{key: str(value) for key, value in paths.items()}))
     return path
@@ -169,6 +161,7 @@ def test_a_training_that_fails_is_recorded(run, sweep, tmp_path):
     check_failed(run, sweep, tmp_path / "sweep")
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_with_the_next_variant(run, sweep, tmp_path, untrained, monkeypatch):
     saved = sweeps._run
     monkeypatch.setattr(sweeps, "_run", lambda e, plan, f: _interrupted() if untrained else saved(e, plan, f))
@@ -183,6 +176,7 @@ def _interrupted():
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_each_seed_is_a_run_with_seeds_of_its_own(run, sweep, tmp_path, untrained):
     assert run("sweep", "--config", sweep, "--config.seeds=(0,3)")[0] == 0
     assert untrained == ["hyena_x 50 %", "hyena_x 50 %, seed 3", "mlp ratio 3", "mlp ratio 3, seed 3"]
