@@ -92,7 +92,7 @@ def test_a_cut_run_resumes_and_its_history_is_whole(tmp_path: Path) -> None:
     loop = LoopConfig(steps=12, log_every=4, save_every=4)
 
     def call(folder: str, stream: Any) -> Any:
-        return distill(original(), grafted(), stream, config, loop, tmp_path / folder, show=False)
+        return distill(original(), grafted(), stream, config, loop, tmp_path / folder, sites="blocks[0].mlp", show=False)
 
     whole, lines = call("whole", Stream())
     with pytest.raises(RuntimeError, match="crash"):
@@ -125,11 +125,13 @@ def test_kill_9_and_rerun_ends_bit_equal(tmp_path: Path) -> None:
 
 
 def test_a_bad_batch_stops_the_run_with_the_last_good_state(tmp_path: Path) -> None:
-    loop = LoopConfig(steps=8, log_every=4, save_every=50)
+    def call(stream: Any, loop: LoopConfig, workdir: Path | None) -> Any:
+        return distill(original(), grafted(), stream, FAST, loop, workdir, sites="blocks[0].mlp", show=False)
+
     with pytest.raises(NonFinite, match="step 4"):
-        distill(original(), grafted(), Stream(bad=3), FAST, loop, tmp_path, show=False)
-    good, _ = distill(original(), grafted(), Stream(), FAST, LoopConfig(steps=3), show=False)
-    kept, _ = distill(original(), grafted(), Stream(), FAST, LoopConfig(steps=3), tmp_path, show=False)
+        call(Stream(bad=3), LoopConfig(steps=8, log_every=4, save_every=50), tmp_path)
+    good, _ = call(Stream(), LoopConfig(steps=3), None)
+    kept, _ = call(Stream(), LoopConfig(steps=3), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, kept.params, good.params)
 
 

@@ -84,6 +84,7 @@ def test_joint_training_equals_training_each_site_alone() -> None:
     assert float(jnp.abs(moved).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_vmap_and_map_agree() -> None:
     mapped, batched = (run(original(), grafted(), 5, SMOOTH, method=method)[0] for method in ("auto", "vmap"))  # CPU: map
     assert_trees_close(mapped, batched, rtol=1e-5, atol=1e-6)
@@ -97,6 +98,7 @@ def test_a_scion_that_already_is_the_teachers_operator_has_no_loss_and_stays() -
     assert_trees_close(after, original().params, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_window_over_all_tokens_is_attention_itself() -> None:
     wide, narrow = (
         student(original(), replace("blocks[*].mixer", "swa", window=window, init="transplant")) for window in (16, 2)
@@ -105,6 +107,7 @@ def test_a_window_over_all_tokens_is_attention_itself() -> None:
     assert run(original(), narrow, 1)[1][0]["loss"] > 1e-2
 
 
+@pytest.mark.slow
 def test_self_grafting_learns() -> None:
     model = student(original(), replace("blocks[0].mixer", "mha"), replace("blocks[1].mlp", "mlp"))
     losses = [m["loss"] for m in run(original(), model, 200)[1]]
