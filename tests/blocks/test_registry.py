@@ -93,7 +93,7 @@ def expected():
     return mixed().apply(X, T, Y, capture=TAPS, plan="unroll")
 
 
-@pytest.mark.parametrize("plan", ["segments", "kind_scan"])
+@pytest.mark.parametrize("plan", [pytest.param("segments", marks=pytest.mark.slow), "kind_scan"])
 def test_every_plan_runs_them(plan):
     found = mixed().apply(X, T, Y, capture=TAPS, plan=plan)
     scale = float(jnp.abs(expected()[0]).max())

@@ -10,7 +10,7 @@ from graftax.diffusion import SAMPLERS, Process, SamplerState, Sampling, Steps, 
 from graftax.errors import BadInput
 
 
-@pytest.mark.parametrize("steps", [20, 250])
+@pytest.mark.parametrize("steps", [20, pytest.param(250, marks=pytest.mark.slow)])
 def test_ddpm_draws_from_the_data_distribution(steps):
     out = sample(exact(steps), steps, keys=keys_of(0))
     # Each step is exact for Gaussian data, so what remains is chance: 5 standard errors. The last step

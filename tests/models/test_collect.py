@@ -59,7 +59,7 @@ def outcome(spec: ModelSpec, plan: str, collected: bool):
 ORDER = (2, 1, 1, 0)
 
 
-@pytest.mark.parametrize("plan", ["unroll", "segments", "kind_scan"])
+@pytest.mark.parametrize("plan", ["unroll", pytest.param("segments", marks=pytest.mark.slow), "kind_scan"])
 def test_every_plan_reads_collected_blocks(plan: str) -> None:
     """In an order in which one block runs twice and rows are no slice of their stack."""
     (value, grad), (other, found) = outcome(in_order(*ORDER), "unroll", False), outcome(in_order(*ORDER), plan, True)

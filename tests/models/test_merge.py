@@ -103,6 +103,7 @@ def test_where_pairs_are_cut():
     assert [s.mode for s in segments(turned, "scan")] == ["parallel"] * 3
 
 
+@pytest.mark.slow
 def test_scanned_pairs_equal_unrolled_ones():
     spec = paired(PAIRS[:2], depth=4)
     params = random_params(spec, KEY)
@@ -120,7 +121,7 @@ def test_scanned_pairs_equal_unrolled_ones():
     assert_trees_close(outcome(params, "scan"), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("merge", ["project", "mean"])
+@pytest.mark.parametrize("merge", ["project", pytest.param("mean", marks=pytest.mark.slow)])
 def test_scanned_pairs_of_collected_blocks(merge):
     spec = paired(tuple(dataclasses.replace(step, merge=merge) for step in PAIRS[:2]), depth=4)
     params = random_params(spec, KEY)

@@ -14,6 +14,7 @@ from graftax.models.stack import REMAT, apply_stack, prepare, run_stack, runs, t
 from graftax.spec import Step, op
 from graftax.testing import assert_trees_close, random_params, tiny_spec
 
+SLOW = pytest.mark.slow
 D, N, B = 8, 16, 2
 KINDS = {"a": op("mha"), "h": op("hyena_x"), "s": op("swa", window=2)}
 TAPS = ("block/in", "mixer/in", "mixer/out", "mlp/in", "mlp/out", "block/out")
@@ -129,7 +130,8 @@ def test_unknown_taps_and_policies(options, message):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "mlps", "plans"), [("ahah", "", ("superblock",)), ("ahh", "433", ("segments", "kind_scan"))]
+    ("pattern", "mlps", "plans"),
+    [pytest.param("ahah", "", ("superblock",), marks=SLOW), ("ahh", "433", ("segments", "kind_scan"))],
 )
 def test_plans_agree(pattern, mlps, plans):
     spec = stack(pattern, mlps)
@@ -138,13 +140,16 @@ def test_plans_agree(pattern, mlps, plans):
         assert_trees_close(outcome(spec, plan=plan), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("pattern", "plan"), [("aaa", "scan"), ("aaaaa", "auto"), ("aahhss", "segments")])
+@pytest.mark.parametrize(
+    ("pattern", "plan"), [pytest.param("aaa", "scan", marks=SLOW), ("aaaaa", "auto"), ("aahhss", "segments")]
+)
 def test_longer_stacks_agree(pattern, plan):
     spec = stack(pattern)
     found, expected = (passed(spec, TAPS, plan=one) for one in (plan, "unroll"))
     assert_trees_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_kind_scan_on_a_random_graft():
     rng = np.random.default_rng(0)
     spec = stack("".join(rng.choice(list("ahs"), 5)), "".join(rng.choice(list("24"), 5)))
@@ -173,7 +178,7 @@ def test_remat_recomputes():
 # --- Taps and programs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plan", ["unroll", "kind_scan"])
+@pytest.mark.parametrize("plan", [pytest.param("unroll", marks=SLOW), "kind_scan"])
 def test_taps_follow_the_program(plan):
     order = (3, 0, 0, 2, 5)
     spec = stack("ahahas", program=tuple(Step((i,)) for i in order))
@@ -190,7 +195,9 @@ def test_taps_follow_the_program(plan):
     assert taps["mixer/in"].shape == (len(order), B, N, D)
 
 
-@pytest.mark.parametrize(("merge", "loops", "alpha"), [("mean", 1, 1.0), ("mean", 2, 0.5), ("sum", 3, 0.7)])
+@pytest.mark.parametrize(
+    ("merge", "loops", "alpha"), [pytest.param("mean", 1, 1.0, marks=SLOW), ("mean", 2, 0.5), ("sum", 3, 0.7)]
+)
 def test_parallel_steps(merge, loops, alpha):
     """Against the definition of `Step`: blocks read one input, their changes of it are merged."""
     spec = stack("ahsa", program=(Step((0,)), Step((1, 2, 3), merge, loops, alpha)))

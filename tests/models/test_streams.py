@@ -132,7 +132,7 @@ def test_the_context_reaches_what_reads_it():
 
 def test_orders_across_kinds_compiled_and_as_data():
     edits = [
-        reverse(0, 5), random_order(0, 5, seed=1), parallel(1, 4, loops=2, alpha=0.5), compose(skip(2, 3), parallel(0, 3))
+        random_order(0, 5, seed=1), compose(skip(2, 3), parallel(0, 3, loops=2, alpha=0.5))
     ]
     specs = [grafted().spec, *(edit.on(grafted().spec) for edit in edits)]
     compiled = jax.jit(lambda params: [forward(spec, params, X, T, {"y": Y}, plan="unroll")[0] for spec in specs])
@@ -240,15 +240,15 @@ def test_adapters_and_the_flax_facade():
 
 
 def test_distilled_with_the_joint_attention_among_the_scions():
+    sites = ("blocks[1].attn", "blocks[4].mixer")
     student, history = distill(
         model(), grafted(), DATA, DistillConfig(steps=2, learning_rate=1e-3), LoopConfig(2, log_every=1),
-        heldout=DATA, batch_size=4, show=False,
+        heldout=DATA, batch_size=4, sites=sites, show=False,
     )  # fmt: skip
     losses = [record["loss"] for record in history if "loss" in record]
     assert losses
     assert np.isfinite(losses).all()
-    sites = ["blocks/00/img/mlp", "blocks/01/attn", "blocks/03/mixer", "blocks/04/mixer"]
-    assert_same_leaves(grafted().params, student.params, sites)
+    assert_same_leaves(grafted().params, student.params, ["blocks/01/attn", "blocks/04/mixer"])
     before, after = grafted().params["blocks"]["01"]["attn"], student.params["blocks"]["01"]["attn"]
     assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
     assert student.meta.sites == grafted().meta.sites

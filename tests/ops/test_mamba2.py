@@ -29,6 +29,9 @@ GOLDEN = golden("graft_mha_mamba2_50p")
 GOLDEN_OP = op("mamba2", d_state=16, headdim=8, expand=2, d_conv=4, scan="raster")
 SIZES = {"d_state": 5, "headdim": 4, "expand": 3, "d_conv": 3}
 FRAME = tiny_spec(hidden_size=8, num_heads=2)  # 4 x 4 tokens
+hardest_scan = pytest.mark.parametrize(
+    "scan", ["cross", *(pytest.param(scan, marks=pytest.mark.slow) for scan in SCANS if scan != "cross")]
+)
 
 
 def made(scan="raster", dtype=None, style="torch"):
@@ -118,7 +121,7 @@ def test_equals_the_definition(scan):
     np.testing.assert_allclose(out, definition(weights(), inputs(), scan), atol=2e-6)
 
 
-@pytest.mark.parametrize("scan", SCANS)
+@hardest_scan
 def test_gradients_equal_finite_differences(scan):
     """Along one random direction per parameter, and one of the input."""
     p, x, g = weights(), inputs(), inputs(1)
@@ -133,7 +136,7 @@ def test_gradients_equal_finite_differences(scan):
         assert np.sum(gradient * direction) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("scan", SCANS)
+@hardest_scan
 def test_bfloat16_stays_near(scan):
     expected = np.asarray(compiled(scan)(weights(), inputs()))
     out = compiled(scan, jnp.bfloat16)(weights(), inputs())

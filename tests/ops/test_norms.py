@@ -69,6 +69,7 @@ def test_half_precision_is_normalised_in_float32(norm):
     assert jax.grad(lambda x: norm[0](x).sum())(x).dtype == jnp.float16
 
 
+@pytest.mark.slow
 def test_an_unrolled_gradient_grows_with_the_depth_and_not_with_its_square():
     """Where gradients join the residual stream one by one, XLA:CPU repeats the stream in every weight gradient: twice the
     depth then makes 2.9 times the program."""

@@ -18,6 +18,8 @@ from graftax.ops.window_2d import grid_attention
 from graftax.spec import op
 from graftax.testing import tiny_spec
 
+SLOW = pytest.mark.slow
+
 
 def qkv(n, heads=2, width=3, batch=2, dtype=jnp.float32):
     rng = np.random.default_rng(0)
@@ -38,7 +40,13 @@ def near(n, window):
     return abs(token[:, None] - token) <= window
 
 
-@pytest.mark.parametrize(("n", "window", "block"), [(3, 4, None), (32, 4, None), (33, 4, None), (71, 4, 16), (64, 20, 8)])
+@pytest.mark.parametrize(
+    ("n", "window", "block"),
+    [
+        (3, 4, None), (33, 4, None),
+        *(pytest.param(*sizes, marks=SLOW) for sizes in ((32, 4, None), (71, 4, 16), (64, 20, 8))),
+    ],
+)
 def test_plain_and_differentiated_bands_agree(monkeypatch, n, window, block):
     """On CPU the plain call loops over blocks, `jvp` takes all at once: values and derivatives are those of the mask."""
     monkeypatch.setattr(window_file, "LOOP_FROM", 0)
@@ -52,7 +60,7 @@ def test_plain_and_differentiated_bands_agree(monkeypatch, n, window, block):
     np.testing.assert_allclose(change, expected_change, atol=1e-5)
 
 
-@pytest.mark.parametrize("n", [7, 50])
+@pytest.mark.parametrize("n", [pytest.param(7, marks=SLOW), 50])
 def test_bands_in_bfloat16(monkeypatch, n):
     monkeypatch.setattr(window_file, "LOOP_FROM", 0)
     args = qkv(n, dtype=jnp.bfloat16)
@@ -85,7 +93,13 @@ def near_2d(grid, window):
 
 @pytest.mark.parametrize(
     ("grid", "window", "tile"),
-    [((1, 1), 1, 8), ((4, 4), 1, 8), ((7, 7), 2, 4), ((9, 9), 3, 2), ((5, 5), 9, 3), ((3, 10), 1, 8), ((11, 4), 2, 3)],
+    [
+        ((1, 1), 1, 8), ((9, 9), 3, 2), ((11, 4), 2, 3),
+        *(
+            pytest.param(*sizes, marks=SLOW)
+            for sizes in (((4, 4), 1, 8), ((7, 7), 2, 4), ((5, 5), 9, 3), ((3, 10), 1, 8))
+        ),
+    ],
 )
 def test_grid_windows_equal_masked_attention(grid, window, tile):
     n = grid[0] * grid[1]

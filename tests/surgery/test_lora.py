@@ -150,6 +150,7 @@ def test_the_check_names_missing_adapters():
         check(adapted().spec, without)
 
 
+@pytest.mark.slow
 def test_stage_two_can_train_the_adapters_alone():
     model = graft(MODEL, lora("blocks[*].mixer", rank=4), RNG)
     optimiser = OptimiserConfig(learning_rate=1e-2, warmup_steps=0)

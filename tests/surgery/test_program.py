@@ -248,6 +248,7 @@ def relative_error(edit):
     return float(jnp.linalg.norm(end_of_span(edit) - h) / jnp.linalg.norm(h - x))
 
 
+@pytest.mark.slow
 def test_closed_forms_of_small_updates():
     """For updates d_i that are small and mutually uncorrelated, f_i(x) = x + d_i(x) gives these errors in closed form."""
     assert relative_error(skip(LO, HI)) == pytest.approx(1)
@@ -256,7 +257,11 @@ def test_closed_forms_of_small_updates():
 
 
 @pytest.mark.parametrize(
-    "edit", [reverse(LO, HI), random_order(LO, HI, 0), looped_parallel(LO, HI, M), parallel(LO, HI, 1, M)]
+    "edit",
+    [
+        reverse(LO, HI), random_order(LO, HI, 0),
+        *(pytest.param(edit, marks=pytest.mark.slow) for edit in (looped_parallel(LO, HI, M), parallel(LO, HI, 1, M))),
+    ],
 )
 def test_order_hardly_matters_for_small_updates(edit):
     assert 0 < relative_error(edit) < 0.05

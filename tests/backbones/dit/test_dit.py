@@ -143,33 +143,21 @@ def test_layer_norm_far_from_zero():
     np.testing.assert_allclose(layer_norm(x), exact, atol=2e-4)
 
 
-def test_patches_and_pixels_are_in_raster_order():
+@pytest.mark.parametrize("grid", [(4, 4), (2, 6)], ids=["square", "not square"])
+def test_patches_and_pixels_are_in_raster_order(grid):
     """A model whose blocks do nothing, whose head copies its first token channels: pixels come out where they went in."""
-    spec = tiny_spec(hidden_size=64, depth=1, learn_sigma=False)
+    h, w = grid
+    spec = tiny_spec(hidden_size=64, depth=1, learn_sigma=False).replace(sizes=Sizes(64, 4, 16, grid))
+    assert spec.image_shape == (2 * h, 2 * w, 4)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), param_shapes(spec))
     params["x_embedder"]["kernel"] = jnp.eye(16, 64).reshape(2, 2, 4, 64)
     params["final"]["linear"]["kernel"] = jnp.eye(64, 16)
     x, t, cond = conditions(spec)
     out, taps = jax.jit(lambda p: forward(spec, p, x, t, cond, capture=("block/out",)))(params)
-    patches = np.stack([x[:, r : r + 2, c : c + 2].reshape(2, -1) for r in range(0, 8, 2) for c in range(0, 8, 2)], axis=1)
+    corners = [(r, c) for r in range(0, 2 * h, 2) for c in range(0, 2 * w, 2)]
+    patches = np.stack([x[:, r : r + 2, c : c + 2].reshape(2, -1) for r, c in corners], axis=1)
     np.testing.assert_allclose(taps["block/out"][0, ..., :16], patches, atol=1e-6)
-    assert out.shape == x.shape
-    normed = np.asarray(layer_norm(taps["block/out"][0]))[..., :16].reshape(2, 4, 4, 2, 2, 4)
-    np.testing.assert_allclose(out, normed.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape), atol=1e-6)
-
-
-def test_images_need_not_be_square():
-    """Of 2 x 6 tokens: each patch goes to its own place, and its position's sines are those of its row and column."""
-    spec = tiny_spec(hidden_size=64, depth=1, learn_sigma=False).replace(sizes=Sizes(64, 4, 16, (2, 6)))
-    assert spec.image_shape == (4, 12, 4)
-    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), param_shapes(spec))
-    params["x_embedder"]["kernel"] = jnp.eye(16, 64).reshape(2, 2, 4, 64)
-    params["final"]["linear"]["kernel"] = jnp.eye(64, 16)
-    x, t, cond = conditions(spec)
-    out, taps = jax.jit(lambda p: forward(spec, p, x, t, cond, capture=("block/out",)))(params)
-    patches = np.stack([x[:, r : r + 2, c : c + 2].reshape(2, -1) for r in range(0, 4, 2) for c in range(0, 12, 2)], axis=1)
-    np.testing.assert_allclose(taps["block/out"][0, ..., :16], patches, atol=1e-6)
-    normed = np.asarray(layer_norm(taps["block/out"][0]))[..., :16].reshape(2, 2, 6, 2, 2, 4)
+    normed = np.asarray(layer_norm(taps["block/out"][0]))[..., :16].reshape(2, h, w, 2, 2, 4)
     np.testing.assert_allclose(out, normed.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape), atol=1e-6)
 
 
