@@ -36,7 +36,10 @@ def relative_error(of, other, heldout, seed):
     return np.linalg.norm(outs[1] - outs[0]) / np.linalg.norm(outs[0])
 
 
-@pytest.mark.parametrize("change", [None, compose(reverse(1, 3), in_parallel(0, 2))], ids=str)
+REORDERED = pytest.param(compose(reverse(1, 3), in_parallel(0, 2)), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("change", [None, REORDERED], ids=str)
 def test_harm_is_that_of_the_grafted_model(change):
     """Scions of three kinds in both slots, self-grafted ones among them."""
     original = teacher(depth=4) if change is None else student(teacher(depth=4), change)
@@ -65,7 +68,7 @@ def test_compiled_once_whatever_the_depth(monkeypatch):
         assert harm.compilations == 1
         return len(count)
 
-    assert traced(2) == traced(6)
+    assert traced(2) == traced(4)
 
 
 def test_saved_flops_are_the_difference_of_the_models():

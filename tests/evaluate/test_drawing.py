@@ -66,6 +66,7 @@ def test_pictures_arrays_and_latents_are_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.png", "b.npz"]
 
 
+@pytest.mark.slow
 def test_the_judge_tells_garments_from_noise():
     data = images.load(
         DataConfig(source="fashion_mnist#test", subset="10 per class", test="fashion_mnist", test_subset="10")

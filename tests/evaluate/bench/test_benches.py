@@ -64,6 +64,7 @@ def test_torch_model_refuses_grafts():
         TorchDiT(spec, {})
 
 
+@pytest.mark.slow
 def test_train_against_torch():
     """Two libraries, one objective: after the same updates both are at the same loss."""
     pytest.importorskip("torch")
@@ -99,6 +100,7 @@ def test_compile():
     assert min(row["compile_s"] for row in rows) > 0
 
 
+@pytest.mark.slow
 def test_conv():
     rows = bench_conv(tokens=(32, 64), taps=(2, 4), channels=8, rounds=1)
     check_table(rows, 4)
@@ -115,6 +117,7 @@ def test_crossover_is_where_direct_stops_winning():
     assert crossover([row(4, 9, 5)]) == {9: 0}
 
 
+@pytest.mark.slow
 def test_sampling():
     rows = bench_sampling(variant="DiT-S/8", depth=1, steps=3, rounds=1)
     check_table(rows, 1)

@@ -8,6 +8,7 @@ from graftax.evaluate.bench.hyena import bench_hyena
 pytestmark = pytest.mark.full_compiler
 
 
+@pytest.mark.slow
 def test_rows():
     rows = bench_hyena(tokens=(16, 64), width=24, heads=3, rounds=1)
     assert [(row["tokens"], row["attention"]) for row in rows] == [(16, "dense"), (64, "dense")]

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.full_compiler
 TOY = VAESpec(block_out_channels=(8,), layers_per_block=1, norm_num_groups=2, scaling_factor=0.5, shift_factor=0.1)
 
 
+@pytest.mark.slow
 def test_rows():
     rows = compare(TOY, resolution=8, batch=2, rounds=1)
     rivals = ["graftax", "diffusers", "diffusers, channels last"]
