@@ -1,5 +1,6 @@
 """Compiling takes most of the tests' time, so most of them compile quickly; those that speak of what users get do not."""
 
+import functools
 import importlib.util
 import os
 import signal
@@ -8,6 +9,8 @@ import types
 
 import jax
 import pytest
+
+from graftax.data import pack, source
 
 pytest_plugins = ["tiny_world"]
 
@@ -55,6 +58,23 @@ def quick_compilation(request):
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def garments_unpacked_once():
+    """The embedded images take a third of a second to unpack, and many tests want them; nobody may write to them."""
+
+    @functools.cache
+    def once(data):
+        splits = pack.unpack(data)
+        for arrays in splits.values():
+            for array in arrays:
+                array.setflags(write=False)
+        return splits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "unpack", once)
+        yield
 
 
 @pytest.fixture(scope="module")
