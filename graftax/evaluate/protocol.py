@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 
-from graftax.diffusion import Sampling
+from graftax.diffusion import Sampling, image_keys
 from graftax.errors import BadInput
 
 LABELS = ("balanced", "random")
@@ -95,6 +96,10 @@ class Protocol:
             return np.arange(self.count, dtype=np.int32) % classes
         # numpy's Philox gives the same numbers on every platform; 1 keeps its stream apart from the noise's seeds.
         return np.random.Generator(np.random.Philox([self.seed, 1])).integers(0, classes, self.count, dtype=np.int32)
+
+    def keys(self, first: int, last: int) -> jax.Array:
+        """(last - first,) keys: the noise of images first..last - 1."""
+        return image_keys(jax.random.key(self.seed), first, last - first)
 
     def to_uint8(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels in [-1, 1], any shape, as bytes; what lies beyond is cut off."""

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from graftax.checkpoint.hub import fetched
 from graftax.checkpoint.hugging_face import CONFIG, read_any_config
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source
@@ -141,7 +142,7 @@ def read_text_encoder(path: str | Path, max_length: int | None = None) -> TextEn
     """The text encoder of a folder, its parameters numpy as stored; see `graftax.text_encoder`. No device is used."""
     if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1):
         raise BadInput(f"max_length: got {max_length!r}, expected a positive integer")
-    folder, words, prompting = _located(Path(path))
+    folder, words, prompting = _located(fetched(path, PART, TOKENIZER_PART))
     config = read_any_config(folder)
     family = _family(folder, config)
     with naming(folder / CONFIG):

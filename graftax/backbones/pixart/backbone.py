@@ -165,10 +165,6 @@ class PixArt:
         """How its authors draw images: 20 steps of DPM-Solver++ 2M, guidance 4.5 on all channels."""
         return {"sampler": "dpmpp_2m", "steps": 20, "cfg_scale": 4.5, "cfg_channels": None}
 
-    def sampling(self, spec: ModelSpec) -> dict[str, Any]:
-        """How the authors draw images: 20 steps of DPM-Solver++, guidance 4.5 on all channels."""
-        return {"sampler": "dpmpp_2m", "steps": 20, "cfg_scale": 4.5, "cfg_channels": None}
-
     def vectors(self, spec: ModelSpec, params: Params, count: int) -> jax.Array:
         """About `count` conditioning vectors (s, d): times evenly spread, at each of them a few sizes in turn."""
         aspects = jnp.asarray(ASPECTS if spec.option("micro") else (1.0,))
