@@ -24,8 +24,8 @@ def preview(count: int, spec: ModelSpec, data: Images) -> Callable[[Model], Mapp
     """A function of a model: a grid "samples" (h, w, c) uint8 of `count` of its images; None where `count` is 0.
 
     Classes come in turn, captions from the data, the noise is always the same: 25 steps, for a DiT of DDIM with guidance
-    1.5, otherwise as the model's family draws. Raises `BadInput` where there is no decoder for the model's latents, and in a run
-    of several processes, none of which has the whole model.
+    1.5, otherwise as the model's family draws. Raises `BadInput` where there is no decoder for the model's latents, and in
+    a run of several processes, none of which has the whole model.
     """
     if not count:
         return None
