@@ -18,7 +18,7 @@ class DataConfig:
         source: "fashion_mnist" (embedded), "scenes" (drawn by `graftax.data.scenes`: `limit` of them, or 100,000), an
             `.npz`, a folder with one sub-folder of images per class, "tfds:NAME#SPLIT" as tensorflow-datasets prepared it
             (as array_record), a folder that `graftax encode` or `graftax synthesize` wrote; with `text`, pictures with
-            captions (`graftax.data.text.captions.open_captioned`). An address hf:// of any of these files and folders will do.
+            captions (`graftax.data.text.captions.open_captioned`). An address hf:// of any of these files will do.
         size: side of the images in pixels. Those in memory are centred on a square of it, others cropped as in ADM.
         latents: "none" for pixels, "given" where the source holds latents (a folder of `graftax encode`, or an `.npz` with
             `latents`), and for images in memory also "demo" or the folder of an autoencoder trained with `graftax train`.

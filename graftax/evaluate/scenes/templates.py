@@ -15,7 +15,7 @@ from graftax.data.scenes.world import SIDE
 COARSE = 2
 """Pixels of a picture, along an axis, in one of the coarse picture in which things are looked for."""
 
-_SIZES = (22, 26, 30)
+_SIZES = (20, 24, 28, 32)
 _GROUND = np.full(3, 244, np.float32)  # about that of every scene; measuring takes the picture's own
 
 PALETTE = np.array(list(COLOURS.values()), np.float32)
