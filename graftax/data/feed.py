@@ -23,7 +23,6 @@ TEXT_KEYS = ("image", "text", "text_mask", "resolution", "aspect_ratio")
 """What batches of models hold that look at a text; all but the first two only where a model takes it."""
 
 
-
 def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None = None) -> Any:
     """Endless batches {"image": (b, h, w, c), "label": (b,)}, for models that look at a text `TEXT_KEYS`, with `state()` and
     `restore(state)`, of any of these:
@@ -44,8 +43,8 @@ def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None
     if all(hasattr(data, name) for name in ("__next__", "state", "restore")):
         return data
     if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2):
-        keys = TEXT_KEYS if spec is not None and spec.sizes.context else KEYS
-        return _from_memory(as_batch(data, spec), batch_size, seed, keys)
+        arrays = as_batch(data, spec)
+        return _from_memory(arrays, batch_size, seed, TEXT_KEYS if _has_texts(arrays, spec) else KEYS)
     if isinstance(data, grain.MapDataset):
         ahead = read_threads()  # grain's own default holds 500 batches in memory
         data = data.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))
@@ -89,6 +88,11 @@ def as_batch(batch: Any, spec: ModelSpec | None = None) -> dict[str, Any]:
         if low < 0 or high > spec.classes:
             raise BadInput(f"data label: {low}..{high}, expected classes 0..{spec.classes - 1}, or {spec.classes} for none")
     return arrays
+
+
+def _has_texts(arrays: Mapping[str, Any], spec: ModelSpec | None) -> bool:
+    """Whether texts go with images, as the model says, or, where there is none, the arrays."""
+    return "text" in arrays and "label" not in arrays if spec is None else bool(spec.sizes.context)
 
 
 def _array(value: Any) -> Any:

@@ -136,9 +136,10 @@ class Arrays:
         if images.dtype != np.float32 or images.ndim != 4 or not len(images):
             raise BadInput(f"images to batch: {images.dtype}{images.shape}, expected float32 (n >= 1, h, w, c)")
         for name, array in others.items():
-            expected = "int32 " if name == "label" else ""
-            if len(array) != len(images) or (expected and (array.dtype != np.int32 or array.ndim != 1)):
-                raise BadInput(f"{name} to batch: {array.dtype}{array.shape}, expected {expected}({len(images)},)")
+            is_label = name == "label"
+            if len(array) != len(images) or (is_label and (array.dtype, array.ndim) != (np.int32, 1)):
+                expected = f"int32 ({len(images)},)" if is_label else f"({len(images)}, ...)"
+                raise BadInput(f"{name} to batch: {array.dtype}{array.shape}, expected {expected}")
         self._images, self._others, self._flip = images, others, flips(transform)
         self.identity = {"transform": transform}
 

@@ -143,7 +143,7 @@ def test_arrays_may_have_texts_in_place_of_labels():
     again = as_batches(whole, 4, 0)
     again.restore(state)
     np.testing.assert_array_equal(next(again)["text"], batch["text"])
-    with pytest.raises(BadInput, match=r"text to batch: float16\(5, 3, 2\), expected \(12,\)"):
+    with pytest.raises(BadInput, match=r"text to batch: float16\(5, 3, 2\), expected \(12, \.\.\.\)"):
         as_batches({**whole, "text": text[:5]}, 4, 0)
 
 
@@ -185,7 +185,7 @@ def test_texts_stay_with_their_images():
         assert batch["text_mask"].shape == (5, 6)
     for wrong, message in (
         ({"image": IMAGES}, r"expected text \(12, \.\.\.\) beside image"),
-        ({**data, "text_mask": np.ones((3, 6))}, r"text_masks to batch: float64\(3, 6\), expected \(12, ...\)"),
+        ({**data, "text_mask": np.ones((3, 6))}, r"text_mask to batch: float64\(3, 6\), expected \(12, ...\)"),
         ((IMAGES, LABELS), "expected text"),
     ):
         with pytest.raises(BadInput, match=message):
