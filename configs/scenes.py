@@ -3,8 +3,8 @@
     graftax train --config configs/scenes_autoencoder.py        its latents, first
     graftax train --config configs/scenes.py
 
-Shared modulation, a look at the caption in every block, 64 tokens on a grid of 8x8. Expect 24 steps a second on one H100, and
-a training loss of 0.055 after 5,000 of them; nobody has run it to its end.
+Shared modulation, a look at the caption in every block, 64 tokens on a grid of 8x8. Expect 24 steps a second on one H100
+and a training loss of 0.055 after 5,000 of them; nobody has run it to its end.
 """
 
 from common import SCENES, cosine, pretraining
