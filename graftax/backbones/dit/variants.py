@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from graftax.backbones.dit.frame import COMPAT
+from graftax.backbones.square import square
 from graftax.blocks import resolve
 from graftax.errors import BadInput, did_you_mean
-from graftax.spec import ModelSpec, OpSpec, Prediction, Sizes, op
+from graftax.spec import ModelSpec, OpSpec, Prediction, op
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 """Published sizes: depth, width, heads (DiT, Table 1)."""
@@ -26,20 +27,11 @@ def dit_spec(
 
     `input_size` is the side of the (latent) image. Raises `BadInput` on sizes that do not go together.
     """
-    sizes = {
-        "input_size": input_size, "patch_size": patch_size, "in_channels": in_channels, "hidden_size": hidden_size,
-        "num_heads": num_heads, "num_classes": num_classes, "depth": depth,
-    }  # fmt: skip
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BadInput(f"{name}: got {value!r}, expected a positive integer")
-    if input_size % patch_size:
-        raise BadInput(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
-    if hidden_size % num_heads:
-        raise BadInput(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
-    side = input_size // patch_size
+    made = square(
+        input_size=input_size, patch_size=patch_size, hidden_size=hidden_size, num_heads=num_heads, depth=depth,
+        in_channels=in_channels, num_classes=num_classes,
+    )  # fmt: skip
     held = {**around(compat), "mixer": mixer or op("mha"), "mlp": mlp or op("mlp")}
-    made = Sizes(hidden_size, num_heads, hidden_size // num_heads, (side, side))
     return ModelSpec(
         "dit", made,
         (("patch", patch_size), ("channels", in_channels), ("classes", num_classes), ("compat", compat)),

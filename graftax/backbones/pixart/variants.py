@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from graftax.backbones.square import square
 from graftax.blocks import resolve
 from graftax.errors import BadInput, did_you_mean
-from graftax.spec import BlockSpec, ModelSpec, OpSpec, Prediction, Sizes, op
+from graftax.spec import BlockSpec, ModelSpec, OpSpec, Prediction, op
 
 DEPTH, WIDTH, HEADS = 28, 1152, 16
 """Of the one published size, XL/2."""
@@ -51,25 +52,15 @@ def pixart_spec(
     `input_size` is the side of the (latent) image, `text_width` and `text_tokens` are those of the caption's embedding,
     `null_tokens` rows of the learned null caption (0: none), `micro` whether the original image's size is a condition. With
     `words` the model reads numbers of so many words by a text encoder of its own (`graftax.backbones.pixart.words`), of
-    `text_blocks` blocks with `text_heads` heads.
-    Raises `BadInput` on sizes that do not go together.
+    `text_blocks` blocks with `text_heads` heads. Raises `BadInput` on sizes that do not go together.
     """
-    sizes = {
-        "input_size": input_size, "patch_size": patch_size, "in_channels": in_channels, "hidden_size": hidden_size,
-        "num_heads": num_heads, "depth": depth, "text_width": text_width, "text_tokens": text_tokens,
-    }  # fmt: skip
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BadInput(f"{name}: got {value!r}, expected a positive integer")
-    if input_size % patch_size:
-        raise BadInput(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
-    if hidden_size % num_heads:
-        raise BadInput(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
-    side = input_size // patch_size
-    made = Sizes(hidden_size, num_heads, hidden_size // num_heads, (side, side), context=text_tokens)
+    made = square(
+        input_size=input_size, patch_size=patch_size, hidden_size=hidden_size, num_heads=num_heads, depth=depth,
+        in_channels=in_channels, text_width=text_width, text_tokens=text_tokens, context=text_tokens,
+    )  # fmt: skip
     frame = pixart_frame(
-        patch_size=patch_size, in_channels=in_channels, side=side, interpolation=interpolation, text_width=text_width,
-        null_tokens=null_tokens, micro=micro,
+        patch_size=patch_size, in_channels=in_channels, side=made.grid[0], interpolation=interpolation,
+        text_width=text_width, null_tokens=null_tokens, micro=micro,
     )  # fmt: skip
     if words:
         frame += (("words", words), ("text_blocks", text_blocks), ("text_heads", text_heads))
