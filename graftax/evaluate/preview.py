@@ -31,8 +31,6 @@ def preview(count: int, spec: ModelSpec, data: Images) -> Callable[[Model], Mapp
         return None
     if jax.process_count() > 1:
         raise BadInput(f"preview: got {count} in a run of {jax.process_count()} processes, expected 0 there")
-    if not spec.classes:
-        raise BadInput(f"preview: got {count}, expected 0 for a model without classes, whose texts it does not know")
     latents = "auto" if data.config.latents == "given" else data.config.latents
     decode = decoder_for(spec, latents)
     if decode is None:
