@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "data": {**SCENES, "limit": 400_000, "latents": "runs/scenes_autoencoder/model"},
             "model": {
                 "input_size": 16, "patch_size": 2, "in_channels": 4, "hidden_size": 160, "depth": 10, "num_heads": 4,
-                "words": 78, "text_width": 96, "text_tokens": 16, "text_blocks": 2, "text_heads": 4,
+                "words": 78, "vocabulary": "scenes", "text_width": 96, "text_tokens": 16, "text_blocks": 2, "text_heads": 4,
             },
             "training": {
                 "loop": pretraining(steps),

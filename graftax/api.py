@@ -27,6 +27,7 @@ from graftax.spec import ModelSpec, Option
 from graftax.surgery import check, graft
 
 if TYPE_CHECKING:
+    from graftax.data.scenes.tokens import SceneWords
     from graftax.nets.text_encoder import TextEncoder
 
 
@@ -74,15 +75,17 @@ def place(model: Model, dtype: DTypeLike | None = None, mesh: Mesh | None = None
 
 def text_encoder(
     folder: str | Path, max_length: int | None = None, dtype: DTypeLike | None = None, mesh: Mesh | None = None
-) -> TextEncoder:
-    """Read a text encoder: a T5 v1.1's folder of transformers, or a whole pipeline's of diffusers (PixArt-Σ, PixArt-α).
+) -> TextEncoder | SceneWords:
+    """Read a text encoder: a T5 v1.1's folder of transformers, or a whole pipeline's of diffusers (PixArt-Σ, PixArt-α), or
+    the closed vocabulary of a model of words: "scenes", or the model's own folder.
 
         encoder = graftax.text_encoder("PixArt-Sigma-XL-2-1024-MS", dtype="bfloat16")
         images = graftax.sample(model, cond=encoder(["a red heart"]), null_cond=encoder([""]))
 
     Weights are safetensors or `.bin` files, in shards or not; prompts are split by the `tokenizer.json` beside them or in a
     pipeline's `tokenizer/` (extra `text`). Every prompt becomes `max_length` tokens, None: as many as the pipeline says, 300
-    for a T5 by itself. A pipeline of PixArt puts prompts in lower case; a T5 by itself leaves them as they are.
+    for a T5 by itself. A pipeline of PixArt puts prompts in lower case; a T5 by itself leaves them as they are. Words become
+    their numbers, 16 a prompt; what embeds them is in the model, so that there is nothing for `dtype` and `mesh` to do.
 
     `dtype` and `mesh` as in `load`. With bfloat16 weights the inputs of matrix products are bfloat16, while residuals, norms
     and softmax stay float32; other weights are used in float32. On a mesh `fsdp` splits the weights, and prompts are split
@@ -91,11 +94,18 @@ def text_encoder(
     """
     keep_pages()
     from graftax.checkpoint import place_params
-    from graftax.nets.text_encoder import read_text_encoder
+    from graftax.checkpoint.hub import fetched
+    from graftax.data.text.vocabulary import find_words
+    from graftax.nets.text_encoder import PART, TOKENIZER_PART, read_text_encoder
     from graftax.train.sharding import put_tree, token_sharding, tree_shardings
 
     as_float_type(dtype)
-    encoder = read_text_encoder(as_path(folder), max_length)
+    there = fetched(as_path(folder), PART, TOKENIZER_PART)
+    if (words := find_words(there)) is not None:
+        if max_length is not None:
+            raise BadInput(f"max_length: got {max_length!r}, expected none for the words of {folder}")
+        return words
+    encoder = read_text_encoder(there, max_length)
     if mesh is None:
         return dataclasses.replace(encoder, params=place_params(encoder.params, dtype))
     params = place_params(encoder.params, dtype, tree_shardings(encoder.params, mesh))

@@ -30,6 +30,9 @@ INDEX = ".index.json"
 _SHARD = re.compile(r"[\w-][\w.-]*")
 
 
+PIPELINE = "model_index.json"
+"""In the folder of a pipeline of diffusers, what its parts are."""
+
 PART = "transformer"
 """The folder of a pipeline that holds the transformer."""
 

@@ -21,7 +21,7 @@ from graftax.checkpoint.card import card, card_path
 from graftax.checkpoint.files import filling, replacing
 from graftax.checkpoint.hosts import gather
 from graftax.checkpoint.hub import fetched, pinned
-from graftax.checkpoint.hugging_face import CONFIG, PART, find_folder, read_any_config, read_weights
+from graftax.checkpoint.hugging_face import CONFIG, PART, PIPELINE, find_folder, read_any_config, read_weights
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.paths import local_copy
 from graftax.checkpoint.store import INDEX, from_own_layout, is_own_layout, read_folder, read_spec
@@ -94,6 +94,8 @@ def open_checkpoint(path: str | Path, layout: str | None = None, **overrides: Op
 def _open(path: Path, known: Mapping[str, Layout], layout: str | None, overrides: Mapping[str, Option]) -> Opened:
     folder = find_folder(path) if path.is_dir() and not (path / INDEX).exists() else None
     if path.is_dir() and folder is None:
+        if (path / PIPELINE).is_file():
+            raise BadInput(f"a pipeline without {PART}/{CONFIG}, expected its diffusion transformer there")
         spec, params, saved, digest = read_folder(path)
         return _own(layout, spec, params, _provenance(path.name, digest, saved), overrides)
     if folder is not None:

@@ -100,6 +100,17 @@ def read_folder(folder: str | Path) -> tuple[ModelSpec, dict[str, Any], dict[str
     return spec, params, meta, found
 
 
+def spec_of_folder(folder: str | Path) -> ModelSpec:
+    """What the model in a checkpoint folder is, by its `graftax.json`; weights are not looked at."""
+    path = Path(folder) / INDEX
+    try:
+        text = json.dumps(json.loads(path.read_text())["spec"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: damaged ({error!r})") from None
+    with naming(path):
+        return read_spec(text)
+
+
 def load_file(path: Path) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
     """(spec, params, meta) from a weights file of ours by itself."""
     tensors, texts = read_safetensors(path)

@@ -25,14 +25,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from graftax.cli import options
 from graftax.errors import BadInput
-
-if TYPE_CHECKING:
-    from graftax.data.text.encoding import TextEncoder
 
 SCENES = "scenes"
 IMAGES_ONLY = ("vae", "size", "captions", "subset", "data_dir")
@@ -68,9 +63,11 @@ def run(args: argparse.Namespace) -> None:
     out = options.own_output(args.out, True, MANIFEST)
     how = {"batch_size": args.batch_size, "shard_size": args.shard_size, "afresh": args.overwrite}
     if args.text:
+        from graftax import text_encoder
         from graftax.data.text.encoding import encode_texts
 
-        encode_texts(args.source, out, args.text_encoder, _opener(args), dtype=args.dtype or "bfloat16", **how)
+        opened = functools.partial(text_encoder, max_length=args.max_length)
+        encode_texts(args.source, out, args.text_encoder, opened, dtype=args.dtype or "bfloat16", **how)
         return
     from graftax.data.pixels.encoding import encode
 
@@ -78,17 +75,6 @@ def run(args: argparse.Namespace) -> None:
         args.source, out, args.vae, args.size or 256, subset=args.subset, subset_seed=args.subset_seed,
         dtype=args.dtype or "float16", data_dir=args.data_dir, captions=args.captions, **how,
     )  # fmt: skip
-
-
-def _opener(args: argparse.Namespace) -> Callable[[str], TextEncoder]:
-    """What opens the text encoder."""
-    if args.text_encoder == SCENES:
-        from graftax.data.scenes.tokens import SceneWords
-
-        return lambda _: SceneWords()
-    import graftax
-
-    return functools.partial(graftax.text_encoder, max_length=args.max_length)
 
 
 def _check(args: argparse.Namespace) -> None:

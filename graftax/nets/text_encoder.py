@@ -19,15 +19,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from graftax.checkpoint.hub import fetched
-from graftax.checkpoint.hugging_face import CONFIG, read_any_config
+from graftax.checkpoint.hugging_face import CONFIG, PIPELINE, read_any_config
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source
 from graftax.errors import BadInput, naming
 from graftax.nets import t5, t5_files, tokenizer
 from graftax.nets.tokenizer import Tokenizer
-
-PIPELINE = "model_index.json"
-"""In a pipeline's folder, what its parts are."""
 
 PART, TOKENIZER_PART = "text_encoder", "tokenizer"
 """Folders of a pipeline."""
@@ -143,10 +140,7 @@ def read_text_encoder(path: str | Path, max_length: int | None = None) -> TextEn
     if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1):
         raise BadInput(f"max_length: got {max_length!r}, expected a positive integer")
     folder, words, prompting = _located(fetched(path, PART, TOKENIZER_PART))
-    config = read_any_config(folder)
-    family = _family(folder, config)
-    with naming(folder / CONFIG):
-        spec = family.spec(config)
+    family, spec = _described(folder)
     prompting = prompting or Prompting(family.length, lower=False)
     prompting = Prompting(max_length or prompting.length, prompting.lower)
     file, tokens = words / tokenizer.FILE, (spec.pad_token_id, spec.eos_token_id, spec.vocab_size)
@@ -155,11 +149,24 @@ def read_text_encoder(path: str | Path, max_length: int | None = None) -> TextEn
     return TextEncoder(family, spec, params, source, prompting, found)
 
 
+def pipeline_texts(path: Path) -> tuple[Any, Prompting]:
+    """The sizes of the text encoder in a pipeline's folder, and how prompts are treated; weights are not looked at."""
+    return _described(path / PART)[1], _prompting(path / PIPELINE)
+
+
+def is_pipeline(path: str | Path) -> bool:
+    """Whether a folder is a pipeline's or its text encoder's, so that the pipeline says how prompts are treated."""
+    return _located(fetched(path, PART, TOKENIZER_PART))[2] is not None
+
+
 def _located(path: Path) -> tuple[Path, Path, Prompting | None]:
     """Where config and tokenizer are, and of a pipeline how it treats prompts."""
     root = path.parent if path.name == PART and (path.parent / PIPELINE).is_file() else path
     if (root / PIPELINE).is_file():
-        return root / PART, root / TOKENIZER_PART, _prompting(root / PIPELINE)
+        prompting = _prompting(root / PIPELINE)
+        if not (root / PART / CONFIG).is_file():
+            raise BadInput(f"{root}: a pipeline without {PART}/{CONFIG}, expected it, or a text encoder's own folder")
+        return root / PART, root / TOKENIZER_PART, prompting
     if not (root / CONFIG).is_file():
         what = "no such folder" if not root.exists() else "a file" if root.is_file() else "no text encoder"
         raise BadInput(f"{root}: {what}, expected a folder with {CONFIG}, or a pipeline's with {PIPELINE}")
@@ -174,6 +181,14 @@ def _prompting(index: Path) -> Prompting:
     if not isinstance(name, str) or name not in PIPELINES:
         raise BadInput(f"{index}: a {shown(name)}, expected one of {', '.join(PIPELINES)}")
     return PIPELINES[name]
+
+
+def _described(folder: Path) -> tuple[Family, Any]:
+    """What a text encoder's folder has, by its config."""
+    config = read_any_config(folder)
+    family = _family(folder, config)
+    with naming(folder / CONFIG):
+        return family, family.spec(config)
 
 
 def _family(folder: Path, config: Mapping[str, Any]) -> Family:

@@ -28,8 +28,8 @@ from graftax.spec import ModelSpec, Option
 COUNTS = {"base": 1, "channels": 1, "null_tokens": 0, "patch": 1, "text_width": 1}
 """Whole numbers among the frame's options, and the least that each may be."""
 
-OPTIONS = tuple(sorted({*COUNTS, *words.OPTIONS, "interpolation", "micro"}))
-OWN = ("num_heads", "interpolation", "text_tokens", "input_size")
+OPTIONS = tuple(sorted({*COUNTS, *words.OPTIONS, words.VOCABULARY, "interpolation", "micro"}))
+OWN = ("num_heads", "interpolation", "text_tokens", "input_size", words.VOCABULARY)
 """Overrides that are no option of an operator."""
 
 ASPECTS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -55,8 +55,7 @@ class PixArt:
             raise BadInput(f"ModelSpec.frame interpolation: got {interpolation!r}, expected a positive number")
         if not isinstance(micro, bool) or (micro and spec.width % PARTS):
             raise BadInput(f"ModelSpec.frame micro: got {micro!r}, expected true or false, and true at widths 3 d alone")
-        if words.reads_words(spec):
-            words.encoder(spec)
+        words.check_vocabulary(spec)
         if spec.sizes.text or not spec.sizes.context or not spec.tokens:
             raise BadInput(f"ModelSpec.sizes: {spec.sizes}, expected image tokens, a context and no text stream")
 
@@ -194,7 +193,7 @@ class PixArt:
         for name, value in {**said, "input_size": spec.image_shape[0]}.items():
             if overrides.get(name, value) != value:
                 raise BadInput(f"override {name}={overrides[name]!r}: the file says {value}")
-        return spec
+        return words.with_vocabulary(spec, overrides.get(words.VOCABULARY))
 
 
 def _floats(array: jax.Array) -> bool:

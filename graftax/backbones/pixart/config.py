@@ -26,6 +26,7 @@ class PixArtConfig:
         words: of the vocabulary that the model reads by a text encoder of its own; 0: texts come embedded.
         text_blocks: of that encoder.
         text_heads: of its attention.
+        vocabulary: whose words they are, "scenes".
     """
 
     variant: str | None = None
@@ -40,6 +41,7 @@ class PixArtConfig:
     words: int = 0
     text_blocks: int = 2
     text_heads: int = 4
+    vocabulary: str = ""
 
     def spec(self) -> ModelSpec:
         """The `ModelSpec`. Raises `BadInput` where sizes are missing or do not fit together."""
@@ -51,5 +53,5 @@ class PixArtConfig:
             raise BadInput(f"model: neither variant nor {', '.join(missing)}; expected one or the other")
         return pixart_spec(
             patch_size=self.patch_size, in_channels=self.in_channels, words=self.words, text_blocks=self.text_blocks,
-            text_heads=self.text_heads, **sizes,
+            text_heads=self.text_heads, vocabulary=self.vocabulary, **sizes,
         )  # fmt: skip

@@ -46,13 +46,15 @@ def pixart_spec(
     learn_sigma: bool = True, interpolation: float = 1.0, text_width: int = TEXT_WIDTH,
     text_tokens: int = TEXT_TOKENS["sigma"], null_tokens: int = 0, micro: bool = False, mixer: OpSpec | None = None,
     mlp: OpSpec | None = None, words: int = 0, text_blocks: int = 2, text_heads: int = 4,
+    vocabulary: str = "",
 ) -> ModelSpec:  # fmt: skip
     """Spec of a PixArt with equal blocks: attention and a ratio-4 MLP unless given otherwise.
 
     `input_size` is the side of the (latent) image, `text_width` and `text_tokens` are those of the caption's embedding,
     `null_tokens` rows of the learned null caption (0: none), `micro` whether the original image's size is a condition. With
     `words` the model reads numbers of so many words by a text encoder of its own (`graftax.backbones.pixart.words`), of
-    `text_blocks` blocks with `text_heads` heads. Raises `BadInput` on sizes that do not go together.
+    `text_blocks` blocks with `text_heads` heads; `vocabulary` names whose words they are. Raises `BadInput` on sizes that do
+    not go together.
     """
     made = square(
         input_size=input_size, patch_size=patch_size, hidden_size=hidden_size, num_heads=num_heads, depth=depth,
@@ -64,6 +66,7 @@ def pixart_spec(
     )  # fmt: skip
     if words:
         frame += (("words", words), ("text_blocks", text_blocks), ("text_heads", text_heads))
+        frame += (("vocabulary", vocabulary),) if vocabulary else ()
     block: BlockSpec = resolve("pixart", made, {**around(), "mixer": mixer or op("mha"), "mlp": mlp or op("mlp")})
     return ModelSpec("pixart", made, frame, Prediction(variance=learn_sigma), (block,) * depth)
 

@@ -1,8 +1,9 @@
 """Texts as numbers of words, read by a small encoder inside of the model, which learns its language with its pictures.
 
-Models of a closed vocabulary need no text encoder of their own making: theirs is one of T5's kind (`graftax.nets.t5`) among
-the model's parameters. The frame's option `words` says how many words there are; 0, or no such option: texts come embedded.
-Word 0 fills a text up, word 2 ends it, so that the empty caption has one word.
+Models of a closed vocabulary need no text encoder of their own making: theirs is one of T5's kind (`graftax.nets.t5`)
+among the model's parameters. The frame's option `words` says how many words there are; 0, or no such option: texts come
+embedded. Word 0 fills a text up, word 2 ends it, so that the empty caption has one word. The option `vocabulary` names whose
+words they are, where that is known.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from graftax.models.model import all_known
 from graftax.nets import t5
 from graftax.nets.t5 import T5Spec
 from graftax.ops.base import Params
-from graftax.spec import ModelSpec
+from graftax.spec import ModelSpec, Option
 
 OPTIONS = {"words": 0, "text_blocks": 1, "text_heads": 1}
 """The frame's options of such models, and the least that each may be."""
+
+VOCABULARY = "vocabulary"
+"""The frame's option that says whose words they are."""
 
 PAD, END = 0, 2
 """Numbers of words with a meaning of their own; 1 stands for words that are not known, which no training sees."""
@@ -44,6 +48,26 @@ def encoder(spec: ModelSpec) -> T5Spec:
         vocab_size=spec.option("words"), d_model=width, d_kv=width // heads, d_ff=width * _HIDDEN[0] // _HIDDEN[1],
         num_layers=spec.option("text_blocks"), num_heads=heads, pad_token_id=PAD, eos_token_id=END,
     )  # fmt: skip
+
+
+def check_vocabulary(spec: ModelSpec) -> None:
+    """Raise `BadInput` where the frame's options of words do not fit together."""
+    name = spec.option(VOCABULARY, "")
+    if not isinstance(name, str) or (name and not reads_words(spec)):
+        raise BadInput(f"ModelSpec.frame {VOCABULARY}: got {name!r}, expected a name, of a model that reads words")
+    if reads_words(spec):
+        encoder(spec)
+
+
+def with_vocabulary(spec: ModelSpec, name: Option | None) -> ModelSpec:
+    """`spec`, which now says whose words it reads (None: as before). Raises `BadInput` where it says otherwise already."""
+    if name is None or name == (said := spec.option(VOCABULARY)):
+        return spec
+    if said is not None:
+        raise BadInput(f"override {VOCABULARY}={name!r}: the file says {said!r}")
+    named = spec.with_frame(**{VOCABULARY: name})
+    check_vocabulary(named)
+    return named
 
 
 def declare(module: nn.Module, spec: ModelSpec) -> None:

@@ -65,7 +65,11 @@ def tokenizer_json() -> dict[str, Any]:
 
 
 class SceneWords:
-    """Scenes' words in the place of a text encoder, for text stores (`graftax.data.text.encoding.TextEncoder`)."""
+    """Scenes' words in the place of a text encoder (`graftax.data.text.encoding.TextEncoder`)."""
+
+    def __len__(self) -> int:
+        """How many words there are."""
+        return len(WORDS)
 
     @property
     def sha256(self) -> str:

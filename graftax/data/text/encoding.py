@@ -72,7 +72,7 @@ def _plan(
     source: str, captions: Sequence[str], encoder: str, run: TextEncoder, dtype: str, shard_size: int
 ) -> tuple[TextManifest, str]:
     """The plan, and the text of its file of captions."""
-    text, _ = _encoded(run, [""])
+    text, _ = encoded(run, [""])
     listed = "".join(json.dumps(caption, ensure_ascii=False) + "\n" for caption in captions)
     plan = TextManifest(
         source=source, count=len(captions), captions_sha256=hashlib.sha256(listed.encode()).hexdigest(), encoder=encoder,
@@ -106,7 +106,7 @@ def write_missing(
 
 def _rows(run: TextEncoder, captions: Sequence[str], batch_size: int, plan: TextManifest) -> Iterator[np.ndarray]:
     """The tokens (k, d) of each caption, in the type that they are stored in."""
-    text, lengths = _encoded(run, [*captions, *[""] * (batch_size - len(captions))])
+    text, lengths = encoded(run, [*captions, *[""] * (batch_size - len(captions))])
     if text.shape[1:] != (plan.length, *plan.tail):
         raise BadInput(f"text encoder: {text.shape[1:]}, expected {(plan.length, *plan.tail)} as of the empty caption")
     for caption, own, length in zip(captions, text, lengths, strict=False):
@@ -117,8 +117,8 @@ def _rows(run: TextEncoder, captions: Sequence[str], batch_size: int, plan: Text
         yield tokens
 
 
-def _encoded(run: TextEncoder, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Text (b, m, d) or (b, m) and the number of each caption's tokens (b,). Raises `BadInput` where padding comes first."""
+def encoded(run: TextEncoder, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Text (b, m, d) or (b, m) of captions, and their numbers of tokens (b,). Raises `BadInput` where padding is first."""
     found = run(captions)
     text = np.asarray(found["text"])
     mask = np.asarray(found["text_mask"]).astype(bool) if "text_mask" in found else text != 0

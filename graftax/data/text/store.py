@@ -79,7 +79,6 @@ class TextStore:
     def __init__(self, folder: Path, manifest: TextManifest, rows: Any) -> None:
         self.folder, self.manifest = folder, manifest
         self._rows = rows
-        self.lengths = np.concatenate([np.asarray(shard.lengths, np.int64) for shard in manifest.sealed])  # (n,)
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -126,13 +125,19 @@ class TextStore:
         `BadInput` where a record is damaged.
         """
         dtype = jnp.dtype(self.manifest.dtype)
-        text = np.zeros((len(numbers), *self.shape), dtype)
-        for i, row in enumerate(fetch(self._rows, numbers, self.folder, self.manifest)):
-            tokens = np.frombuffer(row, dtype).reshape(-1, *self.manifest.tail)
-            text[i, : len(tokens)] = tokens
-        if not self.manifest.tail:
-            return {"text": text}
-        return {"text": text, "text_mask": np.arange(self.manifest.length) < self.lengths[numbers][:, None]}
+        rows = fetch(self._rows, numbers, self.folder, self.manifest)
+        return padded([np.frombuffer(row, dtype).reshape(-1, *self.manifest.tail) for row in rows], self.manifest.length)
+
+
+def padded(texts: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """{"text": (b, length, d), "text_mask": (b, length) bool, true at tokens} of embeddings (k, d), k <= length, zeros
+    behind them; {"text": (b, length)} alone of token ids (k,)."""
+    text = np.zeros((len(texts), length, *texts[0].shape[1:]), texts[0].dtype)
+    for row, tokens in zip(text, texts, strict=True):
+        row[: len(tokens)] = tokens
+    if text.ndim == 2:
+        return {"text": text}
+    return {"text": text, "text_mask": np.arange(length) < np.array([len(tokens) for tokens in texts])[:, None]}
 
 
 def open_store(folder: str | Path) -> TextStore:
