@@ -28,6 +28,7 @@ from graftax.errors import BadInput
 
 if TYPE_CHECKING:
     from graftax.evaluate.result import Result
+    from graftax.spec import ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +127,7 @@ def _model(args: argparse.Namespace) -> None:
         raise BadInput("evaluate: several hosts share the samples, expected --out and a folder that all of them see")
     # What is there of the same samples is continued, so it may be there; `draw_set` refuses another's.
     out = options.own_output(args.out, True, sample_set.INDEX) if args.out else None
-    model = stages.open_model(args.model, lambda spec: options.sampling_of(args, spec), **options.overrides_of(args))
+    model = stages.open_model(args.model, lambda spec: _vet(args, spec), **options.overrides_of(args))
     protocol = dataclasses.replace(protocol, sampling=options.sampling_of(args, model.spec).sampling)
     with scratch() as temporary:
         folder = out or temporary
@@ -136,6 +137,12 @@ def _model(args: argparse.Namespace) -> None:
     if results:  # of several hosts only the first one scores
         record = {"results": [result.record() for result in results]}
         options.answer(args, record, "\n".join(map(_lines, results)))
+
+
+def _vet(args: argparse.Namespace, spec: ModelSpec) -> None:
+    if not spec.classes:
+        raise BadInput(f"model {args.model}: takes texts, expected one of classes; `graftax geneval` judges those of texts")
+    options.sampling_of(args, spec)
 
 
 def _lines(result: Result) -> str:

@@ -1,10 +1,12 @@
-"""`graftax geneval`: judge pictures of GenEval's prompts by what a detector saw in them.
+"""`graftax geneval`: draw GenEval's prompts, and judge their pictures by what a detector saw in them.
 
+    graftax geneval runs/geneval --model PixArt-Sigma-XL-2-1024-MS --prompts evaluation_metadata.jsonl
     graftax geneval runs/geneval --detections detections.json
 
-FOLDER is what GenEval's official evaluator reads: 00000/metadata.jsonl, a line of its evaluation_metadata.jsonl, and
-00000/samples/0000.png and more, for every prompt. The rules are the official ones: thresholds, counting, colours, places.
-The detector is yours, and its file says which one it was:
+The first draws, as `graftax sample` would, what is not in FOLDER yet: the same command continues. FOLDER is what GenEval's
+official evaluator reads: 00000/metadata.jsonl, a line of its evaluation_metadata.jsonl, and 00000/samples/0000.png and more,
+for every prompt. The rules are the official ones: thresholds, counting, colours, places. The detector is yours, and its file
+says which one it was:
 
     {"detector": NAME AND VERSION, "colors": WHAT NAMED THE COLOURS, "classes": [ALL THAT IT KNOWS],
      "images": {"00000/samples/0000.png": [{"class": "bench", "box": [x0, y0, x1, y1], "score": 0.97, "color": "red"}]}}
@@ -17,19 +19,56 @@ examples to FOLDER/geneval.html.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from graftax.cli import options
+from graftax.errors import BadInput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("folder", metavar="FOLDER", help="pictures of GenEval's prompts")
-    parser.add_argument("--detections", required=True, metavar="FILE", help="JSON of the objects in every picture")
+    parser.add_argument("--detections", metavar="FILE", help="JSON of the objects in every picture")
+    parser.add_argument("--model", metavar="MODEL", help="what draws them: a model of texts, as in `graftax sample`")
+    parser.add_argument("--prompts", metavar="FILE", help="GenEval's evaluation_metadata.jsonl, to draw from")
+    parser.add_argument("--per-prompt", type=int, default=4, metavar="N", help="pictures of each (default: %(default)s)")
+    options.add_text_encoder(parser)
     options.add_overwrite(parser, "the scores in FOLDER")
     options.add_json(parser)
+    options.add_sampling(parser)
+    options.add_overrides(parser)
+    parser.set_defaults(batch_size=16)
 
 
 def run(args: argparse.Namespace) -> None:
+    """Draw, or judge."""
+    if (args.model is None) == (args.detections is None):
+        raise BadInput("geneval: expected --model, to draw the pictures, or --detections, to judge them")
+    if (args.model is None) != (args.prompts is None):
+        raise BadInput("geneval: expected --model and --prompts together")
+    _judge(args) if args.model is None else _draw(args)
+
+
+def _draw(args: argparse.Namespace) -> None:
+    """Draw what is not there yet."""
+    from graftax.evaluate.geneval import draw_folder, read_prompts
+    from graftax.evaluate.geneval.folder import INDEX
+    from graftax.study.text_to_image import geneval
+
+    if args.per_prompt < 1:
+        raise BadInput(f"per_prompt: got {args.per_prompt}, expected 1 or more")
+    prompts = read_prompts(args.prompts)
+    # What is there of the same pictures is continued, so it may be there; `draw_folder` refuses another's.
+    folder = options.own_output(args.folder, True, INDEX)
+    draw, drawn = geneval(
+        args.model, prompts, Path(args.prompts).name, lambda spec: options.sampling_of(args, spec), args.per_prompt,
+        text_encoder=args.text_encoder, latents=args.latents, overrides=options.overrides_of(args),
+    )  # fmt: skip
+    draw_folder(prompts, draw, folder, drawn, batch_size=args.batch_size)
+    print(f"{folder}: {drawn.protocol}")
+
+
+def _judge(args: argparse.Namespace) -> None:
     """Read, judge, write, print."""
     from graftax.errors import naming
     from graftax.evaluate.geneval import read_detections, read_folder, score

@@ -1,7 +1,8 @@
 """`graftax inspect`: show what a model is, how two models differ, or what grafts would cost.
 
 One line for all blocks that are alike, with their parameters and FLOPs of one forward pass on one image; then the whole
-model's, and where it comes from. With two models: the sizes, operators, leaves, parameters and FLOPs in which they differ.
+model's, and where it comes from; of a pipeline also its text encoder and its VAE. With two models: the sizes, operators,
+leaves, parameters and FLOPs in which they differ.
 A published name needs no file:
 
     graftax inspect DiT-XL/2 --cost
@@ -54,4 +55,6 @@ def run(args: argparse.Namespace) -> None:
         record = {name: record for name, (record, _) in found.items()}
         options.answer(args, record, "\n".join(lines for _, lines in found.values()))
     else:
-        options.answer(args, json.describe(model), text.describe(spec, meta))
+        parts = text.parts_of(args.model)
+        record = {**json.describe(model), **({"parts": json.parts(parts)} if parts else {})}
+        options.answer(args, record, "\n".join([text.describe(spec, meta), *text.describe_parts(parts)]))

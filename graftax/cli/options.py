@@ -118,6 +118,15 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_text_encoder(parser: argparse.ArgumentParser) -> None:
+    """What reads the prompts of a model of texts."""
+    parser.add_argument(
+        "--text-encoder", metavar="FOLDER",
+        help="what reads the prompts: a T5's or a pipeline's folder, or scenes (default: that of the model's own pipeline, "
+        "or the words that the model says it reads)",
+    )  # fmt: skip
+
+
 def sampling_of(args: argparse.Namespace, spec: ModelSpec) -> Any:
     """The `SampleConfig` of the arguments for a model of `spec`. Raises `BadInput` where they do not fit it."""
     from graftax.evaluate.drawing import SampleConfig
@@ -176,9 +185,6 @@ def own(path: str | Path, *, folder: bool = False) -> Path:
 
     OWNED.enter_context(holding(path, folder=folder))
     return Path(path)
-
-
-    return path
 
 
 def suffix_of(path: Path, allowed: Sequence[str]) -> str:

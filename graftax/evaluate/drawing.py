@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import numpy as np
 from graftax import api
 from graftax.checkpoint.files import replacing
 from graftax.data.pixels.decoding import Decode
-from graftax.diffusion import Sampling, image_keys
-from graftax.errors import BadInput, NonFinite
+from graftax.diffusion import Sampling, image_keys, initial_noise
+from graftax.errors import BadInput, NonFinite, naming
 from graftax.evaluate import pictures
-from graftax.evaluate.labels import labelled, scale_of
+from graftax.evaluate.labels import captioned, labelled, scale_of
 from graftax.evaluate.metrics import Gaussian, class_accuracy, frechet_distance, moments
 from graftax.models import Model
 from graftax.models.backbone import find
+from graftax.models.model import check_inputs
+from graftax.models.sizes import at_size
 from graftax.nets import small
 from graftax.nets.classifier import ClassifierSpec, classify
 from graftax.ops.base import Params
@@ -79,11 +81,12 @@ def draw(model: Model, labels: np.ndarray, config: SampleConfig, *, label: str =
 
 def draw_with(
     model: Model, cond: Mapping[str, Any], config: SampleConfig, *, null: Mapping[str, Any] | None = None,
-    label: str = "sample", show: bool = True,
+    shape: tuple[int, ...] | None = None, label: str = "sample", show: bool = True,
 ) -> np.ndarray:  # fmt: skip
     """Samples (n, h, w, c) float32 under conditions (n, ...) each, in batches of one shape, so that one compilation does.
 
-    `null`: their unconditional twin; None: the model's own.
+    `null`: their unconditional twin, (n, ...) or (1, ...); None: the model's own. `shape` (h, w, c): of an image, None: that
+    of the model's own.
     """
     count = len(next(iter(cond.values())))
     size, root, parts = min(config.batch_size, count), jax.random.key(config.seed), []
@@ -95,12 +98,36 @@ def draw_with(
     with Progress(count, label, unit="image", show=show) as progress:
         for i in range(0, count, size):
             twin = None if null is None else part(null, i)
+            keys = image_keys(root, i, size)
             drawn = api.sample(
-                model, cond=part(cond, i), null_cond=twin, sampling=config.sampling, rng=image_keys(root, i, size)
-            )
+                model, cond=part(cond, i), null_cond=twin, sampling=config.sampling, rng=keys,
+                initial_noise=initial_noise(keys, config.steps, shape or model.spec.image_shape),
+            )  # fmt: skip
             parts.append(require_finite(np.asarray(drawn), f"images {i} to {i + size - 1}"))
             progress.advance(min(size, count - i))
     return np.concatenate(parts)[:count]
+
+
+def whole_conditions(
+    spec: ModelSpec, cond: Mapping[str, Any], shape: tuple[int, ...] | None = None
+) -> dict[str, np.ndarray]:
+    """`cond` (n, ...) and all else that a model is conditioned on, as for images of `shape`, None: of the model's own."""
+    count, sized = len(next(iter(cond.values()))), spec if shape is None else at_size(spec, np.empty((1, *shape)))
+    rest = {name: value for name, value in find(spec).example(sized, 1).items() if name not in cond}
+    return {**{name: np.repeat(np.asarray(value), count, 0) for name, value in rest.items()}, **cond}
+
+
+def shape_for(spec: ModelSpec, size: Sequence[int], side: int) -> tuple[int, int, int]:
+    """(h, w, c) of what a model draws for pictures of `size`, height and width in pixels, `side` of them to one of its
+    numbers. Raises `BadInput` where the model cannot draw such."""
+    (height, width), unit = size, side * spec.option("patch")
+    if min(size) < 1 or height % unit or width % unit:
+        raise BadInput(f"size: got {height} {width}, expected multiples of {unit} pixels")
+    shape = height // side, width // side, spec.option("channels")
+    x = jnp.zeros((1, *shape))
+    with naming("size"):
+        check_inputs(spec, x, jnp.zeros(1), find(at_size(spec, x)).example(at_size(spec, x), 1))
+    return shape
 
 
 def require_finite(drawn: np.ndarray, what: str) -> np.ndarray:
@@ -110,22 +137,35 @@ def require_finite(drawn: np.ndarray, what: str) -> np.ndarray:
     return drawn
 
 
-def write(
-    path: Path, drawn: np.ndarray, decode: Decode | None, labels: np.ndarray, names: Sequence[str], scale: int | None = None
-) -> None:
-    """A .png grid, or an .npz of `images` uint8 (`latents` float32 without a decoder) and `labels`; whole or not at all.
+Layout = Callable[[np.ndarray], np.ndarray]
+"""From pictures (n, h, w, c) uint8 to one (H, W, c) that shows them."""
 
-    The grid has a row with its name for each of `names`, every pixel `scale` pixels wide (None: `labels.scale_of`).
-    """
+
+def write(path: Path, drawn: np.ndarray, decode: Decode | None, layout: Layout, **said: Any) -> None:
+    """A .png as `layout` has it, or an .npz of `images` uint8 (`latents` float32 without a decoder) and what is `said` of
+    each, `labels` or `captions`; whole or not at all."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         if decode is None:
-            np.savez(file, latents=drawn, labels=labels)
+            np.savez(file, latents=drawn, **said)
         elif path.suffix == ".npz":
-            np.savez(file, images=pictures.to_uint8(decode(drawn)), labels=labels)
+            np.savez(file, images=pictures.to_uint8(decode(drawn)), **said)
         else:
-            images = pictures.to_uint8(decode(drawn))
-            rows = pictures.grid(images, len(images) // len(names), scale=scale or scale_of(images.shape[2]))
-            pictures.save_png(file, labelled(rows, names))
+            pictures.save_png(file, layout(pictures.to_uint8(decode(drawn))))
+
+
+def in_rows(names: Sequence[str], scale: int | None = None) -> Layout:
+    """A row with its name for each of `names`, every pixel `scale` pixels wide (None: `labels.scale_of`)."""
+
+    def layout(images: np.ndarray) -> np.ndarray:
+        rows = pictures.grid(images, len(images) // len(names), scale=scale or scale_of(images.shape[2]))
+        return labelled(rows, names)
+
+    return layout
+
+
+def with_captions(captions: Sequence[str], columns: int, scale: int | None = None) -> Layout:
+    """Row by row, each with its caption below it; `scale` as in `labels.captioned`."""
+    return lambda images: captioned(list(images), captions, columns, scale)
 
 
 @dataclass(frozen=True)

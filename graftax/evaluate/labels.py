@@ -53,17 +53,18 @@ def labelled(image: np.ndarray, names: Sequence[str], *, columns: bool = False) 
     return np.concatenate([margin, image], axis=0 if columns else 1)
 
 
-def captioned(images: Sequence[np.ndarray], captions: Sequence[str], columns: int) -> np.ndarray:
-    """Images (h, w, c) uint8 row by row, magnified, each with its caption below it in as many lines as it needs."""
-    scale = -(-WIDTH // images[0].shape[1])
-    width = images[0].shape[1] * scale
+def captioned(images: Sequence[np.ndarray], captions: Sequence[str], columns: int, scale: int | None = None) -> np.ndarray:
+    """Images (h, w, c) uint8 row by row, every pixel `scale` pixels wide (None: small ones are magnified), each with its
+    caption below it in as many lines as it needs."""
+    times: int = scale or -(-WIDTH // images[0].shape[1])
+    width = images[0].shape[1] * times
     wrapped = [_wrapped(caption, width, images[0].shape[2]) for caption in captions]
     room = max(len(each) for each in wrapped)
     tiles = []
     for image, text in zip(images, wrapped, strict=True):
         below = np.full((room, width, image.shape[2]), GROUND, np.uint8)
         _paste(below, text, 0, (width - text.shape[1]) // 2)
-        tiles.append(np.concatenate([image.repeat(scale, 0).repeat(scale, 1), below]))
+        tiles.append(np.concatenate([image.repeat(times, 0).repeat(times, 1), below]))
     return grid(np.stack(tiles), min(columns, len(tiles)), gap=6)
 
 

@@ -29,7 +29,7 @@ from graftax.data.pixels import decoding
 from graftax.data.text.captions import read_labels
 from graftax.data.text.store import TextStore, check_text, open_store
 from graftax.errors import BadInput, NonFinite
-from graftax.evaluate.drawing import SampleConfig
+from graftax.evaluate.drawing import SampleConfig, whole_conditions
 from graftax.evaluate.pictures import save_png, to_uint8
 from graftax.evaluate.spread import Spread, spread
 from graftax.models import Model
@@ -186,9 +186,7 @@ def _conditions(
     spec: ModelSpec, prompts: Prompts, plan: DrawnManifest, numbers: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
     """All conditions (n, ...) of prompts `numbers` (n,), and their unconditional twin, None for the model's own."""
-    # What a prompt does not say is as for any image of the model's own size.
-    rest = {name: np.asarray(value) for name, value in find(spec).example(spec, len(numbers)).items()}
-    cond = {**rest, **prompts.conditions(numbers)}
+    cond = whole_conditions(spec, prompts.conditions(numbers))
     if prompts.store is None or plan.protocol["null"] == OWN or plan.protocol["cfg_scale"] == 1:
         return cond, None
     return cond, {**cond, **prompts.conditions(np.full_like(numbers, prompts.store.empty))}

@@ -6,6 +6,7 @@ import functools
 from dataclasses import replace
 
 import jax
+import numpy as np
 
 from graftax.blocks import build, slot_of
 from graftax.errors import BadInput
@@ -14,7 +15,7 @@ from graftax.ops.base import shapes_of
 from graftax.spec import ModelSpec
 
 
-def at_size(spec: ModelSpec, x: jax.Array) -> ModelSpec:
+def at_size(spec: ModelSpec, x: jax.Array | np.ndarray) -> ModelSpec:
     """`spec` on the grid of images x (b, h, w, c)."""
     return _on_grid(spec, (x.shape[1] // spec.option("patch"), x.shape[2] // spec.option("patch")))
 

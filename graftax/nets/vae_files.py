@@ -69,15 +69,20 @@ def read_vae(path: str | Path) -> tuple[VAESpec, dict[str, Any], Source]:
     folder = find_vae(path)
     if folder is None:
         raise BadInput(f"{path}: no VAE, expected a folder with {CONFIG} or vae/{CONFIG}")
-    config = read_config(folder, "diffusers", [CLASS])
-    with naming(folder / CONFIG):
-        spec = spec_from_config(config)
+    spec = vae_spec(folder)
     tensors, source = read_weights(folder, WEIGHTS)
     with naming(folder / source.name):
         return spec, params_from_tensors(spec, tensors), source
 
 
 # --- config.json ---------------------------------------------------------------------------------------------------------
+
+
+def vae_spec(folder: Path) -> VAESpec:
+    """What the VAE in a folder is, by its `config.json`. Raises `BadInput` as `read_vae` does; weights are not looked at."""
+    config = read_config(folder, "diffusers", [CLASS])
+    with naming(folder / CONFIG):
+        return spec_from_config(config)
 
 
 def spec_from_config(config: Mapping[str, Any]) -> VAESpec:

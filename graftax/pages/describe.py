@@ -10,10 +10,12 @@ from graftax import api
 from graftax.backbones.dit.variants import variant
 from graftax.backbones.zoo import spec_of
 from graftax.blocks import block_kind
+from graftax.checkpoint.hugging_face import CONFIG, PIPELINE
 from graftax.evaluate.costs import MISPRINT, cost_table
 from graftax.models import Model, param_shapes
 from graftax.models.backbone import find
 from graftax.models.cost import block_cost, count_params, count_trainable, flops
+from graftax.nets import text_encoder, vae_files
 from graftax.spec import BlockSpec, ModelSpec, Option, members
 from graftax.study.missing import require_model
 from graftax.surgery import diff, select
@@ -50,6 +52,7 @@ def describe(spec: ModelSpec, meta: Mapping[str, Any]) -> str:
     known = [f"{h}x{w}x{c}, patch {spec.option('patch')}, {spec.tokens} tokens"]
     known += [f"{sizes.text} of text"] * bool(sizes.text) + [f"{spec.classes} classes"] * bool(spec.classes)
     known += [f"{sizes.context} of text looked at"] * bool(sizes.context)
+    known += [f"{spec.option('words')} words of {spec.option('vocabulary', '') or 'its own'}"] * bool(spec.option("words"))
     known += ["learned variance"] * spec.prediction.variance
     lines = [
         f"{'backbone':<12}{spec.backbone}, {spec.depth} blocks, width {spec.width}, {sizes.heads} heads",
@@ -68,6 +71,35 @@ def describe(spec: ModelSpec, meta: Mapping[str, Any]) -> str:
         if value := meta.get(name):
             lines.append(f"{name:<12}{', '.join(value) if isinstance(value, list) else value}")
     return "\n".join(lines)
+
+
+def parts_of(name: str) -> dict[str, Any]:
+    """Sizes of what stands beside the transformer in a pipeline's folder, by its configs; {} where `name` is no such folder.
+
+    "text_encoder" with "prompting", how it treats its prompts, and "vae", those that are there.
+    """
+    root, found = Path(name), dict[str, Any]()
+    if not (root / PIPELINE).is_file():
+        return found
+    if (root / text_encoder.PART / CONFIG).is_file():
+        found |= zip(("text_encoder", "prompting"), text_encoder.pipeline_texts(root), strict=True)
+    if (root / vae_files.PART / CONFIG).is_file():
+        found["vae"] = vae_files.vae_spec(root / vae_files.PART)
+    return found
+
+
+def describe_parts(parts: Mapping[str, Any]) -> list[str]:
+    """A line for each of the parts that `parts_of` found."""
+    lines = []
+    if (texts := parts.get("text_encoder")) is not None:
+        prompting = parts["prompting"]
+        lower = ", in lower case" * prompting.lower
+        sizes = f"T5 of {texts.num_layers} blocks, width {texts.d_model}"
+        lines.append(f"{'texts':<12}{sizes}; prompts of {prompting.length} tokens{lower}")
+    if (vae := parts.get("vae")) is not None:
+        numbers = f"{vae.latent_channels} channels, {vae.factor}x{vae.factor} pixels to each"
+        lines.append(f"{'VAE':<12}{numbers}, scaling factor {vae.scaling_factor:g}")
+    return lines
 
 
 def parameters(model: Described) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +29,11 @@ def describe(model: Described) -> dict[str, Any]:
     ]  # fmt: skip
     sizes = {"parameters": count_params(spec), "trainable": count_trainable(spec), "flops": flops(spec)}
     return {**sizes, "blocks": blocks, "meta": meta, "spec": json.loads(spec.to_json())}
+
+
+def parts(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `parts_of` found, JSON types."""
+    return {name: asdict(sizes) for name, sizes in found.items()}
 
 
 def difference(before: Described, after: Described) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from tiny_pipeline import write_pipeline
 
 from graftax.checkpoint.files import sha256
 from graftax.evaluate.geneval import draw_folder, drawn_by, read_prompts
@@ -71,6 +73,40 @@ def test_scores_are_printed_and_kept(run, refused, pictures, detections):
     record = json.loads(run("geneval", pictures, "--detections", detections, "--overwrite", "--json")[1])
     assert (record["scores"], record["tasks"]) == (result.scores, {"single_object": [2, 2], "colors": [1, 2]})
     assert sha256(pictures / "verdicts.json") == before
+
+
+def test_a_pipeline_draws_them(run, refused, tmp_path, monkeypatch):
+    """As `graftax sample` does; what is there is left alone, what is another's refused."""
+    pipeline = write_pipeline(tmp_path / "pipeline")
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, LINES)))
+    argv = ["geneval", tmp_path / "out", "--model", pipeline, "--prompts", tmp_path / "prompts.jsonl", "--per-prompt=2"]
+    argv += ["--steps=2", "--batch-size=4"]
+    code, out, err = run(*argv)
+    assert code == 0, err
+    assert "4 images of prompts read by pipeline " in out
+    assert ", DPM-Solver++ 2M, 2 steps, guidance 4.5 on all channels, seed 0, decoder VAE " in out
+    texts = [flag for line in LINES for flag in ("--prompt", line["prompt"])]
+    assert run("sample", pipeline, *texts, "--per-prompt=2", *argv[-2:], "--out", tmp_path / "x.npz")[0] == 0
+    places = [tmp_path / "out" / f"0000{i // 2}" / "samples" / f"000{i % 2}.png" for i in range(4)]
+    drawn = np.stack([np.asarray(Image.open(place)) for place in places])
+    assert np.abs(drawn.astype(int) - np.load(tmp_path / "x.npz")["images"]).max() <= 1  # two programs round apart
+    before = {place: place.stat().st_mtime_ns for place in places}
+    places[3].unlink()
+    assert run(*argv)[0] == 0
+    assert [place.stat().st_mtime_ns == before[place] for place in places] == [True, True, False, False]
+    np.testing.assert_array_equal(np.asarray(Image.open(places[3])), drawn[3])
+    assert "steps: 2 (there), 3 (this run)" in refused(*argv, "--steps=3")
+
+
+def test_drawing_and_judging_are_two_things(refused, tmp_path, pictures, detections):
+    for argv, word in (
+        ((), "expected --model, to draw the pictures, or --detections"),
+        (("--model=demo", "--detections", detections), "expected --model, to draw"),
+        (("--model=demo",), "expected --model and --prompts together"),
+        (("--model=demo", "--prompts", tmp_path / "prompts.jsonl"), "model demo: takes one of 10 classes"),
+        (("--model=demo", "--prompts", tmp_path / "prompts.jsonl", "--per-prompt=0"), "per-prompt: got 0"),
+    ):
+        assert word in refused("geneval", pictures, *argv)
 
 
 def test_pictures_of_others_have_no_protocol(run, pictures, detections):

@@ -11,7 +11,7 @@ from graftax.data.config import DataConfig
 from graftax.data.pixels import images
 from graftax.diffusion import Sampling
 from graftax.errors import BadInput
-from graftax.evaluate.drawing import SampleConfig, balanced_labels, demo_judge, draw, draw_with, write
+from graftax.evaluate.drawing import SampleConfig, balanced_labels, demo_judge, draw, draw_with, in_rows, write
 from graftax.evaluate.preview import preview
 from graftax.models import Model
 from graftax.testing import random_params, tiny_spec
@@ -55,10 +55,11 @@ def test_pictures_arrays_and_latents_are_written(tmp_path):
     def decode(arrays):
         return np.clip(arrays, -1, 1)
 
-    write(tmp_path / "a.png", drawn(), decode, LABELS, ["a", "b"])
+    layout = in_rows(["a", "b"])
+    write(tmp_path / "a.png", drawn(), decode, layout, labels=LABELS)
     assert Image.open(tmp_path / "a.png").size[0] > Image.open(tmp_path / "a.png").size[1] > 16
-    write(tmp_path / "a.npz", drawn(), decode, LABELS, ["a", "b"])
-    write(tmp_path / "b.npz", drawn(), None, LABELS, ["a", "b"])
+    write(tmp_path / "a.npz", drawn(), decode, layout, labels=LABELS)
+    write(tmp_path / "b.npz", drawn(), None, layout, labels=LABELS)
     with np.load(tmp_path / "a.npz") as pictures, np.load(tmp_path / "b.npz") as latents:
         assert (pictures["images"].dtype, pictures["images"].shape) == (np.uint8, (6, 8, 8, 1))
         np.testing.assert_array_equal(latents["latents"], drawn())

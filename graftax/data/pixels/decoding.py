@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from graftax.checkpoint.hugging_face import PIPELINE
 from graftax.data.pixels import images as image_data
 from graftax.data.source import GARMENTS
 from graftax.errors import BadInput
-from graftax.nets import small, vae
+from graftax.nets import autoencoder, small, vae
 from graftax.nets.vae import VAESpec
-from graftax.nets.vae_files import find_vae, load_vae
+from graftax.nets.vae_files import find_vae, load_vae, vae_spec
 from graftax.progress import Progress
 from graftax.spec import ModelSpec
 
@@ -57,7 +58,18 @@ def resolve(spec: ModelSpec, latents: str, model: str = "") -> str | None:
         return "none"
     if model and (folder := find_vae(Path(model) / "vae")):
         return str(folder)
-    return "demo" if spec.image_shape == small.load_autoencoder("demo")[0].latent_shape else None
+    own = model and (Path(model) / PIPELINE).is_file()  # whose VAE is missing
+    return "demo" if not own and spec.image_shape == small.load_autoencoder("demo")[0].latent_shape else None
+
+
+def pixels_per_side(spec: ModelSpec, latents: str, model: str = "") -> int | None:
+    """How many pixels the side of one of the model's numbers is, decoded as in `decoder_for`; None where there is no way."""
+    name = resolve(spec, latents, model)
+    if name is None or name == "none":
+        return None if name is None else 1
+    if name != "demo" and (folder := find_vae(name)):
+        return vae_spec(folder).factor
+    return autoencoder.FACTOR
 
 
 def class_names(spec: ModelSpec, latents: str, classes: Sequence[int]) -> list[str]:

@@ -54,9 +54,8 @@ def bound(
     """
 
     def draw(prompts: Sequence[str], keys: jax.Array) -> np.ndarray:
-        twin = None if null is None else {name: jnp.repeat(value, len(prompts), 0) for name, value in null.items()}
         drawn = api.sample(
-            model, cond=encode(prompts), null_cond=twin, sampling=protocol.sampling, rng=keys, dtype=protocol.dtype
+            model, cond=encode(prompts), null_cond=null, sampling=protocol.sampling, rng=keys, dtype=protocol.dtype
         )
         return protocol.to_uint8(decode(require_finite(np.asarray(drawn), f"pictures of {prompts[0]!r} and others")))
 
