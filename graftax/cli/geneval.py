@@ -24,6 +24,11 @@ from pathlib import Path
 from graftax.cli import options
 from graftax.errors import BadInput
 
+DRAWING = (
+    "prompts", "per_prompt", "text_encoder", "sampler", "steps", "cfg_scale", "cfg_channels", "eta", "spacing", "last",
+)  # fmt: skip
+"""Flags that judging has no use for."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
@@ -31,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--detections", metavar="FILE", help="JSON of the objects in every picture")
     parser.add_argument("--model", metavar="MODEL", help="what draws them: a model of texts, as in `graftax sample`")
     parser.add_argument("--prompts", metavar="FILE", help="GenEval's evaluation_metadata.jsonl, to draw from")
-    parser.add_argument("--per-prompt", type=int, default=4, metavar="N", help="pictures of each (default: %(default)s)")
+    parser.add_argument("--per-prompt", type=int, metavar="N", help="pictures of each (default: 4, as published scores)")
     options.add_text_encoder(parser)
     options.add_overwrite(parser, "the scores in FOLDER")
     options.add_json(parser)
@@ -44,28 +49,33 @@ def run(args: argparse.Namespace) -> None:
     """Draw, or judge."""
     if (args.model is None) == (args.detections is None):
         raise BadInput("geneval: expected --model, to draw the pictures, or --detections, to judge them")
-    if (args.model is None) != (args.prompts is None):
-        raise BadInput("geneval: expected --model and --prompts together")
+    if args.model is None and (given := [name for name in DRAWING if getattr(args, name) is not None]):
+        raise BadInput(f"geneval --{given[0].replace('_', '-')}: belongs to drawing, expected --model")
+    if args.model is not None and args.prompts is None:
+        raise BadInput("geneval --model: --prompts is missing, GenEval's evaluation_metadata.jsonl")
+    if args.model is not None and args.overwrite:
+        raise BadInput("geneval --overwrite: belongs to scores, expected --detections; drawing goes on where it was")
     _judge(args) if args.model is None else _draw(args)
 
 
 def _draw(args: argparse.Namespace) -> None:
     """Draw what is not there yet."""
     from graftax.evaluate.geneval import draw_folder, read_prompts
-    from graftax.evaluate.geneval.folder import INDEX
+    from graftax.evaluate.geneval.folder import EACH, INDEX
     from graftax.study.text_to_image import geneval
 
-    if args.per_prompt < 1:
-        raise BadInput(f"per_prompt: got {args.per_prompt}, expected 1 or more")
+    each = EACH if args.per_prompt is None else args.per_prompt
+    if each < 1:
+        raise BadInput(f"per_prompt: got {each}, expected 1 or more")
     prompts = read_prompts(args.prompts)
     # What is there of the same pictures is continued, so it may be there; `draw_folder` refuses another's.
     folder = options.own_output(args.folder, True, INDEX)
     draw, drawn = geneval(
-        args.model, prompts, Path(args.prompts).name, lambda spec: options.sampling_of(args, spec), args.per_prompt,
+        args.model, prompts, Path(args.prompts).name, lambda spec: options.sampling_of(args, spec), each,
         text_encoder=args.text_encoder, latents=args.latents, overrides=options.overrides_of(args),
     )  # fmt: skip
     draw_folder(prompts, draw, folder, drawn, batch_size=args.batch_size)
-    print(f"{folder}: {drawn.protocol}")
+    options.answer(args, {"folder": str(folder), **drawn.record()}, f"{folder}: {drawn.protocol}")
 
 
 def _judge(args: argparse.Namespace) -> None:

@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("model", help='.pt, .safetensors, folder of a model or of a pipeline, hf://ORG/NAME, or "demo"')
     parser.add_argument("--labels", metavar="A,B,..", help="classes to draw; default: all (at most the first 16)")
-    parser.add_argument("--per-class", type=int, metavar="N", help=f"images of each (default: {PER_CLASS})")
-    parser.add_argument("--per-prompt", type=int, metavar="N", help=f"images of each (default: {PER_PROMPT})")
+    parser.add_argument("--per-class", type=int, metavar="N", help=f"images of each class (default: {PER_CLASS})")
+    parser.add_argument("--per-prompt", type=int, metavar="N", help=f"images of each prompt (default: {PER_PROMPT})")
     parser.add_argument("--out", required=True, metavar="FILE", help=".png or .npz")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the images, pixels (default: the model's)")
     parser.add_argument(

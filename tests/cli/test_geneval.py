@@ -102,7 +102,9 @@ def test_drawing_and_judging_are_two_things(refused, tmp_path, pictures, detecti
     for argv, word in (
         ((), "expected --model, to draw the pictures, or --detections"),
         (("--model=demo", "--detections", detections), "expected --model, to draw"),
-        (("--model=demo",), "expected --model and --prompts together"),
+        (("--model=demo",), "--prompts is missing"),
+        (("--detections", detections, "--steps=3"), "geneval --steps: belongs to drawing, expected --model"),
+        (("--model=demo", "--prompts=p", "--overwrite"), "geneval --overwrite: belongs to scores"),
         (("--model=demo", "--prompts", tmp_path / "prompts.jsonl"), "model demo: takes one of 10 classes"),
         (("--model=demo", "--prompts", tmp_path / "prompts.jsonl", "--per-prompt=0"), "per-prompt: got 0"),
     ):
