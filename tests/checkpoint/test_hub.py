@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hub_server import COMMIT, serving
 from PIL import Image
+from tiny_pipeline import write_pipeline
 
 import graftax
 from graftax.checkpoint import save_model
@@ -223,3 +224,15 @@ def test_the_command_line_and_the_environment(server, repositories, tmp_path):
     assert done.stderr.startswith("fetch hf://ours/own 1/1 (100%)")
     assert done.stderr.count("\n") == 1
     assert (tmp_path / "hub" / "models--ours--own" / "snapshots" / COMMIT / "graftax.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("hub")
+def test_pictures_are_drawn_from_a_pipelines_address(repositories, run, tmp_path):
+    """Transformer, text encoder, tokenizer and VAE, as from the folder itself."""
+    pipeline = write_pipeline(repositories[0] / "ours" / "pixart")
+    for model, file in ((pipeline, "a.npz"), ("hf://ours/pixart", "b.npz")):
+        code, _, err = run("sample", model, "--prompt=a red cat", "--steps=2", "--out", tmp_path / file)
+        assert code == 0, err
+    with np.load(tmp_path / "a.npz") as ours, np.load(tmp_path / "b.npz") as fetched:
+        np.testing.assert_array_equal(fetched["images"], ours["images"])
