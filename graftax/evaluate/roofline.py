@@ -8,7 +8,7 @@ which of the two binds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,9 +127,14 @@ def predicted_speedup(
     mix tokens or channels, run one after the other on `chip`. A prediction, nothing is run."""
 
     def seconds(spec: ModelSpec) -> float:
-        return sum(_operator_work(at, batch, dtype).seconds(chip) for at in distinct_operators(spec))
+        return least_seconds([_operator_work(at, batch, dtype) for at in distinct_operators(spec)], chip)
 
     return seconds(before) / seconds(after)
+
+
+def least_seconds(rows: Sequence[Work], chip: Chip) -> float:
+    """The least time of one pass on `chip`, by the operators among `rows`, which are `roofline`'s, one after the other."""
+    return sum(row.seconds(chip) for row in rows if row.name != WHOLE)
 
 
 def inputs_of(spec: ModelSpec, batch: int) -> tuple[jax.Array, jax.Array, dict[str, Any]]:

@@ -13,7 +13,7 @@ from graftax.evaluate import pictures
 from graftax.evaluate.bench.timing import Timing
 from graftax.evaluate.latency import seconds_per_image
 from graftax.evaluate.result import environment
-from graftax.evaluate.roofline import WHOLE, Work
+from graftax.evaluate.roofline import WHOLE, Work, least_seconds
 from graftax.evaluate.tables import aligned
 from graftax.train.chips import Chip
 
@@ -48,6 +48,15 @@ def counted(rows: Sequence[Work], chip: Chip, batch: int, dtype: str) -> str:
     return "\n".join([*aligned([head, *table]), about])
 
 
+def gain(before: Sequence[Work], after: Sequence[Work], chip: Chip) -> str:
+    """What an edit gains, without a line end, by `least_seconds` of the rows before and after it."""
+    old, new = least_seconds(before, chip), least_seconds(after, chip)
+    return (
+        f"operators one after the other, least ms on {chip.name}: {1e3 * old:.4g} before, {1e3 * new:.4g} after: "
+        f"{old / new:.3f} x as fast. A prediction, not run there."
+    )
+
+
 def measured(times: Mapping[str, Timing], batch: int, steps: int) -> str:
     """The measured figures as a table, without a line end."""
     head = ["", "median ms", "fastest ms", "spread"]
@@ -58,14 +67,23 @@ def measured(times: Mapping[str, Timing], batch: int, steps: int) -> str:
 
 
 def record(
-    rows: Sequence[Work], chip: Chip, batch: int, dtype: str, times: Mapping[str, Timing] | None
-) -> dict[str, Any]:
-    """All figures as JSON types."""
-    return {
+    rows: Sequence[Work], chip: Chip, batch: int, dtype: str, times: Mapping[str, Timing] | None,
+    edited: Sequence[Work] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """All figures as JSON types; `edited`: rows of the model after edits, where there are any."""
+    found = {
         "batch": batch, "dtype": dtype, "chip": asdict(chip), "environment": environment(),
-        "counted": {row.name: {**asdict(row), "bound": row.bound(chip), "seconds": row.seconds(chip)} for row in rows},
+        "counted": _counts(rows, chip),
         "measured_seconds": {name: list(time.seconds) for name, time in (times or {}).items()},
     }  # fmt: skip
+    if not edited:
+        return found
+    speedup = least_seconds(rows, chip) / least_seconds(edited, chip)
+    return {**found, "edited": _counts(edited, chip), "predicted_speedup": speedup}
+
+
+def _counts(rows: Sequence[Work], chip: Chip) -> dict[str, Any]:
+    return {row.name: {**asdict(row), "bound": row.bound(chip), "seconds": row.seconds(chip)} for row in rows}
 
 
 def write(folder: Path, record: Mapping[str, Any], rows: Sequence[Work], chip: Chip) -> Path:
