@@ -74,8 +74,9 @@ def compile_steps(topology: str, path: str, overrides: Sequence[str], only: Sequ
 
 def programs_of(tree: dict[str, Any]) -> tuple[list[Program], MeshConfig]:
     """The steps that a config's fields describe, and its mesh: a recipe's stage 1 (where it has something to learn), stage
-    2 and sampling; of a DiT from scratch, training and sampling. What a recipe does not say of sampling is the grafting
-    paper's: DDPM, 250 steps, guidance 1.5, in batches of stage 2. Raises `BadInput` on other configs.
+    2 and sampling; of a DiT from scratch, training and sampling. What a recipe does not say of sampling is as the model's
+    family draws (of a DiT the grafting paper's: DDPM, 250 steps, guidance 1.5), as many images at a time as stage 2 takes.
+    Raises `BadInput` on other configs.
     """
     if "task" in tree:
         config = pretraining_of(tree)
@@ -126,11 +127,11 @@ def teacher_spec(name: str) -> ModelSpec:
 
 
 def _sampling(spec: ModelSpec, stage: DiffusionConfig, recipe: Recipe | None = None) -> Program:
-    """Sampling as a demo says, else as the paper did."""
+    """Sampling as a demo says, else as the model's family draws."""
     if isinstance(recipe, DemoConfig):
         sample = recipe.judging.sample
         return sample_program(spec, sample.batch_size, sample.sampling, dtype=stage.compute_dtype)
-    return sample_program(spec, stage.batch_size, dtype=stage.compute_dtype)
+    return sample_program(spec, stage.batch_size // stage.accumulate, dtype=stage.compute_dtype)
 
 
 # --- Children ----------------------------------------------------------------------------------------------------------
