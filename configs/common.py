@@ -20,6 +20,9 @@ SCENES = {"source": "scenes", "size": 64}
 RECORDS = {"log_every": 20, "eval_every": 100}
 """What stages on the shipped DiT write, and when."""
 
+SCENES_RECORDS = {"log_every": 2}
+"""Likewise on the shipped model of scenes."""
+
 
 def demo(
     stage_1: int = 300, stage_2: int = 300, records: dict[str, int] = RECORDS, **settings: Any
@@ -44,6 +47,40 @@ def demo(
 def demo_judging(judged: int = 500, shown: int = 6) -> dict[str, Any]:
     """How models of the demo are sampled, and by how many samples they are judged."""
     sample = {"sampler": "ddim", "steps": 25, "cfg_scale": 1.5, "cfg_channels": None, "batch_size": 100}
+    return {"sample": sample, "judged": judged, "shown": shown}
+
+
+def scenes(stage_1: int, stage_2: int, records: dict[str, int] = SCENES_RECORDS) -> dict[str, Any]:
+    """Teacher, data and both stages on the shipped model of scenes, so many steps of each; its text encoder stays."""
+    return {
+        "teacher": "scenes",
+        "data": {**SCENES, "latents": "scenes", "limit": 4000, "test_subset": "128"},
+        "distill": {
+            "settings": {"steps": stage_1, "learning_rate": 3e-3, "schedule": "cosine"},
+            "batch_size": 32, **records,
+        },
+        "finetune": {
+            "loop": {"steps": stage_2, "seed": 1, **records},
+            "batch_size": 32,
+            "optimiser": cosine(3e-4, 5, stage_2),
+            "ema_decay": 0.9,
+            "frozen": ("words/.*",),
+        },
+    }  # fmt: skip
+
+
+def adapters(finetune: dict[str, Any], rank: int = 8) -> dict[str, Any]:
+    """Stage 2 by adapters (LoRA) on all kernels of the blocks, as long as `finetune` and at a rate ten times as high."""
+    optimiser = {**finetune["optimiser"], "learning_rate": 10 * finetune["optimiser"]["learning_rate"]}
+    return {
+        "edits": (f"lora('blocks/.*', rank={rank})",),
+        "finetune": {**finetune, "optimiser": optimiser, "frozen": ("(?!lora/).*",)},
+    }
+
+
+def scenes_judging(judged: int, shown: int) -> dict[str, Any]:
+    """How models of scenes are sampled, and by how many pictures they are judged."""
+    sample = {"sampler": "dpmpp_2m", "steps": 8, "cfg_scale": 3.0, "cfg_channels": None, "batch_size": judged}
     return {"sample": sample, "judged": judged, "shown": shown}
 
 

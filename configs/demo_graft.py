@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
             "kind": "demo",
             "workdir": "runs/demo",
             "graft": {"edits": ("blocks[50%].mixer=hyena_x(kernel=4)",), "seed": 0},
-            "graft_all": {"edits": ("blocks[*].mixer=hyena_x(kernel=4)",), "seed": 0},
+            "others": ({"edits": ("blocks[*].mixer=hyena_x(kernel=4)",), "seed": 0},),
             "judging": demo_judging(judged=240),
         }
     )

@@ -36,8 +36,8 @@ def load(
     **overrides: Option,
 ) -> Model:  # fmt: skip
     """Read a model: a PyTorch `.pt`, a `.safetensors`, a graftax checkpoint folder, a diffusers folder, such a one at the
-    Hugging Face Hub ("hf://ORG/NAME", extra `hub`, see `graftax.checkpoint.hub`), or "demo", the small DiT that graftax
-    brings.
+    Hugging Face Hub ("hf://ORG/NAME", extra `hub`, see `graftax.checkpoint.hub`), or what graftax brings: "demo", a small
+    DiT, and "scenes", a small PixArt.
 
     PyTorch-layout files may be flat state dicts or training checkpoints (EMA weights preferred); the structure, grafted
     operators included, is recognised from the tensors. `layout` names the format (`graftax.checkpoint.LAYOUTS`) where the
@@ -56,9 +56,9 @@ def read(path: str | Path, layout: str | None = None, **overrides: Option) -> Mo
     """`load` without its last step: parameters are numpy arrays, views of the file in the types that it stores. No device
     is used, so that what does not fit can be refused before any is."""
     from graftax.checkpoint import open_checkpoint  # reads safetensors: time that `import` saves
-    from graftax.checkpoint.files import demo_path
+    from graftax.checkpoint.shipped import is_shipped, shipped_path
 
-    spec, params, meta = open_checkpoint(demo_path("dit") if path == "demo" else as_path(path), layout, **overrides)
+    spec, params, meta = open_checkpoint(shipped_path(path) if is_shipped(path) else as_path(path), layout, **overrides)
     check(spec, params)
     return Model(spec, params, Meta.from_dict(meta))
 

@@ -1,7 +1,7 @@
 """`graftax compare`: several evaluated models in one table and one picture, quality against cost.
 
     graftax evaluate demo --out runs/eval/teacher
-    graftax evaluate runs/demo/5-of-10 --out runs/eval/half
+    graftax evaluate runs/demo/hyena_x-5-of-10 --out runs/eval/half
     graftax compare runs/eval --out runs/compare
 
 Takes folders that `graftax evaluate --out` has written to, or folders with such folders in them. Results of different

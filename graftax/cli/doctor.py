@@ -55,7 +55,7 @@ def _devices() -> dict[str, str]:
     import jax
     import jax.numpy as jnp
 
-    from graftax.nets import small
+    from graftax.checkpoint.shipped import SHIPPED, is_there
     from graftax.train.chips import chip_of
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -68,6 +68,6 @@ def _devices() -> dict[str, str]:
     peak = f"{chip.flops / 1e12:g} TFLOP/s bfloat16, {chip.hbm_bandwidth / 1e9:g} GB/s" if chip else "unknown"
     found["peak of a chip"] = peak
     found["a sum on it"] = f"{float(jnp.arange(4.0).sum()):g} (expected 6)"
-    for name in ("dit", "autoencoder.safetensors", "classifier.safetensors"):
-        found[f"demo {name.split('.')[0]}"] = "there" if small.demo_path(name).exists() else "MISSING"
+    for kind, name in SHIPPED:
+        found[f"{name} {kind}"] = "there" if is_there(name, kind) else "not shipped yet"
     return found

@@ -23,10 +23,11 @@ def run(args: argparse.Namespace) -> None:
     from graftax.checkpoint.paths import work_path, write_text
     from graftax.study import inits
     from graftax.study.config import experiment_of
+    from graftax.study.examiners import kind_of
 
     settings = experiment_of(options.tree_of(args), "inits")
     folder = options.own(settings.workdir, folder=True)
     rows = inits.run(settings, folder)
-    text = inits.table(rows)
+    text = inits.table(rows, kind_of(settings.data).measures)
     write_text(work_path(folder / "table.md"), text)
     options.answer(args, rows, f"{text}Written to {folder / 'table.md'}")

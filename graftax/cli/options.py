@@ -16,9 +16,6 @@ from graftax.errors import BadInput
 if TYPE_CHECKING:
     from graftax.spec import ModelSpec
 
-DEMO = "demo"
-"""The name of the shipped model, which therefore is no name for an output."""
-
 OWNED = contextlib.ExitStack()
 """Locks on what the command writes; `main` lets go of them."""
 
@@ -149,9 +146,12 @@ def output(name: str | Path, overwrite: bool, holds: str = "") -> Path:
     """The path that a verb writes to, checked before it does any work; nothing is made yet.
 
     `holds`: the file by which a folder is known as an output of this verb, where the folder itself may be there. Raises
-    `BadInput` where the output exists and is not to be replaced, where it cannot be written, and where it is called "demo".
+    `BadInput` where the output exists and is not to be replaced, where it cannot be written, and where a shipped
+    model is called so.
     """
-    if str(name) == DEMO:
+    from graftax.checkpoint.shipped import NAMES
+
+    if str(name) in NAMES:
         raise BadInput(f"{name}: the name of the model that graftax brings, expected another one")
     path = Path(name)
     if holds and path.exists() and not path.is_dir():

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> None:
     found = sweep.run(settings, folder)
     page = sweep_page.write(found, folder)
     verdict = "\n".join(sweep_page.verdict(found))
-    text = f"{sweep_page.text(*sweep_page.table(found))}\n\n{verdict}\nReport: {page}"
+    tables = "\n\n".join(sweep_page.text(*each) for each in sweep_page.tables(found))
+    text = f"{tables}\n\n{verdict}\nReport: {page}"
     options.answer(args, {**json.loads((folder / sweep.RESULTS).read_text()), "report": str(page)}, text)
     if found.failed:
         names = ", ".join(run.variant for run in found.failed)

@@ -21,7 +21,8 @@ class DataConfig:
             captions (`graftax.data.text.captions.open_captioned`). An address hf:// of any of these files will do.
         size: side of the images in pixels. Those in memory are centred on a square of it, others cropped as in ADM.
         latents: "none" for pixels, "given" where the source holds latents (a folder of `graftax encode`, or an `.npz` with
-            `latents`), and for images in memory also "demo" or the folder of an autoencoder trained with `graftax train`.
+            `latents`), and for images in memory also "demo", "scenes" or the folder of an autoencoder trained with
+            `graftax train`.
         transform: "none", or "flip" for pixels and encoded folders.
         held_out: the share of `source` kept for testing.
         limit: the first so many training images only.

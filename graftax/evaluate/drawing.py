@@ -19,6 +19,7 @@ from graftax.errors import BadInput, NonFinite, naming
 from graftax.evaluate import pictures
 from graftax.evaluate.labels import captioned, labelled, scale_of
 from graftax.evaluate.metrics import Gaussian, class_accuracy, frechet_distance, moments
+from graftax.evaluate.score import Measure, Score
 from graftax.models import Model
 from graftax.models.backbone import find
 from graftax.models.model import check_inputs
@@ -168,19 +169,11 @@ def with_captions(captions: Sequence[str], columns: int, scale: int | None = Non
     return lambda images: captioned(list(images), captions, columns, scale)
 
 
-@dataclass(frozen=True)
-class Score:
-    """What the judge found.
+ACCURACY = Measure("accuracy", "class accuracy", "accuracy")
+"""Share of images that the classifier calls by their class."""
 
-    Attributes:
-        accuracy: share of images that it calls by their class.
-        frechet: Fréchet distance of their features to those of real images.
-        count: number of images.
-    """
-
-    accuracy: float
-    frechet: float
-    count: int
+FRECHET = Measure("frechet", "Fréchet distance", "Fréchet", share=False)
+"""Distance of their features to those of real images."""
 
 
 @dataclass(frozen=True)
@@ -198,10 +191,10 @@ class Judge:
     reference: Gaussian
 
     def score(self, pixels: np.ndarray, labels: np.ndarray) -> Score:
-        """Judge images (n, h, w, c) in [-1, 1] against the labels (n,) they were drawn for."""
+        """`ACCURACY` and `FRECHET` of images (n, h, w, c) in [-1, 1] against the labels (n,) they were drawn for."""
         logits, features = classify(self.spec, self.params, pixels)
         distance = frechet_distance(moments(features, self.reference.space), self.reference)
-        return Score(class_accuracy(logits, labels), distance, len(pixels))
+        return Score({ACCURACY.key: class_accuracy(logits, labels), FRECHET.key: distance}, len(pixels))
 
 
 def demo_judge(reference: np.ndarray, classifier: str = "demo") -> Judge:

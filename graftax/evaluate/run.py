@@ -12,12 +12,13 @@ from jax.experimental import multihost_utils
 
 from graftax.checkpoint.files import sha256, sha256_of_arrays
 from graftax.checkpoint.hub import called
+from graftax.checkpoint.shipped import is_shipped
 from graftax.data.config import DataConfig
 from graftax.data.pixels import decoding, images
 from graftax.errors import BadInput
 from graftax.evaluate import adm
 from graftax.evaluate.dino import FD, Dino, check_size, read_dino
-from graftax.evaluate.drawing import demo_judge
+from graftax.evaluate.drawing import ACCURACY, FRECHET, demo_judge
 from graftax.evaluate.image_file import open_images
 from graftax.evaluate.protocol import DIGITS, Protocol
 from graftax.evaluate.result import SCORES, Result, environment
@@ -108,7 +109,7 @@ def decoder_name(model: Model, latents: str, name: str) -> str:
     chosen = decoding.resolve(model.spec, latents, name)
     if chosen is None or chosen == "none":
         return "none"
-    folder = None if chosen == "demo" else find_vae(chosen)
+    folder = None if is_shipped(chosen, "autoencoder") else find_vae(chosen)
     if folder:
         return f"VAE {called(folder)} {read_vae(folder)[2].sha256[:DIGITS]}"
     return f"autoencoder {Path(chosen).name} {sha256_of_arrays(load_autoencoder(chosen)[1])[:DIGITS]}"
@@ -123,7 +124,7 @@ def _judged(
     score = judge.score(drawn.astype(np.float32) / 127.5 - 1, labels)
     space = f"classifier {Path(judges.classifier).name} {sha256_of_arrays(judge.params)[:DIGITS]}"
     named = dataclasses.replace(protocol, features=space, reference=f"{judges.source}, {len(real.train):,} images")
-    return named, {"class accuracy": score.accuracy, "Fréchet": score.frechet}
+    return named, {ACCURACY.title: score[ACCURACY], FRECHET.short: score[FRECHET]}
 
 
 def open_suite(judges: Judges) -> Suite | None:

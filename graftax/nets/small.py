@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from graftax.checkpoint.files import demo_path, making
+from graftax.checkpoint.files import making
 from graftax.checkpoint.hub import fetched
 from graftax.checkpoint.paths import local_copy, published
+from graftax.checkpoint.shipped import is_shipped, shipped_path
 from graftax.checkpoint.tensors import read_safetensors, write_safetensors
 from graftax.errors import BadInput
 from graftax.nets.autoencoder import AutoencoderSpec
@@ -25,7 +26,7 @@ SPECS = {"autoencoder": AutoencoderSpec, "classifier": ClassifierSpec}
 
 
 def load_autoencoder(name: str) -> tuple[AutoencoderSpec, Params]:
-    """The shipped autoencoder ("demo"), or one that `save` wrote to a file or into a folder."""
+    """A shipped autoencoder ("demo", "scenes"), or one that `save` wrote to a file or into a folder."""
     return load("autoencoder", name)
 
 
@@ -36,7 +37,7 @@ def load_classifier(name: str) -> tuple[ClassifierSpec, Params]:
 
 def load(kind: str, name: str) -> Any:
     """(spec, params float32) of a small network. Raises `BadInput` where the file is missing or of another kind."""
-    with local_copy(demo_path(f"{kind}.safetensors") if name == "demo" else fetched(name)) as path:
+    with local_copy(shipped_path(name, kind) if is_shipped(name, kind) else fetched(name)) as path:
         path = path / f"{kind}.safetensors" if path.is_dir() else path
         if not path.exists():
             raise BadInput(f"{kind} {name!r}: no such file, expected 'demo' or what `graftax train` saved")

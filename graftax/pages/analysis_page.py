@@ -11,9 +11,11 @@ import numpy as np
 
 from graftax.analyze import pictures
 from graftax.diffusion import SAMPLERS
+from graftax.evaluate.drawing import ACCURACY, FRECHET
 from graftax.evaluate.report import Report
 from graftax.pages import common, painters_page
 from graftax.pages.painters_page import Images, Part, drawn
+from graftax.study.examiners import EXACTLY, OVERALL
 
 
 def write(found: Part, images: Images, folder: Path) -> Path:
@@ -197,16 +199,16 @@ def _ablation(page: Report, part: Part, folder: Path) -> None:
         **{f"held-out {name}": lambda line, name=name: line["losses"][name] for name in ("l1", "l2", "huber")},
         "output error": lambda line: line["output error"],
     }
-    if part["teacher"]:
-        columns |= {"Fréchet": lambda line: line["frechet"], "class accuracy": lambda line: line["accuracy"]}
+    scored = [one for one in (FRECHET, ACCURACY, OVERALL, EXACTLY) if one.key in part["teacher"]]
+    columns |= {one.title: lambda line, key=one.key: line[key] for one in scored}
     rows = []
     for slot in part["slots"]:
         for objective in _by_objective(part, slot, bool):
             cells = [_spread(_by_objective(part, slot, value)[objective]) for value in columns.values()]
             rows.append([f"{slot}, {objective}", *cells])
     if part["teacher"]:
-        own = [_spread([part["teacher"][name]]) for name in ("frechet", "accuracy")]
-        rows.append(["teacher", *[""] * (len(columns) - 2), *own])
+        own = [_spread([part["teacher"][one.key]]) for one in scored]
+        rows.append(["teacher", *[""] * (len(columns) - len(own)), *own])
     page.table(["", *columns], rows)
 
 

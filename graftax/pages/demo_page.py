@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from graftax.checkpoint.files import filling
 from graftax.evaluate import pictures
 from graftax.evaluate.report import Figure, Report
+from graftax.evaluate.score import Measure, Score
 from graftax.models.cost import count_params, flops
 from graftax.pages import common
+from graftax.pages.demo_words import words_of
 from graftax.spec import ModelSpec
 from graftax.study.demo import Findings
-from graftax.study.experiment import Branch, Judged
+from graftax.study.experiment import STAGES, Branch, Judged
 from graftax.study.stages import last_eval
+from graftax.train.loop import History
 
-MAX_POINTS_LOST, MAX_FRECHET_RATIO = 5.0, 1.5
-"""What the 50 % graft should reach: class accuracy within 5 points of the teacher's, Fréchet distance within 1.5 times."""
+REAL = "real images, held out"
 
 
 def verdict(found: Findings) -> list[str]:
-    """What was found, against the aims, in two sentences; and what became of the other graft."""
-    half, teacher = found.half.judged[-1].score, found.teacher.score
-    every = found.all.judged[-1].score
-    lost, ratio = 100 * (teacher.accuracy - half.accuracy), half.frechet / teacher.frechet
-    change = f"{-lost:+.1f}" if round(lost, 1) else "0.0"
-    met = [lost <= MAX_POINTS_LOST, ratio <= MAX_FRECHET_RATIO]
-    return [
-        f"{found.half.name}: class accuracy {half.accuracy:.1%}, teacher {teacher.accuracy:.1%} "
-        f"({change} points; aim: at most {MAX_POINTS_LOST:g} lost: {'met' if met[0] else 'NOT met'}).",
-        f"{found.half.name}: Fréchet distance {half.frechet:.3g}, teacher {teacher.frechet:.3g} "
-        f"(x {ratio:.2f}; aim: at most x {MAX_FRECHET_RATIO:g}: {'met' if met[1] else 'NOT met'}).",
-        f"{found.all.name}: class accuracy {every.accuracy:.1%}, Fréchet distance {every.frechet:.3g} "
-        f"(x {every.frechet / teacher.frechet:.2f} the teacher's).",
-    ]
+    """What was found, a sentence or two each."""
+    return words_of(found.config.data).verdict(found)
 
 
 def write(found: Findings, folder: Path) -> Path:
@@ -45,60 +37,76 @@ def write(found: Findings, folder: Path) -> Path:
 
 
 def _fill(found: Findings, folder: Path) -> None:
-    page = Report(
-        "Grafting, start to finish",
-        f"A diffusion transformer that draws garments has its attention exchanged for {_scion(found.half)}, "
-        "a gated convolution. The new operators learn from the old ones (stage 1), then the whole model is tuned briefly "
-        "(stage 2).",
-    )
+    page = Report("Grafting, start to finish", words_of(found.config.data).lead(found))
     page.verdict(*verdict(found))
     _samples(page, found, folder)
     _numbers(page, found)
     _distillation(page, found, folder)
     _finetuning(page, found, folder)
-    _everything(page, found, folder)
+    _others(page, found, folder)
     _protocol(page, found)
     page.write(folder / "report.html", common.footer())
     (folder / "results.json").write_text(json.dumps(_results(found), indent=1) + "\n")
 
 
 def _samples(page: Report, found: Findings, folder: Path) -> None:
+    branch = found.branches[0]
     page.section(
-        "The same noise, four models",
-        f"Each column is one class: {', '.join(found.class_names)}. All models start from the same noise, "
-        "so a picture that looks the same in two grids is one that the graft did not change.",
+        f"The same noise, {1 + len(branch.all_judged)} models: {branch.name}",
+        f"{found.examiner.columns} All models start from the same noise, so a picture that looks the same in two grids is "
+        "one that the graft did not change.",
     )
-    shown = [("teacher", found.teacher), *((j.title, j) for j in found.half.judged)]
-    page.figures([_grid(found, folder, judged, name, f"half-{i}") for i, (name, judged) in enumerate(shown)], "24rem")
+    shown = [found.teacher, *branch.all_judged]
+    page.figures([_grid(found, folder, judged, f"0-{i}") for i, judged in enumerate(shown)], "24rem")
 
 
 def _numbers(page: Report, found: Findings) -> None:
+    measures, parts = found.examiner.measures, found.examiner.parts
     page.section("In numbers")
-    head = ["", "class accuracy", "Fréchet", "held-out loss", "parameters", "FLOPs / image", "forward"]
-    rows = [_row(found, "teacher", "teacher", found.teacher, found.half.report.before)]
-    for branch in (found.half, found.all):
-        rows += [_row(found, branch.name, f"{branch.name}, {j.title}", j, branch.report.after) for j in branch.judged]
-    real = found.real
-    rows.append(["real images, held out", f"{real.accuracy:.1%}", f"{real.frechet:.3g}", "", "", "", ""])
-    page.table(head, rows, strong=(0, 3))
+    head = ["", *(one.title for one in measures), "held-out loss", "parameters", "FLOPs / image", "forward"]
+    rows = [_row(found, "teacher", "teacher", found.teacher, found.branches[0].report.before)]
+    for branch in found.branches:
+        rows += [_row(found, branch.name, f"{branch.name}, {j.title}", j, branch.report.after) for j in branch.all_judged]
+    rows.append([REAL, *_cells(measures, found.examiner.real), "", "", "", ""])
+    page.table(head, rows, strong=_strong(found))
+    if parts:
+        page.section("By category", "Shares of right pictures of each category of captions.")
+        rows = [[name, *_cells(parts, judged.score)] for name, judged in _judged(found).items()]
+        rows.append([REAL, *_cells(parts, found.examiner.real)])
+        page.table(["", *(one.title for one in parts)], rows, strong=_strong(found))
 
 
 def _row(found: Findings, timed: str, name: str, judged: Judged, spec: ModelSpec) -> list[str]:
-    forward = f"{1e3 * found.forward[timed]:.1f} ms"
-    score = judged.score
-    cost = [f"{count_params(spec):,}", f"{flops(spec) / 1e6:.1f} M", forward]
-    return [name, f"{score.accuracy:.1%}", f"{score.frechet:.3g}", f"{judged.loss:.4f}", *cost]
+    cost = [f"{count_params(spec):,}", f"{flops(spec) / 1e6:.1f} M", f"{1e3 * found.forward[timed]:.1f} ms"]
+    return [name, *_cells(found.examiner.measures, judged.score), f"{judged.loss:.4f}", *cost]
+
+
+def _cells(measures: Sequence[Measure], score: Score) -> list[str]:
+    return [one.text(score[one]) if one.key in score.numbers else "" for one in measures]
+
+
+def _strong(found: Findings) -> list[int]:
+    """The rows of the teacher and of every graft after stage 2."""
+    return [i for i, judged in enumerate(_judged(found).values()) if judged.title in ("teacher", STAGES[-1])]
+
+
+def _judged(found: Findings) -> dict[str, Judged]:
+    """All models by the names of their rows."""
+    return {
+        "teacher": found.teacher,
+        **{f"{branch.name}, {judged.title}": judged for branch in found.branches for judged in branch.all_judged},
+    }
 
 
 def _distillation(page: Report, found: Findings, folder: Path) -> None:
     settings = found.config.distill
     page.section(
         "Stage 1: the new operators copy the old ones",
-        f"All {len(found.half.report.sites)} new operators learn at once, {settings.settings.steps} steps of "
+        f"All new operators learn at once, {settings.settings.steps} steps of "
         f"{settings.batch_size} images. The relative error is ||new - old|| / ||old|| on held-out images; 1 is what an "
         "operator that outputs zeros would score.",
     )
-    branches = (found.half, found.all)
+    branches = found.branches
     error = {b.name: [(line["step"], line["error"]) for line in b.distilled if line["split"] == "eval"] for b in branches}
     pictures.curves(folder / "stage1-error.png", error, x="step", y="mean relative error")
     pictures.bars(folder / "stage1-layers.png", {b.name: _by_layer(b) for b in branches}, x="block", y="relative error")
@@ -118,54 +126,61 @@ def _finetuning(page: Report, found: Findings, folder: Path) -> None:
         f"{stage.loop.steps} steps of {stage.batch_size} images with the objective the teacher was trained with. "
         f"The teacher's own loss on the held-out images is {found.teacher.loss:.4f}.",
     )
-    branches = (found.half, found.all)
-    series = {b.name: [(0, b.judged[1].loss), *_evals(b.finetuned, "loss")] for b in branches}
-    last = max(point[0] for points in series.values() for point in points)
+    _losses(page, found, folder, {b.name: (b.judged[1], b.judged[2], b.finetuned) for b in found.branches}, "stage2")
+    if adaptation := found.config.adaptation:
+        page.section(
+            "Stage 2 by adapters alone",
+            f"In its place, from the same start: {', '.join(adaptation.edits)}, all else frozen, "
+            f"{adaptation.finetune.loop.steps} steps of {adaptation.finetune.batch_size} images.",
+        )
+        runs = {b.name: (b.judged[1], b.adapted, b.adapting) for b in found.branches if b.adapted}
+        _losses(page, found, folder, runs, "adapters")
+
+
+def _losses(
+    page: Report, found: Findings, folder: Path, runs: Mapping[str, tuple[Judged, Judged, History]], name: str
+) -> None:
+    """Curves of trainings by name, each with the model that it begins with and the one that it ends with."""
+    train = {run: _points(history, "train") for run, (_, _, history) in runs.items()}
+    last = max(step for points in train.values() for step, _ in points)
+    series = {
+        run: [(0, first.loss), *(_points(history, "eval") or [(last, final.loss)])]
+        for run, (first, final, history) in runs.items()
+    }
     series["teacher"] = [(0, found.teacher.loss), (last, found.teacher.loss)]
-    train = {b.name: [(line["step"], line["loss"]) for line in b.finetuned if line["split"] == "train"] for b in branches}
-    pictures.curves(folder / "stage2-heldout.png", series, x="step", y="loss, held out")
-    pictures.curves(folder / "stage2-train.png", train, x="step", y="loss, training")
+    pictures.curves(folder / f"{name}-heldout.png", series, x="step", y="loss, held out")
+    pictures.curves(folder / f"{name}-train.png", train, x="step", y="loss, training")
     page.figures(
         [
-            Figure(folder / "stage2-heldout.png", "Held-out loss", "of the averaged weights"),
-            Figure(folder / "stage2-train.png", "Training loss", "means between two points"),
+            Figure(folder / f"{name}-heldout.png", "Held-out loss", "of the averaged weights"),
+            Figure(folder / f"{name}-train.png", "Training loss", "means between two points"),
         ],
         least="20rem",
     )
 
 
-def _everything(page: Report, found: Findings, folder: Path) -> None:
-    branch = found.all
-    page.section(
-        f"All of it: {branch.name}",
-        "The grafting paper (arXiv 2506.05340) sees quality collapse when no attention is left in DiT-XL/2. This is a far "
-        f"smaller model on {found.half.report.before.tokens} tokens; what happens here is shown below and in the table.",
-    )
-    page.figures([_grid(found, folder, j, j.title, f"all-{i}") for i, j in enumerate(branch.judged)])
+def _others(page: Report, found: Findings, folder: Path) -> None:
+    for number, branch in enumerate(found.branches[1:], 1):
+        page.section(branch.name, *([words_of(found.config.data).others(found)] if number == 1 else []))
+        page.figures([_grid(found, folder, j, f"{number}-{i}") for i, j in enumerate(branch.all_judged)], "20rem")
 
 
 def _protocol(page: Report, found: Findings) -> None:
-    c = found.config
     page.section(
         "How this was measured",
-        f"Samples: {found.teacher.score.count} per model, classes in turn, all from the same noise; {c.judging.sample}.",
-        common.judge_text(found.real, found.real_counts, found.features),
+        *found.examiner.about,
         common.forward_text(),
         f"Teacher: {found.teacher_meta.source or 'unknown source'}; its weights have the SHA-256 {found.teacher_hash[:16]}.",
     )
-    page.text(f"{found.half.name}\n{found.half.report}\n\n{found.all.name}\n{found.all.report}")
+    page.text("\n\n".join(f"{branch.name}\n{branch.report}" for branch in found.branches))
     page.text("\n".join(f"{seconds:7.1f} s  {title}" for title, seconds in found.seconds.items()))
 
 
-def _grid(found: Findings, folder: Path, judged: Judged, title: str, name: str) -> Figure:
+def _grid(found: Findings, folder: Path, judged: Judged, name: str) -> Figure:
     path = folder / f"samples-{name}.png"
-    common.save_grid(path, judged, found.class_names, found.config.judging.shown)
-    return Figure(path, title, f"accuracy {judged.score.accuracy:.1%}, Fréchet {judged.score.frechet:.3g}")
-
-
-def _scion(branch: Branch) -> str:
-    site = branch.report.sites[0]
-    return str(site.held(branch.report.after))
+    common.save_grid(path, judged, found.examiner)
+    numbers = ", ".join(f"{one.short} {one.text(judged.score[one])}" for one in found.examiner.measures)
+    return Figure(path, judged.title, numbers)
 
 
 def _by_layer(branch: Branch) -> list[tuple[float, float]]:
@@ -173,19 +188,19 @@ def _by_layer(branch: Branch) -> list[tuple[float, float]]:
     return [(site.block, final[f"error/{site}"]) for site in branch.report.sites]
 
 
-def _evals(history: list[dict], name: str) -> list[tuple[float, float]]:
-    return [(line["step"], line[name]) for line in history if line["split"] == "eval"]
+def _points(history: History, split: str) -> list[tuple[float, float]]:
+    """Steps and losses of a record."""
+    return [(line["step"], line["loss"]) for line in history if line["split"] == split]
 
 
-def _results(found: Findings) -> dict:
+def _results(found: Findings) -> dict[str, Any]:
     """The numbers of the page, JSON types."""
-    rows = {"teacher": found.teacher, **{f"{b.name}, {j.title}": j for b in (found.half, found.all) for j in b.judged}}
     return {
         "verdict": verdict(found),
-        "models": {name: {**asdict(j.score), "heldout_loss": j.loss} for name, j in rows.items()},
-        "real_heldout": asdict(found.real),
+        "models": {name: {**j.score.record(), "heldout_loss": j.loss} for name, j in _judged(found).items()},
+        "real_heldout": found.examiner.real.record(),
         "forward_seconds": found.forward,
-        "layer_errors": {b.name: dict(_by_layer(b)) for b in (found.half, found.all)},
+        "layer_errors": {b.name: dict(_by_layer(b)) for b in found.branches},
         "sampling": asdict(found.config.judging.sample),
         "seconds": found.seconds,
     }

@@ -9,19 +9,17 @@ from pathlib import Path
 from graftax.checkpoint.files import filling
 from graftax.evaluate import pictures
 from graftax.evaluate.report import Figure, Report
+from graftax.evaluate.score import Measure
 from graftax.evaluate.tables import aligned
 from graftax.pages import common
 from graftax.study.experiment import STAGES
 from graftax.study.sweep import RESULTS, Findings, Run
 
-POINTS = 1.0
-"""How many points of class accuracy a graft may lose and still count as good as the teacher in the verdict."""
+HEAD = ("", "parameters", "FLOPs / image", "forward", "stage-1 error")
+Table = tuple[list[str], list[list[str]]]
+"""Head and rows."""
 
-HEAD = (
-    "", "parameters", "FLOPs / image", "forward", "stage-1 error",
-    "accuracy, no training", "accuracy, stage 1", "accuracy, stage 2",
-    "Fréchet, no training", "Fréchet, stage 1", "Fréchet, stage 2",
-)  # fmt: skip
+SHORT_STAGES = ("no training", "stage 1", "stage 2")
 
 
 def write(found: Findings, folder: Path) -> Path:
@@ -33,8 +31,7 @@ def write(found: Findings, folder: Path) -> Path:
 
 def _fill(found: Findings, folder: Path, kept: Path) -> None:
     """Write the page and what is new into `folder`; pictures of the runs are in `kept`."""
-    head, rows = table(found)
-    (folder / "table.md").write_text(markdown(head, rows), encoding="utf-8")
+    (folder / "table.md").write_text("\n".join(markdown(*each) for each in tables(found)), encoding="utf-8")
     page = Report(
         "Grafts side by side",
         "Each row takes the same diffusion transformer, exchanges some of its operators, teaches the new ones what the old "
@@ -42,7 +39,11 @@ def _fill(found: Findings, folder: Path, kept: Path) -> None:
     )
     page.verdict(*verdict(found))
     page.section("In numbers")
-    page.table(head, rows, strong=(0,))
+    whole, *parts = tables(found)
+    page.table(*whole, strong=(0,))
+    for part in parts:
+        page.section("By category", "Shares of right pictures of each category of captions, after stage 2.")
+        page.table(*part, strong=(0,))
     _charts(page, found, folder)
     _samples(page, found, folder, kept)
     _protocol(page, found)
@@ -50,54 +51,70 @@ def _fill(found: Findings, folder: Path, kept: Path) -> None:
 
 
 def verdict(found: Findings) -> list[str]:
-    """The variant nearest to real images, the cheapest one as good as the teacher, and what failed."""
+    """The variant that draws best, the cheapest one as good as the teacher, and what failed."""
     whole = [(name, runs) for name, runs in _by_variant(found) if not any(run.failure for run in runs)]
     lines = [
         f"{name}, seed {run.seed}, failed: {run.failure}" for name, runs in _by_variant(found) for run in runs if run.failure
     ]
     if whole:
-        name, runs = min(whole, key=lambda item: _mean(item[1], lambda run: run.scores[-1].frechet))
-        best = _mean(runs, lambda run: run.scores[-1].frechet)
-        lines.insert(
-            0, f"Lowest Fréchet distance after stage 2: {name}, {best:.3g} (teacher {found.teacher.score.frechet:.3g})."
-        )
-        good = [item for item in whole if 100 * (found.teacher.score.accuracy - _accuracy(item[1])) <= POINTS]
-        lines.insert(1, _cheapest(found, good))
+        ranked = found.examiner.ranked
+        name, runs = max(whole, key=lambda item: ranked.ahead(_final(item[1], ranked)))
+        best, teacher = (ranked.text(value) for value in (_final(runs, ranked), found.teacher.score[ranked]))
+        lines.insert(0, f"Best {ranked.title} after stage 2: {name}, {best} (teacher {teacher}).")
+        lines.insert(1, _cheapest(found, whole))
     return lines
 
 
-def _cheapest(found: Findings, good: list[tuple[str, list[Run]]]) -> str:
+def _cheapest(found: Findings, whole: list[tuple[str, list[Run]]]) -> str:
+    kept, points, teacher = found.examiner.kept, found.examiner.points, found.teacher.score[found.examiner.kept]
+    good = [item for item in whole if 100 * (teacher - _final(item[1], kept)) <= points]
+    within = f"within {points:g} point{'s' * (points != 1)}"
     if not good:
-        return f"No variant keeps the teacher's class accuracy ({found.teacher.score.accuracy:.1%}) within {POINTS:g} point."
+        return f"No variant keeps the teacher's {kept.title} ({kept.text(teacher)}) {within}."
     name, runs = min(good, key=lambda item: item[1][0].flops)
     return (
-        f"Fewest FLOPs among the {len(good)} variants within {POINTS:g} point of the teacher's class accuracy: {name}, "
-        f"{_cost(runs[0].flops, found.teacher_size[1])}, accuracy {_accuracy(runs):.1%}."
+        f"Fewest FLOPs among the {len(good)} variants {within} of the teacher's {kept.title}: {name}, "
+        f"{_cost(runs[0].flops, found.teacher_size[1])}, {kept.short} {kept.text(_final(runs, kept))}."
     )
 
 
-def table(found: Findings) -> tuple[list[str], list[list[str]]]:
+def tables(found: Findings) -> list[Table]:
+    """`table`, and `parts_table` where there are parts."""
+    return [table(found), *([parts_table(found)] if found.examiner.parts else [])]
+
+
+def table(found: Findings) -> Table:
     """Head and rows as text: the teacher, then the variants; over several seeds mean ± standard deviation."""
-    score = found.teacher.score
     params, cost = found.teacher_size
     forward = statistics.median(run.forward / run.slowdown for run in found.runs)
     first = ["teacher", f"{params / 1e6:.2f} M", f"{cost / 1e6:.1f} M", f"{1e3 * forward:.1f} ms", ""]
-    first += [f"{score.accuracy:.1%}", "", "", f"{score.frechet:.3g}", "", ""]
-    return list(HEAD), [first, *(_row(found, name, runs) for name, runs in _by_variant(found))]
+    for one in found.examiner.measures:
+        first += [one.text(found.teacher.score[one]), "", ""]
+    head = [f"{one.short}, {stage}" for one in found.examiner.measures for stage in SHORT_STAGES]
+    return [*HEAD, *head], [first, *(_row(found, name, runs) for name, runs in _by_variant(found))]
+
+
+def parts_table(found: Findings) -> Table:
+    """Head and rows as text: what the examiner's parts say of the teacher, and of the variants after stage 2."""
+    parts = found.examiner.parts
+    rows = [["teacher", *(one.text(found.teacher.score[one]) for one in parts)]]
+    for name, runs in _by_variant(found):
+        if not any(run.failure for run in runs):
+            rows.append([name, *(_spread([run.scores[-1][one] for run in runs], one.text) for one in parts)])
+    return ["", *(one.title for one in parts)], rows
 
 
 def _row(found: Findings, name: str, runs: list[Run]) -> list[str]:
     forward, slowdown = (statistics.fmean(getattr(run, key) for run in runs) for key in ("forward", "slowdown"))
     size = [_cost(runs[0].parameters, found.teacher_size[0]), _cost(runs[0].flops, found.teacher_size[1])]
     row = [name, *size, f"{1e3 * forward:.1f} ms (x {slowdown:.2f})"]
+    measures = found.examiner.measures
     if any(run.failure for run in runs):
-        return [*row, "failed", *[""] * 6]
+        return [*row, "failed", *[""] * len(STAGES) * len(measures)]
     errors = [run.error for run in runs if run.error is not None]
     row.append(_spread(errors, lambda value: f"{value:.3f}") if errors else "")
-    for i in range(len(STAGES)):
-        row.append(_spread([run.scores[i].accuracy for run in runs], lambda value: f"{value:.1%}"))
-    for i in range(len(STAGES)):
-        row.append(_spread([run.scores[i].frechet for run in runs], lambda value: f"{value:.3g}"))
+    for one in measures:
+        row += [_spread([run.scores[i][one] for run in runs], one.text) for i in range(len(STAGES))]
     return row
 
 
@@ -127,37 +144,29 @@ def _charts(page: Report, found: Findings, folder: Path) -> None:
     whole = [(name, runs) for name, runs in _by_variant(found) if not any(run.failure for run in runs)]
     if not whole:
         return
-    accuracy, frechet = (
-        {
-            stage: {name: [getattr(run.scores[i], key) for run in runs] for name, runs in whole}
-            for i, stage in enumerate(STAGES)
+    ranked, figures = found.examiner.ranked, []
+    for one in found.examiner.measures:
+        path, teacher = folder / f"{one.key}.png", found.teacher.score[one]
+        values = {
+            stage: {name: [run.scores[i][one] for run in runs] for name, runs in whole} for i, stage in enumerate(STAGES)
         }
-        for key in ("accuracy", "frechet")
-    )
-    score = found.teacher.score
-    pictures.dots(folder / "accuracy.png", accuracy, x="class accuracy", mark=("teacher", score.accuracy))
-    pictures.dots(folder / "frechet.png", frechet, x="Fréchet distance", mark=("teacher", score.frechet), log=True)
-    points = {name: (runs[0].flops / 1e6, frechet[STAGES[-1]][name]) for name, runs in whole}
-    points["teacher"] = (found.teacher_size[1] / 1e6, [score.frechet])
-    pictures.scatter(folder / "cost.png", points, x="M FLOPs / image", y="Fréchet distance after stage 2")
+        pictures.dots(path, values, x=one.title, mark=("teacher", teacher), log=not one.share)
+        figures.append(Figure(path, _capital(one.title), f"{'more' if one.share else 'less'} is better"))
+    points = {name: (runs[0].flops / 1e6, [run.scores[-1][ranked] for run in runs]) for name, runs in whole}
+    points["teacher"] = (found.teacher_size[1] / 1e6, [found.teacher.score[ranked]])
+    pictures.scatter(folder / "cost.png", points, x="M FLOPs / image", y=f"{ranked.title} after stage 2")
+    figures.append(Figure(folder / "cost.png", f"{_capital(ranked.title)} against FLOPs", "after stage 2"))
     page.section("Quality by stage, and what it costs")
-    page.figures(
-        [
-            Figure(folder / "accuracy.png", "Class accuracy", "more is better"),
-            Figure(folder / "frechet.png", "Fréchet distance", "less is better"),
-            Figure(folder / "cost.png", "Fréchet distance against FLOPs", "after stage 2"),
-        ],
-        least="24rem",
-    )
+    page.figures(figures, least="24rem")
 
 
 def _samples(page: Report, found: Findings, folder: Path, kept: Path) -> None:
     page.section(
         "The same noise, every model",
-        f"After stage 2. Each column is one class: {', '.join(found.class_names)}. Of several seeds the first is shown, the "
-        "pictures of the others are beside this page.",
+        f"After stage 2. {found.examiner.columns} Of several seeds the first is shown, the pictures of the others are "
+        "beside this page.",
     )
-    common.save_grid(folder / "samples-teacher.png", found.teacher, found.class_names, found.config.judging.shown)
+    common.save_grid(folder / "samples-teacher.png", found.teacher, found.examiner)
     shown = [Figure(folder / "samples-teacher.png", "teacher")]
     shown += [
         Figure(kept / plan.picture, str(plan))
@@ -177,8 +186,7 @@ def _protocol(page: Report, found: Findings) -> None:
         f"{c.finetune.loop.steps} steps of {c.finetune.batch_size}, unless the config gives a variant its own; {seeds}. "
         "The stage-1 error is ||new - old|| / ||old|| of the operators' outputs on held-out images, mean over the new "
         "operators.",
-        f"Samples: {found.teacher.score.count} per model, classes in turn, all from the same noise; {c.judging.sample}.",
-        common.judge_text(found.real, found.real_counts, found.features),
+        *found.examiner.about,
         f"{common.forward_text()} Each variant took turns with the teacher; the factor is the median of neighbouring "
         "passes.",
         f"All numbers, with held-out losses and the seconds of each run, are in {RESULTS} beside this page.",
@@ -189,9 +197,10 @@ def _by_variant(found: Findings) -> list[tuple[str, list[Run]]]:
     return [(name, [run for run in found.runs if run.variant == name]) for name in found.config.variants]
 
 
-def _accuracy(runs: Sequence[Run]) -> float:
-    return _mean(runs, lambda run: run.scores[-1].accuracy)
+def _final(runs: Sequence[Run], measure: Measure) -> float:
+    """Mean over the seeds after stage 2."""
+    return statistics.fmean(run.scores[-1][measure] for run in runs)
 
 
-def _mean(runs: Sequence[Run], value: Callable[[Run], float]) -> float:
-    return statistics.fmean(value(run) for run in runs)
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -18,9 +17,9 @@ from graftax.checkpoint.files import replacing, sha256_of_arrays
 from graftax.data.pixels import images
 from graftax.distill.losses import LOSSES
 from graftax.errors import BadInput
-from graftax.evaluate import drawing
 from graftax.models import Model
 from graftax.progress import say
+from graftax.study import examiners
 from graftax.study.config import DemoConfig, Judging, Recipe
 
 PARTIAL = "ablation-partial.json"
@@ -104,10 +103,8 @@ def _lines(teacher: Model, ablation: Ablation, slot: str, seed: int, score: Scor
 
 
 def _judge(judging: Judging, data: images.Images) -> Score:
-    decode = images.decoder(data.config.latents)
-    judge = drawing.demo_judge(data.pixels(data.raw_train), judging.classifier)
-    labels = drawing.balanced_labels(judging.judged, data.num_classes)
-    return lambda model: dataclasses.asdict(judge.score(decode(drawing.draw(model, labels, judging.sample)), labels))
+    examiner = examiners.kind_of(data.config)(judging, data)
+    return lambda model: examiner.score(examiner.draw(model)).record()
 
 
 def _read(path: Path, identity: str) -> list[Part]:

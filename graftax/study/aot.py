@@ -19,6 +19,7 @@ from graftax import api
 from graftax import config as configs
 from graftax.backbones.zoo import spec_of
 from graftax.checkpoint.hub import is_hub
+from graftax.checkpoint.shipped import is_shipped
 from graftax.distill.merged import MergedStep, regression_units
 from graftax.errors import BadInput, GraftaxError, did_you_mean
 from graftax.evaluate.aot import (
@@ -118,7 +119,7 @@ def teacher_spec(name: str) -> ModelSpec:
 
     Raises `BadInput` on other names, and as `graftax.load` does.
     """
-    if name == "demo" or is_hub(name) or Path(name).exists():
+    if is_shipped(name) or is_hub(name) or Path(name).exists():
         return api.read(name).spec
     spec = spec_of(Path(name).stem) or spec_of(name)
     if spec is None:

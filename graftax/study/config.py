@@ -1,8 +1,8 @@
 """What config files of experiments say. The defaults here are the documentation of the defaults.
 
 An experiment takes one teacher; its `kind` says what is done with it: a `Recipe` grafts it, teaches the scions and
-fine-tunes the whole, of which `graftax graft`, `distill` and `finetune` each run their part; a `DemoConfig` does so twice; a
-`SweepConfig` compares many grafts in one table, an `InitsConfig` ways to start them.
+fine-tunes the whole, of which `graftax graft`, `distill` and `finetune` each run their part; a `DemoConfig` does so with
+several grafts; a `SweepConfig` compares many grafts in one table, an `InitsConfig` ways to start them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from graftax.evaluate.drawing import SampleConfig
 from graftax.surgery.config import GraftConfig
 from graftax.train import DiffusionConfig, MeshConfig
 
+ADAPTERS_ALONE = "(?!lora/).*"
+"""What is frozen where adapters alone are trained: every path that does not lead to one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
@@ -26,7 +29,7 @@ class ExperimentConfig:
 
     Attributes:
         workdir: folder of its results.
-        teacher: a model's path, or "demo".
+        teacher: a model's path, "demo" or "scenes".
         distill: stage 1.
         finetune: stage 2.
         data: what both learn from.
@@ -73,9 +76,9 @@ class Judging:
 
     Attributes:
         sample: how samples are drawn.
-        classifier: the judge, shipped ("demo") or trained with `graftax train`.
-        judged: samples per model, classes in turn.
-        shown: rows of the grids, one image of each class per row.
+        classifier: the judge of images of classes, shipped ("demo") or trained with `graftax train`.
+        judged: samples per model, classes in turn, or the six categories of captions of scenes.
+        shown: rows of the grids, one image of each class or category per row.
     """
 
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -90,16 +93,39 @@ class Judging:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(Recipe):
-    """The demo: the recipe, and the same recipe with another graft.
+class Adaptation(GraftConfig):
+    """A stage 2 of adapters alone, of the model that stage 1 leaves. Raises `BadInput` where anything else is trained.
 
     Attributes:
-        graft_all: the other graft.
+        finetune: how the adapters that the edits put on are trained.
+    """
+
+    finetune: DiffusionConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if ADAPTERS_ALONE not in self.finetune.frozen:
+            raise BadInput(f"finetune.frozen: got {self.finetune.frozen}, expected {ADAPTERS_ALONE!r} among them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Recipe):
+    """The demo: the recipe, and the same recipe with other grafts.
+
+    Attributes:
+        others: the other grafts.
+        adaptation: a second way through stage 2, None for none.
         judging: of all models.
     """
 
-    graft_all: GraftConfig
+    others: tuple[GraftConfig, ...]
+    adaptation: Adaptation | None = None
     judging: Judging = field(default_factory=Judging)
+
+    @property
+    def grafts(self) -> tuple[GraftConfig, ...]:
+        """All of them, the recipe's own first."""
+        return (self.graft, *self.others)
 
     def __post_init__(self) -> None:
         if self.distill_subset is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 from graftax.checkpoint.files import replacing
 from graftax.distill import calibrate, distill_job
 from graftax.errors import BadInput
+from graftax.evaluate.score import Measure
 from graftax.models import Model
 from graftax.progress import say
 from graftax.study import stages
@@ -46,16 +47,16 @@ def run(config: InitsConfig, folder: Path) -> list[Row]:
     return [done[identity] for identity in starts]
 
 
-def table(rows: list[Row]) -> str:
-    """Rows of equally long training as a Markdown table."""
+def table(rows: list[Row], measures: Sequence[Measure]) -> str:
+    """Rows of equally long training as a Markdown table, `measures` of their scores before and after."""
     last = max(map(int, rows[0]["errors"]))
     points = [step for step in (*POINTS, last) if str(step) in rows[0]["errors"]]
     lines = [["scions", *(f"error at step {step}" for step in points)]]
-    lines[0] += [f"accuracy, Fréchet at step {step}" for step in (0, last)]
+    lines[0] += [f"{', '.join(one.short for one in measures)} at step {step}" for step in (0, last)]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
         errors = [f"{row['errors'][str(step)]:.3f}" for step in points]
-        quality = [f"{score['accuracy']:.1%}, {score['frechet']:.3f}" for score in (row["before"], row["after"])]
+        quality = [", ".join(one.text(row[when][one.key]) for one in measures) for when in ("before", "after")]
         lines.append([row["start"], *errors, *quality])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -86,7 +87,7 @@ def _begin(experiment: Experiment, start: Start) -> Model:
 
 
 def _numbers(judged: Judged) -> dict[str, Any]:
-    return {**dataclasses.asdict(judged.score), "loss": judged.loss}
+    return {**judged.score.record(), "loss": judged.loss}
 
 
 def _read(path: Path) -> dict[str, Row]:

@@ -13,6 +13,7 @@ import jax
 from graftax import api
 from graftax import config as configs
 from graftax.checkpoint.paths import work_path, write_text
+from graftax.checkpoint.shipped import is_shipped
 from graftax.checkpoint.store import INDEX
 from graftax.errors import BadInput
 from graftax.evaluate.result import Result, find_results, made_at
@@ -81,7 +82,7 @@ def _order(index: Path) -> tuple[int, Path]:
 
 def _teacher(settings: Mapping[str, Any]) -> dict[str, Model]:
     name = settings.get("teacher", "")
-    there = name == "demo" or (name and Path(name).exists())
+    there = is_shipped(name) or (name and Path(name).exists())
     return {TEACHER: api.read(name)} if there else {}
 
 

@@ -99,12 +99,16 @@ def run_distill(
 
 
 def run_finetune(
-    student: Model, stage: DiffusionConfig, data: Images, workdir: Path | None, mesh: MeshConfig
+    student: Model, stage: DiffusionConfig, data: Images, workdir: Path | None, mesh: MeshConfig, *, evaluate: bool = True
 ) -> tuple[Model, History]:
-    """Stage 2 with the full objective. Returns the student with averaged weights and the records."""
+    """Stage 2 with the full objective. Returns the student with averaged weights and the records.
+
+    `evaluate`: also on held-out data, when the loop says so; whoever measures the result has no need of its end.
+    """
     image_data.check_fit(data, student.spec)
+    heldout = heldout_of(data) if evaluate else None
     student, history = finetune(
-        student, data.batches(stage.batch_size, stage.loop.seed), stage, workdir, heldout_of(data), mesh=mesh.build(),
+        student, data.batches(stage.batch_size, stage.loop.seed), stage, workdir, heldout, mesh=mesh.build(),
         rules=mesh.rules, watch=preview(stage.preview, student.spec, data),
     )  # fmt: skip
     return _saw(student, data), history

@@ -18,12 +18,12 @@ from graftax.checkpoint.files import replacing
 from graftax.distill.stage import DistillStage
 from graftax.errors import BadInput, NonFinite
 from graftax.evaluate import pictures
-from graftax.evaluate.drawing import Score
-from graftax.evaluate.labels import class_columns
+from graftax.evaluate.score import Score
 from graftax.models.cost import count_params, flops
 from graftax.progress import say
 from graftax.study import stages
 from graftax.study.config import SweepConfig, Variant
+from graftax.study.examiners import Examiner
 from graftax.study.experiment import Branch, Experiment, Judged, forward_times
 from graftax.surgery.config import GraftConfig
 from graftax.train import DiffusionConfig
@@ -105,10 +105,7 @@ class Findings:
         teacher_size: its parameters and FLOPs.
         plans: all of them, in the order of the config's variants.
         runs: likewise.
-        real: score of held-out real images.
-        real_counts: real images in the reference, and held out.
-        features: the width of the judge's features.
-        class_names: of the data.
+        examiner: of all models.
     """
 
     config: SweepConfig
@@ -116,10 +113,7 @@ class Findings:
     teacher_size: tuple[int, int]  # parameters, FLOPs
     plans: tuple[Plan, ...]
     runs: tuple[Run, ...]
-    real: Score
-    real_counts: tuple[int, int]
-    features: int
-    class_names: tuple[str, ...]
+    examiner: Examiner
 
     @property
     def failed(self) -> tuple[Run, ...]:
@@ -150,11 +144,8 @@ def run(config: SweepConfig, folder: Path) -> Findings:
         jax.clear_caches()  # each variant compiles its own programs, which nobody needs again
     runs = tuple(done[plan.identity] for plan in plans)
     _write(folder / RESULTS, experiment, teacher, runs)
-    data, spec = experiment.data, experiment.teacher.spec
-    return Findings(
-        config, teacher, (count_params(spec), flops(spec)), plans, runs, experiment.real,
-        (len(data.raw_train), len(data.raw_test)), experiment.features, data.raw_train.class_names,
-    )  # fmt: skip
+    spec = experiment.teacher.spec
+    return Findings(config, teacher, (count_params(spec), flops(spec)), plans, runs, experiment.examiner)
 
 
 def _plans(experiment: Experiment, config: SweepConfig) -> tuple[Plan, ...]:
@@ -195,15 +186,13 @@ def _run(experiment: Experiment, plan: Plan, folder: Path) -> Run:
     forward, slowdown = times["student"].median, times["student"].over(times["teacher"])
     outcome: dict[str, Any]
     try:
-        branch, _ = experiment.branch(str(plan), student, report, work, plan.distill, plan.finetune, plan.subsets)
+        branch, *_ = experiment.branch(str(plan), student, report, work, plan.distill, plan.finetune, plan.subsets)
     except NonFinite as error:
         say(f"    {plan}: failed: {error}")
         outcome = {"failure": " ".join(str(error).split())}
     else:
         outcome = _outcome(branch)
-        names = experiment.data.raw_train.class_names
-        drawn = class_columns(branch.judged[-1].samples, names, experiment.judging.shown)
-        pictures.save_png(folder / plan.picture, drawn)
+        pictures.save_png(folder / plan.picture, experiment.examiner.grid(branch.judged[-1].samples))
     shutil.rmtree(work, ignore_errors=True)  # checkpoints of a run that is over
     seconds = round(time.perf_counter() - start, 1)
     size = count_params(student.spec), flops(student.spec)
@@ -220,9 +209,9 @@ def _outcome(branch: Branch) -> dict[str, Any]:
 
 def _write(path: Path, experiment: Experiment, teacher: Judged, runs: Sequence[Run]) -> None:
     record = {
-        "teacher": {**dataclasses.asdict(teacher.score), "heldout_loss": teacher.loss, "sha256": experiment.teacher_hash},
-        "real_heldout": dataclasses.asdict(experiment.real),
-        "runs": [dataclasses.asdict(run) for run in runs],
+        "teacher": {**teacher.score.record(), "heldout_loss": teacher.loss, "sha256": experiment.teacher_hash},
+        "real_heldout": experiment.examiner.real.record(),
+        "runs": [{**dataclasses.asdict(run), "scores": [one.record() for one in run.scores]} for run in runs],
     }
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
@@ -235,7 +224,7 @@ def read_runs(path: Path) -> dict[str, Run]:
     try:
         lines = json.loads(path.read_text())["runs"]
         runs = [
-            Run(**{**line, "scores": tuple(Score(**s) for s in line["scores"]), "losses": tuple(line["losses"])})
+            Run(**{**line, "scores": tuple(map(Score.of_record, line["scores"])), "losses": tuple(line["losses"])})
             for line in lines
         ]
     except (json.JSONDecodeError, KeyError, TypeError) as error:

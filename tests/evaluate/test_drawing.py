@@ -11,7 +11,17 @@ from graftax.data.config import DataConfig
 from graftax.data.pixels import images
 from graftax.diffusion import Sampling
 from graftax.errors import BadInput
-from graftax.evaluate.drawing import SampleConfig, balanced_labels, demo_judge, draw, draw_with, in_rows, write
+from graftax.evaluate.drawing import (
+    ACCURACY,
+    FRECHET,
+    SampleConfig,
+    balanced_labels,
+    demo_judge,
+    draw,
+    draw_with,
+    in_rows,
+    write,
+)
 from graftax.evaluate.preview import preview
 from graftax.models import Model
 from graftax.testing import random_params, tiny_spec
@@ -76,8 +86,8 @@ def test_the_judge_tells_garments_from_noise():
     static = np.random.default_rng(0).standard_normal(data.train.shape)
     real, noise = (judge.score(pixels, data.train_labels) for pixels in (data.train, static))
     assert real.count == 100
-    assert real.accuracy > 0.8 > 0.5 > noise.accuracy
-    assert real.frechet < 1e-3 < 1 < noise.frechet
+    assert real[ACCURACY] > 0.8 > 0.5 > noise[ACCURACY]
+    assert real[FRECHET] < 1e-3 < 1 < noise[FRECHET]
 
 
 def test_a_preview_is_a_grid_of_a_models_samples():

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from graftax.evaluate.drawing import Score
+from graftax.data.config import DataConfig
+from graftax.evaluate.score import Score
 from graftax.pages import demo_page
 
 
@@ -16,15 +17,23 @@ class Stub:
     score: Score | None = None
     name: str = ""
     judged: tuple = ()
+    adapted: object = None
     teacher: object = None
-    half: object = None
-    all: object = None
+    branches: tuple = ()
+    config: object = None
+    data: DataConfig | None = None
+    examiner: object = None
+    real: Score | None = None
+
+
+def score(accuracy, frechet):
+    return Score({"accuracy": accuracy, "frechet": frechet}, 500)
 
 
 def findings(accuracy, frechet):
-    teacher = Stub(Score(0.90, 0.20, 500))
-    half = Stub(name="50 %", judged=(Stub(Score(accuracy, frechet, 500)),))
-    return Stub(teacher=teacher, half=half, all=replace(half, name="100 %"))
+    half = Stub(name="50 %", judged=(Stub(score(accuracy, frechet)),))
+    grafts = half, replace(half, name="100 %")
+    return Stub(teacher=Stub(score(0.90, 0.20)), branches=grafts, config=Stub(data=DataConfig()))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from graftax import api
-from graftax.evaluate.drawing import Score
+from graftax.evaluate.score import Score
 from graftax.study import experiment
 from graftax.study.experiment import Judged
 
@@ -41,7 +41,7 @@ def test_starts_are_compared_once(run, refused, inits, tmp_path, monkeypatch):
 
     def judge(self, name, model, title):
         asked.append((name, title))
-        return Judged(title, np.zeros((12, 8, 8, 1), np.uint8), Score(0.5, 0.1, 12), 0.2)
+        return Judged(title, np.zeros((12, 8, 8, 1), np.uint8), Score({"accuracy": 0.5, "frechet": 0.1}, 12), 0.2)
 
     monkeypatch.setattr(experiment.Experiment, "judge", judge)
     code, out, err = run("inits", "--config", inits)
@@ -55,7 +55,7 @@ def test_starts_are_compared_once(run, refused, inits, tmp_path, monkeypatch):
     assert rows["kept, fitted"]["errors"]["0"] < 0.95 * rows["kept"]["errors"]["0"]
     table = (tmp_path / "inits" / "table.md").read_text()
     assert table in out
-    assert f"| kept | {rows['kept']['errors']['0']:.3f} | {rows['kept']['errors']['2']:.3f} | 50.0%, 0.100 |" in table
+    assert f"| kept | {rows['kept']['errors']['0']:.3f} | {rows['kept']['errors']['2']:.3f} | 50.0%, 0.1 |" in table
 
     code, again, _ = run("inits", "--config", inits)
     assert code == 0

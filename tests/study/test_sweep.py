@@ -13,7 +13,7 @@ import pytest
 from graftax.errors import BadInput, NonFinite
 from graftax.evaluate import drawing
 from graftax.evaluate.bench.timing import Timing
-from graftax.evaluate.drawing import Score
+from graftax.evaluate.score import Score
 from graftax.study import experiment
 from graftax.study import sweep as sweeps
 from graftax.study.experiment import STAGES, Branch, Judged
@@ -57,7 +57,7 @@ def untrained(monkeypatch):
     asked = []
 
     def judge(self, name, model, title):
-        return Judged(title, np.zeros((12, 8, 8, 1), np.uint8), Score(0.5, 0.1, 12), 0.2)
+        return Judged(title, np.zeros((12, 8, 8, 1), np.uint8), Score({"accuracy": 0.5, "frechet": 0.1}, 12), 0.2)
 
     def branch(self, name, student, report, work, distill, finetune, subsets):
         asked.append(name)
@@ -65,7 +65,7 @@ def untrained(monkeypatch):
         if distill.settings.learning_rate == REFUSED_RATE:
             raise NonFinite("step 2: loss or gradient not finite")
         judged = tuple(self.judge(name, student, title) for title in STAGES)
-        return Branch(name, report, judged, [{"step": 4, "split": "eval", "error": 0.3}], []), student
+        return Branch(name, report, judged, [{"step": 4, "split": "eval", "error": 0.3}], []), student, None
 
     monkeypatch.setattr(experiment.Experiment, "judge", judge)
     monkeypatch.setattr(experiment.Experiment, "branch", branch)

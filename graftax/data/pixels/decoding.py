@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from graftax.checkpoint.hugging_face import PIPELINE
+from graftax.checkpoint.shipped import is_shipped, is_there
 from graftax.data.pixels import images as image_data
 from graftax.data.source import GARMENTS
+from graftax.data.text.vocabulary import reads_words
 from graftax.errors import BadInput
 from graftax.nets import autoencoder, small, vae
 from graftax.nets.vae import VAESpec
@@ -38,7 +40,7 @@ def decoder_for(spec: ModelSpec, latents: str, model: str = "") -> Decode | None
     name = resolve(spec, latents, model)
     if name is None or name == "none":
         return None if name is None else image_data.decoder(name)
-    if name != "demo" and (folder := find_vae(name)):
+    if not is_shipped(name, "autoencoder") and (folder := find_vae(name)):
         return _vae_decoder(folder, spec.option("channels"))
     shape = spec.image_shape
     if (found := small.load_autoencoder(name)[0].latent_shape) != shape:
@@ -47,10 +49,11 @@ def decoder_for(spec: ModelSpec, latents: str, model: str = "") -> Decode | None
 
 
 def resolve(spec: ModelSpec, latents: str, model: str = "") -> str | None:
-    """`latents` itself: "none", "demo", an autoencoder's or a VAE's folder. For "auto" the one that fits, None without one.
+    """`latents` itself: "none", "demo", "scenes", an autoencoder's or a VAE's folder. For "auto" the one that fits, None
+    without one.
 
     Pixel models need none, a model read from a diffusers pipeline (the folder `model`) has its VAE there, and where the
-    shapes are those of the demo's latents it is the demo's autoencoder.
+    shapes are those of the demo's latents it is the demo's autoencoder, for models of words that of scenes.
     """
     if latents != "auto":
         return latents
@@ -58,8 +61,11 @@ def resolve(spec: ModelSpec, latents: str, model: str = "") -> str | None:
         return "none"
     if model and (folder := find_vae(Path(model) / "vae")):
         return str(folder)
-    own = model and (Path(model) / PIPELINE).is_file()  # whose VAE is missing
-    return "demo" if not own and spec.image_shape == small.load_autoencoder("demo")[0].latent_shape else None
+    if model and (Path(model) / PIPELINE).is_file():
+        return None  # its VAE is missing
+    name = "scenes" if reads_words(spec) else "demo"
+    fits = is_there(name, "autoencoder") and spec.image_shape == small.load_autoencoder(name)[0].latent_shape
+    return name if fits else None
 
 
 def pixels_per_side(spec: ModelSpec, latents: str, model: str = "") -> int | None:
@@ -67,7 +73,7 @@ def pixels_per_side(spec: ModelSpec, latents: str, model: str = "") -> int | Non
     name = resolve(spec, latents, model)
     if name is None or name == "none":
         return None if name is None else 1
-    if name != "demo" and (folder := find_vae(name)):
+    if not is_shipped(name, "autoencoder") and (folder := find_vae(name)):
         return vae_spec(folder).factor
     return autoencoder.FACTOR
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from graftax.checkpoint.files import sha256
 from graftax.checkpoint.hub import fetched
+from graftax.checkpoint.shipped import is_shipped, shipped_path
 from graftax.data import shards
 from graftax.data.latents import Manifest, TextLink
 from graftax.data.opening import open_records, part
@@ -96,11 +97,12 @@ def encode(
 
 
 def open_encoder(name: str, size: int) -> Encoder:
-    """The VAE in a diffusers folder, or the demo's autoencoder ("demo", or the path of one) with a posterior of no width.
+    """The VAE in a diffusers folder, or a small autoencoder ("demo", "scenes", or the path of one) with a posterior of no
+    width.
 
     Raises `BadInput` where there is none, or it does not take images of `size`.
     """
-    if name != "demo" and find_vae(name):
+    if not is_shipped(name, "autoencoder") and find_vae(name):
         spec, params, weights = read_vae(name)
         if size % spec.factor or size < 1:
             raise BadInput(f"size {size}: expected a positive multiple of {spec.factor} for the VAE {name!r}")
@@ -116,7 +118,7 @@ def open_encoder(name: str, size: int) -> Encoder:
         mean = autoencoder.encode(ours, params, images)
         return jnp.concatenate([mean, jnp.full_like(mean, DETERMINISTIC)], axis=-1)
 
-    file = small.demo_path("autoencoder.safetensors") if name == "demo" else fetched(name)
+    file = shipped_path(name, "autoencoder") if is_shipped(name, "autoencoder") else fetched(name)
     file = file / "autoencoder.safetensors" if file.is_dir() else file
     return Encoder(sha256(file), ours.image_channels, ours.latent_shape, 1.0, 0.0, params, certain)
 

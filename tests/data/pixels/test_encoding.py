@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from graftax.checkpoint.shipped import shipped_path
 from graftax.cli.main import main
 from graftax.data.config import DataConfig
 from graftax.data.latents import MANIFEST, open_latents, read_manifest
@@ -75,7 +76,7 @@ def test_moments_of_images_and_of_their_mirrors(source, tmp_path, capsys):
 def test_the_manifest_says_where_the_set_comes_from(source, encoded):
     found = read_manifest(encoded)
     assert (found.source, found.subset, found.count, found.vae, found.dtype) == (source, "60", 60, "demo", "float16")
-    assert found.vae_sha256 == encoding.sha256(small.demo_path("autoencoder.safetensors"))
+    assert found.vae_sha256 == encoding.sha256(shipped_path("demo", "autoencoder"))
     assert (found.size, found.fit, found.scale, found.shift) == (32, "centred on black", 1.0, 0.0)
     assert sorted(content(encoded)) == sorted([MANIFEST, *found.files])
     assert np.bincount([label for shard in found.shards for label in shard.labels]).tolist() == [6] * 10

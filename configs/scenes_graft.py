@@ -1,0 +1,31 @@
+"""The demo of scenes: half of the self-attention of the shipped PixArt becomes Hyena-X, and all of it; then hyena_2d.
+
+    graftax demo --what scenes          everything, with a report in runs/scenes_demo/report.html (configs/scenes_graft.py)
+
+Every graft goes through stage 1, then twice through stage 2: all weights, and adapters (LoRA) alone. The commands `graftax
+graft`, `distill` and `finetune` take the first graft of this file.
+
+Expect SOON.
+"""
+
+from typing import Any
+
+from common import adapters, scenes, scenes_judging
+
+MIXERS = ("hyena_x(kernel=4)", "hyena_2d(kernel=3)")
+SHARES = ("50%", "*")
+
+
+def get_config() -> dict[str, Any]:
+    """Settings of the demo; a plain dict, since a ConfigDict knows no lists of them."""
+    first, *others = ({"edits": (f"blocks[{share}].mixer={mixer}",)} for mixer in MIXERS for share in SHARES)
+    stages = scenes(stage_1=30, stage_2=8)
+    return {
+        **stages,
+        "kind": "demo",
+        "workdir": "runs/scenes_demo",
+        "graft": first,
+        "others": tuple(others),
+        "adaptation": adapters(stages["finetune"]),
+        "judging": scenes_judging(judged=36, shown=2),
+    }
