@@ -12,14 +12,8 @@ time there, and the activations kept for a backward pass. Counted figures need n
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from graftax.cli import options
-
-if TYPE_CHECKING:
-    from graftax.evaluate.bench.timing import Timing
-    from graftax.pages.describe import Described
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Count, time if asked to, print, write."""
+    from graftax import api
+    from graftax.errors import BadInput
     from graftax.evaluate.roofline import roofline
     from graftax.models import Model
     from graftax.pages import cost_page, describe
@@ -56,43 +52,28 @@ def run(args: argparse.Namespace) -> None:
 
     chip = find_chip(args.chip)
     out = options.own_output(args.out, args.overwrite, cost_page.FILE) if args.out else None
-    _check(args)
-    edit = GraftConfig(edits=tuple(args.edit)).edit if args.edit else None
-    model = describe.open_described(args.model, options.overrides_of(args))
-    spec = model.spec if isinstance(model, Model) else model
-    after = edit.on(spec) if edit else None
-    rows = roofline(spec, args.batch, args.dtype)
-    edited = roofline(after, args.batch, args.dtype) if after else []
-    texts, times = [cost_page.counted(rows, chip, args.batch, args.dtype)], None
-    if edited:
-        table = cost_page.counted(edited, chip, args.batch, args.dtype)
-        texts.append(f"\nafter {edit}\n{table}\n\n{cost_page.gain(rows, edited, chip)}")
-    if args.measure:
-        times = _measured(args, model)
-        texts.append(f"\n{cost_page.measured(times, args.batch, args.steps)}")
-    record = cost_page.record(rows, chip, args.batch, args.dtype, times, edited)
-    if out:
-        texts.append(str(cost_page.write(out, record, [*rows, *edited], chip)))
-    options.answer(args, record, "\n".join(texts))
-
-
-def _check(args: argparse.Namespace) -> None:
-    from graftax.errors import BadInput
-
     for name in ("batch", "rounds", "steps"):
         if getattr(args, name) < 1:
             raise BadInput(f"{name}: got {getattr(args, name)}, expected 1 or more")
     if args.measure and args.edit:
         raise BadInput("cost: got --measure and --edit, expected one of the two: edits are counted, not timed")
-
-
-def _measured(args: argparse.Namespace, model: Described) -> Mapping[str, Timing]:
-    """Times here. Raises `BadInput` where there is nothing to run."""
-    from graftax import api
-    from graftax.errors import BadInput
-    from graftax.evaluate.latency import latencies
-    from graftax.models import Model
-
-    if not isinstance(model, Model):
+    edit = GraftConfig(edits=tuple(args.edit)).edit if args.edit else None
+    model = describe.open_described(args.model, options.overrides_of(args))
+    if args.measure and not isinstance(model, Model):
         raise BadInput(f"--measure: {args.model} is a published name without weights here, expected a file or folder")
-    return latencies(api.place(model), args.batch, args.rounds)
+    spec, _ = describe.spec_and_meta(model)
+    after = edit.on(spec) if edit else None
+    rows, edited = (roofline(one, args.batch, args.dtype) if one else [] for one in (spec, after))
+    texts, times = [cost_page.counted(rows, chip, args.batch, args.dtype)], None
+    if edited:
+        table = cost_page.counted(edited, chip, args.batch, args.dtype)
+        texts.append(f"\nafter {edit}\n{table}\n\n{cost_page.gain(rows, edited, chip)}")
+    if args.measure and isinstance(model, Model):
+        from graftax.evaluate.latency import latencies
+
+        times = latencies(api.place(model), args.batch, args.rounds)
+        texts.append(f"\n{cost_page.measured(times, args.batch, args.steps)}")
+    record = cost_page.record(rows, chip, args.batch, args.dtype, times, edited)
+    if out:
+        texts.append(str(cost_page.write(out, record, [*rows, *edited], chip)))
+    options.answer(args, record, "\n".join(texts))
