@@ -1,29 +1,30 @@
 """The grafting paper's second experiment (arXiv 2506.05340, Section 6): one operator in half of PixArt-Sigma's attention.
 
-    graftax encode --text prompts.txt --text-encoder PixArt-Sigma-XL-2-1024-MS text
+    graftax encode --text prompts.txt --text-encoder PIPELINE text
     graftax synthesize PixArt-Sigma-XL-2-2K-MS.pth text drawn_2048 --batch-size 8 --compute-dtype bfloat16
     graftax graft    --config configs/pixart.py:hyena_x,2048
     graftax distill  --config configs/pixart.py:hyena_x,2048
     graftax finetune --config configs/pixart.py:hyena_x,2048
     graftax convert runs/pixart/hyena_x_2048/finetuned student --merge-lora
+    graftax geneval drawn --model student --text-encoder PIPELINE --latents PIPELINE --prompts evaluation_metadata.jsonl
     graftax bench --aot v5e:2x4 --config configs/pixart.py:hyena_x,2048
     graftax bench --aot v6e:2x4 --config configs/pixart.py:hyena_x,2048
 
 The argument is OPERATOR,SIZE: a mixer below, and 256, 512, 1024 or 2048 pixels of a side, each with its own teacher. There
 are no pictures: the teacher draws its training set from a file with 12,200 prompts, one a line (any; the paper took them
 from a public set of 30,000). Needs the published file of the size, whose table of positions says that they are interpolated
-by 4 at 2048, and the pipeline's T5, which only the first command runs.
+by 4 at 2048, and PIPELINE, the folder of PixArt-Sigma-XL-2-1024-MS: its T5, which no stage runs, and its VAE.
 
 From the paper: the model at 2048; Hyena-X in blocks 8, 10, .. 18 and 20 to 27; stage 1 on 8,000 pairs; stage 2 on 12,000,
 by LoRA of rank 64. Ours, since it does not say: four taps, L1 and rates as in its experiments on DiT-XL/2; 25,000 steps of
-as many images as fit, 8 at 2048 (8 x the tokens of DiT's 64); adapters on every product of the blocks, those of the new
-operators too, with alpha = rank; 2,000 steps of 64 images at a rate warmed up to 1e-4; one caption in ten dropped. Windows
-of `swa` are a quarter of a row long, as 4 tokens are of DiT's 16; those of `swa_2d` a sixteenth.
+8 images at 2048, one a chip (8 x the tokens of DiT's 64), of 32 at 1024, of 64 below; adapters on every product of the
+blocks, those of the new operators too, with alpha = rank; 2,000 steps of 64 images at a rate warmed up to 1e-4; one caption
+in ten dropped. Windows of `swa` are a quarter of a row long, as 4 tokens are of DiT's 16; those of `swa_2d` a sixteenth.
 
-Hardware: v5e-8 or v6e-8, weights split over 8 chips (`--config.mesh.fsdp=1` for a single device). Hours there, stage 1 +
-stage 2, are computed from our FLOP counts at 40 % of peak; drawing the pairs at 2048 (20 steps of DPM-Solver++, guidance
-4.5) takes 11.3 and 2.4 more. "faster": FLOPs of the teacher over those of the student. Expect what the paper reports; not
-run here.
+Hardware: v5e-8 or v6e-8, weights split over 8 chips (a single device: `--config.mesh.fsdp=1`, a distill.batch_size and a
+finetune.accumulate that fit it). Hours there, stage 1 + stage 2, are computed from our FLOP counts at 40 % of peak; drawing
+the pairs at 2048 (20 steps of DPM-Solver++, guidance 4.5) takes 11.3 and 2.4 more. "faster": FLOPs of the teacher over those
+of the student. Expect what the paper reports; not run here.
 
     argument         parameters   faster  hours on v5e  hours on v6e  GenEval
     hyena_x,2048     612,326,816    1.50   5.28 + 5.95   1.13 + 1.28    47.78

@@ -58,7 +58,7 @@ def grafted(argument):
 
 def test_names_commands_hardware_and_what_to_expect():
     compiled = [f"bench --aot {chips}" for chips in CHIPS.values()]
-    for verb in ("encode --text", "synthesize", "graft", "distill", "finetune", *compiled):
+    for verb in ("encode --text", "synthesize", "graft", "distill", "finetune", "geneval", *compiled):
         assert re.search(rf"^    graftax {verb} ", DOCSTRING, re.MULTILINE), verb
     flowing = re.sub(r"\s+", " ", DOCSTRING)
     for words in ("arXiv 2506.05340", "Hardware: v5e-8 or v6e-8", "Expect what the paper reports; not run here", "1.43 x"):
