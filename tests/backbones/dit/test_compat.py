@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from graftax.backbones.dit import with_compat
 from graftax.backbones.embedders import timestep_features
@@ -31,6 +30,8 @@ def test_frequencies_end_at_one_ten_thousandth():
 @pytest.mark.parametrize(("compat", "mlp_eps"), [("dit", 1e-6), ("diffusers", 1e-5)])
 def test_the_norms_of_a_block(compat, mlp_eps):
     """On tokens so small that eps matters: the norm before the mixer always has 1e-6."""
+    import torch
+
     x = 1e-3 * np.random.default_rng(0).standard_normal((2, 5, 16), np.float32)
     gates_only = jnp.zeros((2, 96)).at[:, 32:48].set(1).at[:, 80:].set(1)  # (b, 6 d): no shift, no scale, gates 1
     spec = tiny_spec(depth=1, hidden_size=16, compat=compat)

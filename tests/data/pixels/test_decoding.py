@@ -3,8 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL
 
 from graftax.data.pixels import decoding
 from graftax.errors import BadInput
@@ -15,6 +13,9 @@ from graftax.testing import tiny_spec
 
 def write_vae(folder):
     """A small VAE as diffusers has it on disk; returns it as we read it."""
+    import torch
+    from diffusers import AutoencoderKL
+
     torch.manual_seed(0)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
     theirs = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=2, mid_block_add_attention=False, **blocks)
