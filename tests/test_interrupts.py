@@ -60,7 +60,9 @@ def interrupt(process, number=signal.SIGINT):
     return process.returncode, out, err, time.monotonic() - begun
 
 
-@pytest.mark.parametrize("busy", [WAITING, CATCHING], ids=["waiting", "catching everything"])
+@pytest.mark.parametrize(
+    "busy", [pytest.param(WAITING, marks=pytest.mark.slow), CATCHING], ids=["waiting", "catching everything"]
+)
 def test_ctrl_c_ends_at_once_and_leaves_nothing(tmp_path, busy):
     process = start(WRITER.replace("BUSY", busy), tmp_path / "run")
     code, out, err, seconds = interrupt(process)
@@ -82,6 +84,7 @@ def test_the_first_one_is_answered_the_second_ends():
     assert interrupt(process)[::2] == (130, "graftax: interrupted\n")
 
 
+@pytest.mark.slow
 def test_after_sigterm_ctrl_c_ends():
     process = start(ANSWERING)
     process.send_signal(signal.SIGTERM)

@@ -45,6 +45,7 @@ def test_a_measurement_compiles_anew(monkeypatch, capsys):
     assert "compile" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_command_leaves_its_programs_and_the_next_reads_them(teacher, tmp_path):
     home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     home.pop(compiled.VARIABLE, None)

@@ -35,6 +35,7 @@ def test_both_stages(run, recipe, tmp_path):
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_would_go_on_says_so(run, recipe, tmp_path):
     assert run("graft", "--config", recipe)[0] == 0
     assert run("distill", "--config", recipe)[0] == 0

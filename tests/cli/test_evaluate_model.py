@@ -14,9 +14,6 @@ import time
 import jax
 import numpy as np
 import pytest
-import scipy.linalg
-import torch
-import transformers
 
 from graftax.checkpoint import save_model
 from graftax.checkpoint.files import demo_path, sha256
@@ -47,6 +44,9 @@ def flags(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory):
     """A DINOv2 of six features, as transformers writes it."""
+    import torch
+    import transformers
+
     torch.manual_seed(0)
     config = transformers.Dinov2Config(
         hidden_size=6, num_hidden_layers=1, num_attention_heads=2, patch_size=56, image_size=224, initializer_range=0.5
@@ -98,6 +98,7 @@ def test_scores_come_with_space_reference_and_protocol(evaluated):
     assert result.environment["jax"]
 
 
+@pytest.mark.slow
 def test_a_repaired_folder_gives_the_same_numbers(evaluated, run, demo, flags):
     folder, _ = evaluated
     (before,) = find_results(folder).values()
@@ -121,6 +122,7 @@ def test_another_protocol_or_model_is_refused_and_nothing_is_lost(evaluated, ref
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_another_protocol_begins_afresh_where_that_is_asked_for(evaluated, run, demo, flags):
     folder, _ = evaluated
     (folder / "mine.txt").write_text("mine")
@@ -166,6 +168,8 @@ def images_of(path):
 
 def expected_distance(dino, *sets):
     """The Fréchet distance by its definition, with the root of a matrix that is not symmetric."""
+    import scipy.linalg
+
     spec, params, _ = load_dinov2(dino)
     tokens = [np.asarray(jax.jit(dinov2.features, static_argnums=0)(spec, params, images), np.float64) for images in sets]
     (mean, covariance), (other, second) = [(rows.mean(0), np.cov(rows.T)) for rows in tokens]
@@ -173,6 +177,7 @@ def expected_distance(dino, *sets):
     return np.sum((mean - other) ** 2) + np.trace(covariance + second - 2 * np.real(root))
 
 
+@pytest.mark.slow
 def test_distance_in_dinov2s_features(run, colour, dino, reference, tmp_path):
     code, out, err = run("evaluate", colour, *COLOUR, "--dino", dino, "--reference", reference, "--out", tmp_path / "eval")
     assert code == 0, err
@@ -192,6 +197,7 @@ def test_distance_in_dinov2s_features(run, colour, dino, reference, tmp_path):
     assert "20 samples against real.npz, 15 images" in run("evaluate", *flags)[1]
 
 
+@pytest.mark.slow
 def test_dinov2_beside_the_suite(run, colour, dino, reference, tmp_path, monkeypatch):
     """The suite itself is a stand-in here: its network takes too long."""
     kept = {"IS": 2.5}
@@ -211,6 +217,7 @@ def test_dinov2_beside_the_suite(run, colour, dino, reference, tmp_path, monkeyp
     assert record["spaces"]["FD"].startswith("DINOv2 small ")
 
 
+@pytest.mark.slow
 def test_what_dinov2_cannot_compare_is_refused_before_anything_is_drawn(refused, demo, colour, dino, reference, tmp_path):
     def against(images, model=colour, count="72", name="arr_0"):
         np.savez(tmp_path / "r.npz", **{name: images})

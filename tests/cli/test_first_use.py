@@ -73,6 +73,7 @@ def test_sites_may_be_exchanged_again_where_blocks_got_other_numbers(run, tmp_pa
     assert run("graft", teacher, *edits, "--out", tmp_path / "x")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_refused_resumption_names_folder_field_and_remedy(run, refused, recipe, tmp_path):
     run("graft", "--config", recipe)
     assert run("distill", "--config", recipe)[0] == 0

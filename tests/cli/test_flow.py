@@ -72,6 +72,7 @@ def test_same_seed_same_samples(run, tmp_path, teacher):
     assert not np.array_equal(a, c)
 
 
+@pytest.mark.slow
 def test_train_from_scratch_leaves_model_and_record(run, refused, tmp_path, data):
     path = tmp_path / "c.py"
     path.write_text(f'''
@@ -97,7 +98,8 @@ def get_config():
     assert "ema_decay" in refused("train", "--config", path)
 
 
-@pytest.mark.parametrize(("task", "score"), [("autoencoder", "psnr"), pytest.param("classifier", "accuracy", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "score"), [("autoencoder", "psnr"), ("classifier", "accuracy")])
 def test_small_networks_train_save_and_load(run, refused, tmp_path, task, score):
     from graftax.nets import small
 
@@ -124,6 +126,7 @@ def get_config():
         small.load(other, str(tmp_path / "other.safetensors"))
 
 
+@pytest.mark.slow
 def test_non_finite_training_ends_with_3_and_keeps_the_last_good_state(run, recipe, grafted):
     rate = "--config.finetune.optimiser.learning_rate=1e30"
     code, _, err = run("finetune", "--config", recipe, "--student", grafted / "grafted", rate)

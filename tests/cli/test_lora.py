@@ -10,6 +10,7 @@ from graftax.testing import assert_trees_close
 DEPTH = 2
 
 
+@pytest.mark.slow
 def test_adapters_are_added_trained_alone_and_merged(run, refused, tmp_path, recipe, teacher):
     """A recipe that grafts, distils, and fine-tunes only the adapters."""
     folder = tmp_path / "run"

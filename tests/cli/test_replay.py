@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from graftax import api
 from graftax.models import Model
@@ -11,6 +12,7 @@ from graftax.testing import assert_trees_close, random_params, tiny_spec
 EDITS = ("replace(blocks[50%].mixer, hyena_x(kernel=4))", "drop(0)", "replace(blocks[*].adaln, adaln_shared)")
 
 
+@pytest.mark.slow
 def test_another_model_gets_the_same_edits(run, recipe, teacher, tmp_path):
     flags = [f"--edit={edit}" for edit in EDITS]
     assert run("graft", teacher, *flags, "--out", tmp_path / "student")[0] == 0

@@ -93,6 +93,7 @@ def test_compare_prints_a_table_and_writes_a_page(run, tmp_path, capsys):
     assert [one["scores"]["Fréchet"] for one in json.loads(capsys.readouterr().out)["results"]] == list(SCORES.values())
 
 
+@pytest.mark.slow
 def test_other_protocols_are_refused_unless_asked_for(run, tmp_path, capsys):
     spec = tiny_spec()
     evaluated(

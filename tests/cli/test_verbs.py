@@ -89,6 +89,7 @@ def test_graft_by_arguments_equals_graft_by_config(run, recipe, tmp_path, teache
     assert_trees_close(a.params, b.params, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_demo_config_serves_the_single_verbs_too(run, tmp_path):
     assert run("graft", "--config", CONFIGS / "demo_graft.py", "--workdir", tmp_path / "demo")[0] == 0
     assert len(api.load(tmp_path / "demo" / "grafted").meta.sites) == 5

@@ -175,6 +175,7 @@ def test_run_survives_its_connection_hides_secrets_and_stops_softly(cloud):
     assert "saved" in cloud.run("logs").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, *(pytest.param(code, marks=pytest.mark.slow) for code in (1, 2)), 3])
 def test_babysit_ends_with_the_commands_own_code(cloud, code):
     done = cloud.run("babysit", "--delete-on-exit", "--", "bash", "-c", f"exit {code}")

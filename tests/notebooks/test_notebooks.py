@@ -83,6 +83,7 @@ def test_what_it_imports_is_there_and_meant_for_python(book: Any) -> None:
 SHORT, LONG = ("02_surgery",), ("01_tour", "03_distil_finetune", "04_painters_locality", "05_text_to_image")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*SHORT, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)], indirect=True)
 def test_all_cells_run(path: Path, book: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if path.stem == "05_text_to_image" and not (is_there("scenes") and is_there("scenes", "autoencoder")):

@@ -147,6 +147,7 @@ def check_failed(run, sweep, folder):
     assert "failed" in (folder / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_failed_variant_is_recorded_and_the_others_go_on(run, sweep, tmp_path, untrained):
     check_failed(run, sweep, tmp_path / "sweep")
     assert untrained == NAMES
