@@ -55,6 +55,7 @@ def test_harm_is_that_of_the_grafted_model(change):
         assert harm(chosen) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_once_whatever_the_depth(monkeypatch):
     def traced(depth):
         count, real = [], library.run_block

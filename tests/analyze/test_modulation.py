@@ -22,7 +22,12 @@ def modulations(model, site, vec):
 
 
 @pytest.mark.parametrize(
-    "edit", [replace("blocks[*].adaln", "adaln_shared"), replace("blocks[1:].adaln", "adaln_lowrank", rank=5)], ids=str
+    "edit",
+    [
+        replace("blocks[*].adaln", "adaln_shared"),
+        pytest.param(replace("blocks[1:].adaln", "adaln_lowrank", rank=5), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_is_that_of_running_both(edit):
     before = teacher(depth=3)

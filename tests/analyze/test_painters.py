@@ -72,7 +72,7 @@ def test_every_strategy_in_one_compilation():
     assert error(spec.program).error < 1e-5
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", [pytest.param("ddpm", marks=pytest.mark.slow), "dpmpp_2m"])
 def test_images_are_those_of_the_rewritten_model(sampler):
     whole, labels = model(), [1, 2, 3]
     sampling = Sampling(sampler=sampler, steps=3)
@@ -118,7 +118,7 @@ def span(m):
     return spec, error
 
 
-@pytest.mark.parametrize("m", [3, 8])
+@pytest.mark.parametrize("m", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_small_gates_obey_the_closed_forms(m):
     """A share of the update is missing: all of it where nothing changes x (skip), 1 - 1 / M in parallel, |1 - K alpha / M|
     when looped. One block in place of M with uncorrelated updates: sqrt(M - 1)."""

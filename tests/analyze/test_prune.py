@@ -83,6 +83,7 @@ def test_what_cannot_be_pruned_is_refused():
         SkipHarm(parallel, HELDOUT)
 
 
+@pytest.mark.slow
 def test_adapters_count():
     spec = graft(model(), lora("blocks[2].mixer"), KEY).spec
     adapted = Model(spec, random_params(spec, KEY))

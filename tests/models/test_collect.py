@@ -59,7 +59,9 @@ def outcome(spec: ModelSpec, plan: str, collected: bool):
 ORDER = (2, 1, 1, 0)
 
 
-@pytest.mark.parametrize("plan", ["unroll", pytest.param("segments", marks=pytest.mark.slow), "kind_scan"])
+@pytest.mark.parametrize(
+    "plan", [*(pytest.param(plan, marks=pytest.mark.slow) for plan in ("unroll", "segments")), "kind_scan"]
+)
 def test_every_plan_reads_collected_blocks(plan: str) -> None:
     """In an order in which one block runs twice and rows are no slice of their stack."""
     (value, grad), (other, found) = outcome(in_order(*ORDER), "unroll", False), outcome(in_order(*ORDER), plan, True)
@@ -67,6 +69,7 @@ def test_every_plan_reads_collected_blocks(plan: str) -> None:
     assert_trees_close(found, grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_parallel_steps_read_collected_blocks() -> None:
     spec = mixed().spec.replace(program=(Step((0, 1)), Step((2, 1), "sum"), Step((2,), loops=2)))
     run = jax.jit(lambda params: forward(spec, params, *INPUTS)[0])

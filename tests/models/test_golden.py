@@ -42,6 +42,7 @@ def test_dit_with_taps():
     np.testing.assert_array_equal(taps["block/in"][1:], taps["block/out"][:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "slot", "kind", "overrides"),
     [

@@ -76,7 +76,9 @@ def assert_leaves(prefix, leaves):
         assert_golden(f"{prefix}{name}", flat[name])
 
 
-@pytest.mark.parametrize("name", ["teacher", "student", "parallel", "pairs"])
+@pytest.mark.parametrize(
+    "name", ["student", "parallel", *(pytest.param(name, marks=pytest.mark.slow) for name in ("teacher", "pairs"))]
+)
 def test_outputs_and_taps_in_every_plan(name):
     model, plans = models()[name], plans_of(name)
     assert "unroll" in plans
@@ -95,7 +97,7 @@ def test_the_program_as_data():
     assert_golden("data/out", run(library.prepare(student.params), library.encode(program), X, T, {"y": Y}))
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddim", pytest.param("ddpm", marks=pytest.mark.slow)])
 def test_samples(sampler):
     images = graftax.sample(
         models()["student"], np.arange(4), sampler=sampler, steps=25, initial_noise=NOISE, step_noise=STEPS, plan="auto"
@@ -116,6 +118,7 @@ def test_one_step_of_stage_1():
     assert_leaves("distill/scions/", state.scions)
 
 
+@pytest.mark.slow
 def test_one_step_of_stage_2():
     student, frozen = models()["student"], ("pos_embed",)
     optimiser = OptimiserConfig(learning_rate=1e-3, warmup_steps=0)
@@ -126,6 +129,7 @@ def test_one_step_of_stage_2():
     assert_leaves("finetune/params/", spread(student.spec, state.params))
 
 
+@pytest.mark.slow
 def test_what_is_drawn():
     assert_leaves("graft/", models()["student"].params)
     assert_leaves("init/", jax.jit(init, static_argnums=0)(models()["teacher"].spec, KEY))

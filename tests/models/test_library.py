@@ -67,6 +67,7 @@ def assert_near(found, exact, what=""):
     assert np.linalg.norm(found - exact) < 1e-5 * np.linalg.norm(exact), what
 
 
+@pytest.mark.slow
 def test_every_rewrite_of_a_mixed_model_in_one_compilation():
     mixed = model(
         replace("blocks[1,3].mixer", "hyena_x"), replace("blocks[2].mlp", "mlp", ratio=3.0),
@@ -77,6 +78,7 @@ def test_every_rewrite_of_a_mixed_model_in_one_compilation():
     check(mixed, [mixed.spec.program, SUMMED, *(rewrite.on(mixed.spec).program for rewrite in REWRITES)])
 
 
+@pytest.mark.slow
 def test_learned_projections():
     pairs = model(parallel_pairs(0, 4), depth=5)
     drawn = random_params(pairs.spec, KEY)["merges"]

@@ -52,12 +52,13 @@ def forwarded(plan, capture=("mixer/out", "block/out")):
     return jax.jit(lambda p: forward(SPEC, p, X, T, Y, plan=plan, capture=capture))(PARAMS)
 
 
-@pytest.mark.parametrize("plan", ["unroll", "kind_scan"])
+@pytest.mark.parametrize("plan", [pytest.param("unroll", marks=pytest.mark.slow), "kind_scan"])
 def test_every_plan_and_tap_sees_the_folded_kernels(plan):
     folded = jax.jit(lambda p: forward(PLAIN, p, X, T, Y, plan="unroll", capture=("mixer/out", "block/out")))
     assert_trees_close(forwarded(plan), folded(materialise(SPEC, PARAMS)))
 
 
+@pytest.mark.slow
 def test_collected_blocks_compute_the_same():
     mixed = tiny_spec().replace(
         blocks=(*PLAIN.blocks[:2], *tiny_spec(mixer=op("hyena_x")).blocks[2:]), adapters=SPEC.adapters
@@ -67,6 +68,7 @@ def test_collected_blocks_compute_the_same():
     np.testing.assert_allclose(run(collect(mixed, params)), run(params), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_at_first_nothing_changes():
     params = jax.jit(init, static_argnums=0)(SPEC, jax.random.key(3))
     for path in PATHS:
@@ -96,6 +98,7 @@ def test_gradients_reach_the_adapters():
             assert np.any(leaf(grads["lora"], path)["a"]) != a_is_zero
 
 
+@pytest.mark.slow
 def test_the_flax_facade_understands_adapters():
     module = Network(SPEC)
     params = jax.eval_shape(module.init, jax.random.key(0))["params"]

@@ -56,6 +56,7 @@ def test_one_projection_per_tuple_of_blocks_and_json():
         paired((Step((0, 1), "product"),))
 
 
+@pytest.mark.slow
 def test_fresh_projections_are_the_mean():
     spec = paired(PAIRS[:1], depth=2)
     fresh = jax.jit(init, static_argnums=0)(spec, KEY)["merges"]
@@ -66,7 +67,13 @@ def test_fresh_projections_are_the_mean():
     np.testing.assert_allclose(*both, atol=1e-5)
 
 
-@pytest.mark.parametrize("step", [Step((0, 1), "project"), Step((0, 1, 3), "project", 2, 0.5), Step((1,), "project")])
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step((0, 1, 3), "project", 2, 0.5),
+        *(pytest.param(Step(blocks, "project"), marks=pytest.mark.slow) for blocks in ((0, 1), (1,))),
+    ],
+)
 def test_a_step_is_its_definition(step):
     spec = paired((step,), depth=4)
     params = random_params(spec, KEY)

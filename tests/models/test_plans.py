@@ -141,7 +141,8 @@ def test_plans_agree(pattern, mlps, plans):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "plan"), [pytest.param("aaa", "scan", marks=SLOW), ("aaaaa", "auto"), ("aahhss", "segments")]
+    ("pattern", "plan"),
+    [pytest.param("aaa", "scan", marks=SLOW), pytest.param("aaaaa", "auto", marks=SLOW), ("aahhss", "segments")],
 )
 def test_longer_stacks_agree(pattern, plan):
     spec = stack(pattern)
@@ -157,7 +158,9 @@ def test_kind_scan_on_a_random_graft():
     assert_trees_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+@pytest.mark.parametrize(
+    "remat", ["full", *(pytest.param(name, marks=SLOW) for name in REMAT if name not in ("none", "full"))]
+)
 def test_remat_changes_nothing(remat):
     spec = stack("aa")
     found, expected = outcome(spec, plan="kind_scan", remat=remat), outcome(spec, plan="kind_scan")
@@ -196,7 +199,8 @@ def test_taps_follow_the_program(plan):
 
 
 @pytest.mark.parametrize(
-    ("merge", "loops", "alpha"), [pytest.param("mean", 1, 1.0, marks=SLOW), ("mean", 2, 0.5), ("sum", 3, 0.7)]
+    ("merge", "loops", "alpha"),
+    [pytest.param("mean", 1, 1.0, marks=SLOW), ("mean", 2, 0.5), pytest.param("sum", 3, 0.7, marks=SLOW)],
 )
 def test_parallel_steps(merge, loops, alpha):
     """Against the definition of `Step`: blocks read one input, their changes of it are merged."""
@@ -213,6 +217,7 @@ def test_parallel_steps(merge, loops, alpha):
     np.testing.assert_allclose(taps["block/out"], np.stack(rows), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_unused_blocks_get_zero_gradients():
     spec = stack("aha", program=(Step((0,)), Step((2,))))
     _, _, (grads, _) = outcome(spec, plan="kind_scan")
@@ -220,6 +225,7 @@ def test_unused_blocks_get_zero_gradients():
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads["02"]["adaln"]))
 
 
+@pytest.mark.slow
 def test_prepared_weights_serve_many_passes():
     spec = stack("aahh")
     x, c = tokens()

@@ -78,13 +78,14 @@ def assert_near(found, expected, tolerance=1e-6):
 # --- Plans and taps ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plan", ["segments", "kind_scan"])
+@pytest.mark.parametrize("plan", [pytest.param("segments", marks=pytest.mark.slow), "kind_scan"])
 def test_plans_agree(plan):
     modes = {"segments": ["unroll", "unroll", "unroll", "periodic"], "kind_scan": ["kinds", "kinds"]}
     assert [segment.mode for segment in segments(grafted().spec, plan)] == modes[plan]
     assert_near(passed(grafted().spec, plan), passed(grafted().spec, "unroll"))
 
 
+@pytest.mark.slow
 def test_long_models_are_scanned_without_being_told():
     """A pattern of two in six single blocks; joint blocks that are too few for a loop unless it is asked for."""
     spec = replace("toy_single[1::2].mixer", "hyena_x").on(toy_spec(joint=2, single=6))
@@ -96,6 +97,7 @@ def test_long_models_are_scanned_without_being_told():
         assert_near(run(plan), run("unroll"))
 
 
+@pytest.mark.slow
 def test_scans_are_cut_where_the_kind_changes():
     assert [(s.mode, s.ids) for s in segments(SPEC, "scan")] == [("periodic", (0, 1)), ("periodic", (2, 3, 4))]
     mixed = reverse(1, 4).on(SPEC)
@@ -130,6 +132,7 @@ def test_the_context_reaches_what_reads_it():
 # --- Programs across kinds ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_orders_across_kinds_compiled_and_as_data():
     edits = [
         random_order(0, 5, seed=1), compose(skip(2, 3), parallel(0, 3, loops=2, alpha=0.5))
@@ -143,6 +146,7 @@ def test_orders_across_kinds_compiled_and_as_data():
     assert run._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_choice_of_operators_as_data():
     sites = frozenset({(1, "attn"), (0, "img/mlp"), (3, "mixer")})
     library = Library((SPEC, grafted().spec), sites)
@@ -206,6 +210,7 @@ def test_grafts_change_their_sites_alone():
     assert fewer.meta.sites == ("blocks[0].attn", "blocks[2].mixer")
 
 
+@pytest.mark.slow
 def test_windows_and_hyenas_fit_the_joined_sequence_and_those_of_images_do_not():
     wide = replace("toy_single[*].mixer", "swa", init="transplant", window=21)
     dense = graft(model(), compose(wide, replace("toy_single[0].mixer", "mha")), KEY)
@@ -220,6 +225,7 @@ def test_windows_and_hyenas_fit_the_joined_sequence_and_those_of_images_do_not()
         select("toy_joint[*].mixer", SPEC)
 
 
+@pytest.mark.slow
 def test_modulations_of_both_streams_share_one_map():
     student = graft(model(), replace("toy_joint[*].adaln", "adaln_shared"), KEY)
     assert count_params(SPEC) - count_params(student.spec) == 3 * (6 * 16 * 16 + 6 * 16) - 4 * 6 * 16
@@ -228,6 +234,7 @@ def test_modulations_of_both_streams_share_one_map():
         replace("blocks[*].adaln", "adaln_shared").on(SPEC)
 
 
+@pytest.mark.slow
 def test_adapters_and_the_flax_facade():
     adapted = graft(model(), lora("toy_joint[*].mlp", "blocks/0[24]/mixer", rank=4), KEY)
     assert len(adapted.spec.adapters) == 8 + 4
@@ -239,6 +246,7 @@ def test_adapters_and_the_flax_facade():
 # --- Training, files, sampling -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_distilled_with_the_joint_attention_among_the_scions():
     sites = ("blocks[1].attn", "blocks[4].mixer")
     student, history = distill(
@@ -254,6 +262,7 @@ def test_distilled_with_the_joint_attention_among_the_scions():
     assert student.meta.sites == grafted().meta.sites
 
 
+@pytest.mark.slow
 def test_one_step_of_fine_tuning():
     config = DiffusionConfig(
         loop=LoopConfig(1), batch_size=4, ema_decay=0.0, optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=0)
@@ -280,6 +289,7 @@ def test_saved_and_loaded(tmp_path):
         graftax.export(grafted(), tmp_path / "toy.pt")
 
 
+@pytest.mark.slow
 def test_collect_and_spread():
     collected = collect(grafted().spec, grafted().params)
     held = collected["blocks"]
@@ -294,12 +304,14 @@ def test_collect_and_spread():
     assert_near(run(collected), passed(grafted().spec, "unroll"))
 
 
+@pytest.mark.slow
 def test_sampled():
     images = graftax.sample(grafted(), np.array([0, 3, 10]), sampler="ddim", steps=2, cfg_scale=2.0, rng=KEY)
     assert images.shape == (3, 8, 8, 4)
     assert np.isfinite(images).all()
 
 
+@pytest.mark.slow
 def test_half_precision_stays_near():
     half = model().apply(X, T, Y, dtype=jnp.bfloat16)[0]
     assert half.dtype == jnp.float32

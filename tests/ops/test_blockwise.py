@@ -145,7 +145,7 @@ def test_what_runs_holds_no_matrix_either():
     assert 1024 * int(done.stdout) < 8192**2 * 4  # a single matrix, of the eight that the dense form holds
 
 
-@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("gradient", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_memory_is_linear_in_tokens(gradient):
     sizes = [temporaries(n, gradient) for n in (2048, 4096, 8192, 16384)]
     assert all(b < 2.5 * a for a, b in itertools.pairwise(sizes)), sizes
@@ -195,7 +195,7 @@ def test_large_inputs_go_by_tiles_here(monkeypatch):
 # --- The kernel for TPUs, by its interpreter; `tests/evaluate/aot/test_attention.py` compiles it -------------------------
 
 
-@pytest.mark.parametrize(("n", "m", "masked"), [(256, 256, False), (130, 200, True)])
+@pytest.mark.parametrize(("n", "m", "masked"), [pytest.param(256, 256, False, marks=pytest.mark.slow), (130, 200, True)])
 def test_splash_equals_the_definition(n, m, masked):
     args = qkv(n, m, width=72)
     keys = np.random.default_rng(1).random((2, m)) < 0.7 if masked else None
@@ -208,6 +208,7 @@ def test_splash_equals_the_definition(n, m, masked):
 # --- Meshes --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_four_devices_attend_as_one_and_send_nothing():
     script = Path(__file__).parent / "attention_mesh_run.py"

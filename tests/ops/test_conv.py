@@ -102,6 +102,7 @@ def test_auto_takes_the_crossover(taps, fft):
     assert ("fft" in str(jax.make_jaxpr(causal_conv)(x, kernel))) == fft
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["direct", "fft"])
 def test_bfloat16_stays_near(method):
     x, kernel = inputs(40, 5)

@@ -77,6 +77,7 @@ def test_fresh_featurizer_has_torch_defaults():
         assert 0.4 < np.abs(leaf).max() <= 0.5  # U(-1/sqrt(K), 1/sqrt(K))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_stays_near(kind):
     operator, x = made(op(kind), SPEC), inputs()

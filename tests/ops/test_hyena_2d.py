@@ -68,6 +68,7 @@ def test_gradients_equal_numerical_differences():
     assert_gradients(operator, weights_of(operator), inputs())
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near():
     operator, x = made(op("hyena_2d"), SPEC), inputs()
     weights = weights_of(operator)

@@ -112,6 +112,7 @@ def test_fresh_filter_is_near_the_identity_at_every_length(bidirectional):
     assert 0 < max(distances) < 3
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near():
     operator, x = long_hyena(bidirectional=True), inputs()
     weights = weights_of(operator)

@@ -84,6 +84,7 @@ def test_gradients_equal_numerical_differences(kind):
     assert_gradients(operator, weights_of(operator), inputs())
 
 
+@pytest.mark.slow
 @by_kind
 def test_bfloat16_stays_near(kind):
     operator, x = made(op(kind), SPEC), inputs()

@@ -60,6 +60,7 @@ def test_plain_and_differentiated_bands_agree(monkeypatch, n, window, block):
     np.testing.assert_allclose(change, expected_change, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [pytest.param(7, marks=SLOW), 50])
 def test_bands_in_bfloat16(monkeypatch, n):
     monkeypatch.setattr(window_file, "LOOP_FROM", 0)
@@ -111,6 +112,7 @@ def test_grid_windows_equal_masked_attention(grid, window, tile):
     np.testing.assert_allclose(out[1], expected[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_grid_windows_in_bfloat16():
     args = qkv(49, dtype=jnp.bfloat16)
     out = jax.jit(functools.partial(grid_attention, grid=(7, 7), window=2, tile=4))(*args)
@@ -128,6 +130,7 @@ def test_grid_windows_never_hold_all_pairs():
     assert largest(128) <= 4.1 * largest(64) < 4096**2
 
 
+@pytest.mark.slow
 def test_swa_2d_gradients():
     scion = made(op("swa_2d", window=1), SPEC)
     x = np.random.default_rng(0).standard_normal((2, SPEC.tokens, SPEC.width), np.float32)

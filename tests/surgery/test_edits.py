@@ -100,6 +100,7 @@ def test_one_compilation_serves_all_sites():
     assert EXCHANGE._fresh._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_transplanted_window_keeps_the_objects():
     spec, params, report = replace("blocks[*].mixer", "swa", init="transplant", window=4)(SPEC, PARAMS, RNG)
     assert_same_leaves(PARAMS, params)
@@ -145,7 +146,7 @@ def test_a_narrower_mlp_keeps_its_most_important_neurons():
     assert_same_leaves(PARAMS, params, ["blocks/01/mlp/fc1", "blocks/01/mlp/fc2/kernel"])
 
 
-@pytest.mark.parametrize("ratio", [4.5, 9])
+@pytest.mark.parametrize("ratio", [4.5, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_wider_mlp_computes_the_same(ratio):
     spec, params, _ = resize("blocks[*].mlp", ratio, init="transplant")(SPEC, PARAMS, RNG)
     check(spec, params)

@@ -118,6 +118,7 @@ def test_a_low_rank_as_large_as_the_width_changes_nothing():
     assert_same_function(MODEL, student)
 
 
+@pytest.mark.slow
 def test_low_ranks_are_the_best_of_their_rank():
     """Reduced-rank regression: what is left is the smallest singular values of the centred vectors."""
     student = graft(MODEL, replace("blocks[1,3].adaln", "adaln_lowrank", rank=2), RNG)
@@ -208,7 +209,9 @@ def test_norms_with_weights_start_as_those_without():
 # --- A vector for every token ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["adaln", "adaln_shared", "adaln_lowrank"])
+@pytest.mark.parametrize(
+    "kind", ["adaln", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("adaln_shared", "adaln_lowrank"))]
+)
 def test_a_vector_for_every_token(kind):
     options = {"rank": 3} if kind == "adaln_lowrank" else {}
     spec = replace("blocks[*].adaln", kind, **options).on(SPEC)
@@ -229,6 +232,7 @@ def test_a_vector_for_every_token(kind):
     assert moved[5] > 1e-3
 
 
+@pytest.mark.slow
 def test_grafts_of_all_kinds_in_one_edit():
     edit = compose(
         replace("blocks[0,1].adaln", "adaln_shared"), replace("blocks[2].adaln", "adaln_lowrank", rank=4),

@@ -115,6 +115,7 @@ def test_parallel_averages_outputs():
     assert_stack(parallel(1, 4), f(5, f(4, mean)))
 
 
+@pytest.mark.slow
 def test_looped_parallel_feeds_the_mean_back():
     x = f(0, X)
     for _ in range(3):
@@ -256,6 +257,7 @@ def test_closed_forms_of_small_updates():
     assert relative_error(repeat(LO, HI)) == pytest.approx((M - 1) ** 0.5, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edit",
     [

@@ -116,6 +116,7 @@ def test_parallel_steps_lose_the_block():
     assert student.spec.program[0] == Step((0, 1))
 
 
+@pytest.mark.slow
 def test_tied_blocks_run_one_set_of_weights():
     student, report = apply_edit(MODEL, tie((1, 3), (4, 5)), KEY)
     assert student.spec.program == tuple(Step((i,)) for i in (0, 1, 2, 1, 3, 3))
