@@ -111,6 +111,7 @@ def test_a_spoilt_last_layer_is_recovered(selector: str) -> None:
         assert float(jnp.linalg.norm(error) / jnp.linalg.norm(target)) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["blocks[0].mixer", "blocks[1].mixer", "blocks[0].mlp"])
 def test_one_pass_over_all_sites_is_the_solution_of_each_in_one_go(site: str) -> None:
     found = fitted(original(), grafted())
@@ -154,6 +155,7 @@ class Plain(Operator):
         return nn.Dense(self.width, use_bias=False, name="out_proj")(x)
 
 
+@pytest.mark.slow
 def test_a_layer_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ops.OPERATORS, "plain", Plain)
     of, site = original(), str(Site(1, "mixer"))
@@ -178,6 +180,7 @@ def test_importance_is_the_power_of_each_neurons_term() -> None:
         assert found["blocks[1].mlp"][j] == pytest.approx(float(jnp.square(term).sum(-1).mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_important_neurons_start_better_than_others_and_least_squares_better_still() -> None:
     one = teacher(depth=1)
     importance = neuron_importance(one, Stream(), STEPS, config=FAST, rng=RNG, show=False)
@@ -191,6 +194,7 @@ def test_important_neurons_start_better_than_others_and_least_squares_better_sti
     assert errors == sorted(errors), errors
 
 
+@pytest.mark.slow
 def test_distillation_can_start_with_it() -> None:
     simple, loop = student(original(), replace("blocks[1].mixer", "hyena_x")), LoopConfig(steps=2, eval_every=1)
     seen: dict[int, tuple[float, list[int]]] = {}

@@ -39,6 +39,7 @@ def test_numbers_by_site_and_their_means() -> None:
     assert found == errors(original, mixed(original))
 
 
+@pytest.mark.slow
 def test_silence_has_error_one_and_a_copy_none() -> None:
     original = teacher()
     assert errors(original, original, sites="blocks[*].mixer")["error"] < 1e-5
@@ -47,6 +48,7 @@ def test_silence_has_error_one_and_a_copy_none() -> None:
     assert silent["loss"] > 0.1
 
 
+@pytest.mark.slow
 def test_relative_error_is_over_the_whole_set_whatever_the_batch_size() -> None:
     original = teacher()
     one, many = (errors(original, mixed(original), batch_size=size) for size in (12, 4))

@@ -51,6 +51,7 @@ def error(of, student):
     return evaluate(stack_scions(student.params, groups), Teacher(of.spec, groups, Process(), CONFIG).prepare(of.params))
 
 
+@pytest.mark.slow
 def test_inputs_and_targets_are_those_of_the_blocks_in_turn():
     original = teacher()
     student, data = paired(original), batch(0)
@@ -71,6 +72,7 @@ def test_inputs_and_targets_are_those_of_the_blocks_in_turn():
     np.testing.assert_allclose(again["img"], target[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_weights_of_steps_are_stacked_and_installed():
     student = paired(teacher())
     groups = group_units(student.spec, merged_steps(student.spec))
@@ -81,6 +83,7 @@ def test_weights_of_steps_are_stacked_and_installed():
     assert_same_leaves(student.params, again, ["blocks", "merges"])
 
 
+@pytest.mark.slow
 def test_a_fitted_projection_is_the_least_squares_one():
     """On its own calibration data it beats the mean, and no other linear map of the block outputs beats it."""
     original = gentle()

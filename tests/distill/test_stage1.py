@@ -83,6 +83,7 @@ def test_a_grain_dataset_and_a_list_of_its_batches_teach_the_same_and_resume(tmp
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
 
 
+@pytest.mark.slow
 def test_a_cut_run_resumes_and_its_history_is_whole(tmp_path: Path) -> None:
     def crash(position: int) -> None:
         if position == 9:
@@ -124,6 +125,7 @@ def test_kill_9_and_rerun_ends_bit_equal(tmp_path: Path) -> None:
     assert [line["step"] for line in read_metrics(tmp_path / "cut")] == [4, 8, 12]
 
 
+@pytest.mark.slow
 def test_a_bad_batch_stops_the_run_with_the_last_good_state(tmp_path: Path) -> None:
     def call(stream: Any, loop: LoopConfig, workdir: Path | None) -> Any:
         return distill(original(), grafted(), stream, FAST, loop, workdir, sites="blocks[0].mlp", show=False)

@@ -41,6 +41,7 @@ def test_pairs_are_the_taps_of_the_whole_model_at_z_t(plan: str) -> None:
         np.testing.assert_allclose(target, taps[f"{slot}/out"][rows], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_respaced_process_shows_the_model_its_original_times() -> None:
     original = teacher()
     short = Process().respaced(10)

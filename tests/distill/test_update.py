@@ -62,6 +62,7 @@ def run(
 SMOOTH = DistillConfig(steps=8, learning_rate=0.3, eps=0.1, grad_clip=0.05)
 
 
+@pytest.mark.slow
 def test_joint_training_equals_training_each_site_alone() -> None:
     model = grafted()
     _, seen, joint = run(original(), model, 8, SMOOTH)
@@ -114,6 +115,7 @@ def test_self_grafting_learns() -> None:
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_noise_and_times_are_fresh_each_step() -> None:
     step, prepared = compiled(original(), grafted(), FAST, grafted().meta.sites)
     one, again, two = (float(step(fresh(grafted()), prepared, batch(0), jax.random.key(k))[1]["loss"]) for k in (1, 1, 2))
@@ -162,6 +164,7 @@ def test_the_state_holds_scions_only_and_the_teacher_survives_the_step() -> None
     assert not any(x.is_deleted() for x in jax.tree.leaves((original().params, model.params)))
 
 
+@pytest.mark.slow
 def test_low_precision_trains_float32_weights() -> None:
     config = DistillConfig(steps=30, learning_rate=3e-3, dtype="bfloat16")
     state, seen, _ = run(original(), grafted(), 30, config)

@@ -73,6 +73,7 @@ def test_heldout_is_the_process_at_even_times_with_true_labels(params: Any, proc
     assert found == pytest.approx({k: float(v) for k, v in wanted.items()}, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_heldout_is_deterministic_and_all_but_independent_of_the_batch_size(params: Any) -> None:
     whole, parts, other = (heldout_loss(SPEC, PROCESS, batch(), **o) for o in ({}, {"batch_size": 4}, {"seed": 1}))
     found = whole(params)

@@ -117,6 +117,7 @@ def test_what_is_watched_is_recorded(run: Run) -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(Path(workdir) / "images" / found[-1])), PICTURE)
 
 
+@pytest.mark.slow
 def test_the_same_call_goes_on_from_the_last_checkpoint_to_the_bit(run: Run, tmp_path: Path) -> None:
     workdir, trained, history = run
     shutil.copytree(workdir, tmp_path / "cut")
@@ -171,6 +172,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
     refused(tmp_path, "frozen: 'no_such_leaf' matches no parameter", student(), ARRAYS, unknown)
 
 
+@pytest.mark.slow
 def test_the_weights_as_trained_last_are_to_be_had_beside_their_averages(run, by_hand):
     workdir, averaged, _ = run
     raw = latest_weights(averaged, CONFIG, workdir)

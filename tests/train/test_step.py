@@ -76,7 +76,7 @@ def test_a_decay_of_one_is_refused() -> None:
 # --- Batches in pieces -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("accumulate", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_pieces_of_a_batch_give_the_update_of_the_whole(accumulate: int) -> None:
     def exact(p: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         error = batch["image"] @ p["w"] + p["b"] - batch["label"]
@@ -129,6 +129,7 @@ def test_pieces_must_be_equal() -> None:
         make_step(loss_fn, FAST, accumulate=3)(create_state(params(), FAST.build()), next(Stream()), KEY)
 
 
+@pytest.mark.slow
 def test_what_is_recomputed_does_not_change_what_is_learnt() -> None:
     spec = tiny_spec(depth=1)
     rng = np.random.default_rng(0)

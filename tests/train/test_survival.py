@@ -48,6 +48,7 @@ def assert_bit_equal(a: Path, b: Path, least: int) -> None:
         np.testing.assert_array_equal(one[name], other[name])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # four processes; seconds on a free machine
 def test_sigterm_at_one_process_stops_both_and_both_fall_back_from_damage(tmp_path: Path) -> None:
     assert launch("linear", f"{tmp_path}/whole,{tmp_path}/cut", 1, 7, "SIGTERM", 0) == [42, 42]

@@ -21,6 +21,7 @@ def test_the_chosen_steps_are_traced(tmp_path: Path) -> None:
     assert traced(tmp_path / "profile")[:3] == [3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_trace_that_an_error_cuts_short_is_written(tmp_path: Path) -> None:
     def crash(position: int) -> None:
         if position == 5:
