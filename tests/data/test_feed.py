@@ -98,7 +98,11 @@ def dataset():
 
 
 @pytest.mark.parametrize(
-    "form", [dataset, lambda: dataset().to_iter_dataset(FEW), lambda: iter(dataset().to_iter_dataset(FEW))],
+    "form",
+    [
+        dataset, pytest.param(lambda: dataset().to_iter_dataset(FEW), marks=pytest.mark.slow),
+        lambda: iter(dataset().to_iter_dataset(FEW)),
+    ],
     ids=["MapDataset", "IterDataset", "iterator"],
 )  # fmt: skip
 def test_grain_resumes_exactly(form):

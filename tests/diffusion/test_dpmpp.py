@@ -115,6 +115,7 @@ def test_the_sde_form_draws_from_the_data_distribution():
     assert float(jnp.abs(other - out).max()) > 0.1
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch():
     keys, how = keys_of(3), {"sampler": "sde_dpmpp_2m"}
     whole = sample(exact(1000), 5, keys=keys, **how)

@@ -103,6 +103,7 @@ print(compiled.as_text())
 """
 
 
+@pytest.mark.slow
 def test_no_device_sends_images_to_another():
     """Compiled for 8 devices, each with 2 of 16 images and all weights."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}

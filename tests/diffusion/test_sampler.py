@@ -61,6 +61,7 @@ def test_ddim_equals_its_published_form(clip):
     np.testing.assert_allclose(out, x, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_noise_comes_from_the_keys_folded_with_the_step():
     model, keys = exact(10), keys_of(4)
     each = [jax.random.normal(jax.random.fold_in(keys[3], i), SHAPE[1:]) for i in range(10)]
@@ -145,6 +146,7 @@ def test_whole_sampler_is_one_compiled_loop(sampler):
     assert len(traces) == first  # nothing is traced again
 
 
+@pytest.mark.slow
 def test_bfloat16_input_is_sampled_in_float32():
     half = x_init().astype(jnp.bfloat16)
     out = sample(exact(4), 4, half, sampler="ddim")
@@ -174,6 +176,7 @@ def test_bad_arguments_are_refused(arguments, word):
         sample(**{**good, **arguments})
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch():
     keys = keys_of(3)
     whole = sample(exact(5), 5, keys=keys)

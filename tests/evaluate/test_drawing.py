@@ -51,6 +51,7 @@ def test_settings_are_a_sampling_with_seed_and_batch_size():
             SampleConfig(**fields)
 
 
+@pytest.mark.slow
 def test_an_image_is_the_same_in_any_batch_up_to_rounding():
     assert drawn().shape == (6, 8, 8, 1)
     whole = draw(model(), LABELS, SampleConfig(steps=3, batch_size=100, cfg_scale=2.0, seed=1), show=False)

@@ -23,6 +23,7 @@ def test_score_is_the_definition_in_any_chunks(chunk, split):
     assert score.result() == pytest.approx(by_definition(logits, split), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bare_torch_fidelity")
 def test_score_agrees_with_torchmetrics():
     torch = pytest.importorskip("torch")

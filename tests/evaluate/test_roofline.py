@@ -66,6 +66,7 @@ def test_rows_add_up_and_follow_the_program():
     assert half.least_bytes * 2 == mixer.least_bytes
 
 
+@pytest.mark.slow
 def test_the_roof_has_two_sides():
     work = roofline(tiny_spec(), 1)[0]
     wide = Chip("wide", (), 1e6, 0, 1e30)
@@ -76,6 +77,7 @@ def test_the_roof_has_two_sides():
     assert work.seconds(CHIPS["v5e"]) > 0
 
 
+@pytest.mark.slow
 def test_what_half_of_the_mixers_may_gain_at_16384_tokens():
     """The grafting paper's graft of PixArt-Sigma (layers 8, 10, ..., 20 to 27; 1.43 x, measured): all of it is bound by
     arithmetic, so FLOPs tell."""

@@ -125,6 +125,7 @@ def test_images_do_not_depend_on_the_part(whole, tmp_path):
     assert gap.max() <= 1  # compiled for another shape: rounding of floats may tip a byte
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_the_devices(whole, tmp_path):
     code, out, err = ended(elsewhere(tmp_path, devices=4))
     assert (code, out) == (0, "4 3"), err

@@ -137,6 +137,7 @@ def test_the_first_images_can_be_looked_at(drawn):
     assert (shown[0] != shown[1]).any()
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_bytes(labels, drawn, tmp_path):
     code, _, err = ended(elsewhere(labels, tmp_path / "set", "killed"))
     assert code == -signal.SIGKILL, err

@@ -174,6 +174,7 @@ def test_token_ids_are_no_embeddings(tmp_path):
         open_prompts(str(tmp_path / "ids"), model().spec)
 
 
+@pytest.mark.slow
 def test_models_of_words_draw_from_token_ids(store, tmp_path):
     spec = spec_of(words=70_000, text_blocks=1, text_heads=2, null_tokens=0)
     with pytest.raises(BadInput, match="holds embeddings, the model takes token ids"):

@@ -77,6 +77,7 @@ def test_decoded_images_stay_in_range(fresh: Params) -> None:
     assert float(jnp.abs(images).max()) == 1.0  # clipped, since such latents decode far outside
 
 
+@pytest.mark.slow
 def test_the_encoder_cannot_drown_the_noise_by_growing(fresh: Params) -> None:
     last = jax.tree.map(lambda a: 50 * a, fresh["encoder"]["Dense_0"])
     grown = {**fresh, "encoder": {**fresh["encoder"], "Dense_0": last}}

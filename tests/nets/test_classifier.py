@@ -150,6 +150,7 @@ def test_training_tells_simple_shapes_apart(fresh: dict) -> None:
     assert accuracy(SMALL, params, images, labels) == 1.0
 
 
+@pytest.mark.slow
 def test_classify_gives_the_same_in_any_chunks(fresh: dict) -> None:
     images = np.random.default_rng(0).normal(size=(7, 16, 16, 1)).astype(np.float32)
     logits, features = classify(SMALL, fresh, images, batch_size=3)

@@ -15,7 +15,13 @@ TINY = dinov2.DINOv2Spec(24, 1, 2, image_size=28)
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("S/14", 22_056_192), ("B/14", 86_579_712), ("L/14", 304_367_616), ("g/14", 1_136_479_232)]
+    ("name", "count"),
+    [
+        ("S/14", 22_056_192),
+        pytest.param("B/14", 86_579_712, marks=pytest.mark.slow),
+        pytest.param("L/14", 304_367_616, marks=pytest.mark.slow),
+        pytest.param("g/14", 1_136_479_232, marks=pytest.mark.slow),
+    ],
 )
 def test_true_sizes(name, count):
     """Without the mask token of training, one vector of the width, which transformers counts too."""

@@ -89,6 +89,7 @@ def test_features_are_torch_fidelitys(params):
             assert relative(getattr(found, name), golden[name]) < 1e-5, name
 
 
+@pytest.mark.slow
 def test_golden_is_torch_fidelitys(file, bare_torch_fidelity):
     if not bare_torch_fidelity:
         pytest.skip("torch-fidelity is not installed (pip install --no-deps torch-fidelity)")
@@ -157,6 +158,7 @@ def as_pickle(tensors):
     return unflatten_dict(flat, sep=".")
 
 
+@pytest.mark.slow
 def test_pickled_layout_gives_the_same_parameters(params, tmp_path):
     path = tmp_path / "inception_v3_weights_fid.pickle"
     tree = as_pickle(weights())
@@ -169,6 +171,7 @@ def test_pickled_layout_gives_the_same_parameters(params, tmp_path):
     assert "fc" not in load_inception(path)[0]
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(tmp_path):
     path = tmp_path / "weights.pt"
 

@@ -180,6 +180,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_split_over_four_devices(folder):
     """Weights and, where their number divides, texts; as on one device to float32's rounding in sums of another order."""
     rng = np.random.default_rng(0)

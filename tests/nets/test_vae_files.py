@@ -66,7 +66,7 @@ def equal(found, expected):
     assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 
 
-@pytest.mark.parametrize("changes", [{}, SIXTEEN], ids=["sd", "sd3, no attention"])
+@pytest.mark.parametrize("changes", [{}, pytest.param(SIXTEEN, marks=pytest.mark.slow)], ids=["sd", "sd3, no attention"])
 def test_both_ways_as_diffusers(tmp_path, changes):
     theirs = build(**changes)
     theirs.save_pretrained(tmp_path)

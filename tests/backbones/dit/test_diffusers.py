@@ -123,7 +123,9 @@ def test_half_precision_weights(folder):
     np.testing.assert_array_equal(found, np.asarray(expected).astype(np.float16).astype(np.float32))
 
 
-@pytest.mark.parametrize("sizes", [{}, {"learn_sigma": False, "patch_size": 4, "depth": 1}])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param({}, marks=pytest.mark.slow), {"learn_sigma": False, "patch_size": 4, "depth": 1}]
+)
 def test_exported_folders_load_in_diffusers_with_equal_output(sizes, tmp_path):
     model = ours(**sizes)
     graftax.export(model, tmp_path / "out")

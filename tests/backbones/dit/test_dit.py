@@ -143,7 +143,7 @@ def test_layer_norm_far_from_zero():
     np.testing.assert_allclose(layer_norm(x), exact, atol=2e-4)
 
 
-@pytest.mark.parametrize("grid", [(4, 4), (2, 6)], ids=["square", "not square"])
+@pytest.mark.parametrize("grid", [pytest.param((4, 4), marks=pytest.mark.slow), (2, 6)], ids=["square", "not square"])
 def test_patches_and_pixels_are_in_raster_order(grid):
     """A model whose blocks do nothing, whose head copies its first token channels: pixels come out where they went in."""
     h, w = grid

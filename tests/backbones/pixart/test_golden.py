@@ -33,7 +33,9 @@ def relative(found, expected):
     return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("name", "file"), FILES)
+@pytest.mark.parametrize(
+    ("name", "file"), [pytest.param(*one, marks=pytest.mark.slow if one[1] == "diffusers" else ()) for one in FILES]
+)
 def test_outputs_and_taps(name, file):
     model, golden = load(name, file)
     x, t = nhwc(golden["x"]), golden["t"]
@@ -45,7 +47,9 @@ def test_outputs_and_taps(name, file):
         assert relative(taps["block/in"][0], golden["embed.out"]) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "file"), [("sigma", "original.pth"), ("alpha_1024", "diffusers")])
+@pytest.mark.parametrize(
+    ("name", "file"), [("sigma", "original.pth"), pytest.param("alpha_1024", "diffusers", marks=pytest.mark.slow)]
+)
 def test_other_sizes_and_no_mask(name, file):
     model, golden = load(name, file)
     out = model(nhwc(golden["x_rect"]), golden["t"], **conditions(golden))
@@ -54,7 +58,7 @@ def test_other_sizes_and_no_mask(name, file):
     assert relative(out, nhwc(golden["out_nomask"])) <= TOLERANCE
 
 
-@pytest.mark.parametrize("file", ["original.pth", "diffusers"])
+@pytest.mark.parametrize("file", ["diffusers", pytest.param("original.pth", marks=pytest.mark.slow)])
 def test_the_pipelines_latents(file):
     """diffusers' pipeline in 6 steps, guided towards its prompts and away from the encoded negative ones; the latents of
     this random network grow to 1,000."""

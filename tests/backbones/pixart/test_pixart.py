@@ -154,6 +154,7 @@ def test_guidance_needs_a_twin():
 # --- What is generic -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_operators_follow_the_size_of_the_image():
     """A 2-D operator sees neighbours in the grid of the image, whatever size the model was made for."""
     student = graft(MODEL, replace("blocks[0].mixer", "hyena_2d", kernel=3), jax.random.key(1))
@@ -201,6 +202,7 @@ def test_counts_and_descriptions():
     assert "no axis divides" not in str(sharding_report(state_shapes(SPEC), mesh))
 
 
+@pytest.mark.slow
 def test_a_fresh_model_starts_at_zero_and_without_its_text():
     fresh = Model(SPEC, jax.jit(init, static_argnums=0)(SPEC, jax.random.key(0)))
     assert not np.asarray(fresh(X, T, **COND)).any()

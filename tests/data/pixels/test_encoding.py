@@ -102,6 +102,7 @@ encoding.encode(sys.argv[1], sys.argv[2], "demo", 32, subset="60", shard_size=16
 """
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_gives_the_same_bytes(source, encoded, tmp_path):
     out = tmp_path / "set"
     process = subprocess.run([sys.executable, "-c", KILLED, source, str(out)], capture_output=True, check=False)
@@ -276,6 +277,7 @@ def trained(data, steps, workdir):
     return np.asarray(fit(job, data.batches(8, 0), LoopConfig(steps, save_every=3), workdir, show=False))
 
 
+@pytest.mark.slow
 def test_a_run_on_latents_resumes_to_the_bit(encoded, tmp_path):
     given = {"latents": "given", "transform": "flip", "subset": "4 per class", "test": str(encoded)}
     data = images.load(DataConfig(source=str(encoded), **given))

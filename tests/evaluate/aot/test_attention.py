@@ -54,6 +54,7 @@ def test_each_chip_attends_to_its_own_heads_and_images(m, mesh):
     assert row["temporary_bytes"] < 40 * IMAGES * HEADS * 128 * (N + m) / 8
 
 
+@pytest.mark.slow
 def test_sampling_splits_the_kernel_too(monkeypatch):
     """Without the mesh, jax refuses: the compiler cannot split a kernel by itself."""
     pytest.importorskip("libtpu")

@@ -6,6 +6,7 @@ from graftax.errors import BadInput
 from graftax.evaluate.bench import bench_attention, format_table
 
 
+@pytest.mark.slow
 def test_rows():
     dense, tiles, grafted = rows = bench_attention(tokens=(64,), mixers=("swa",), width=16, heads=2, dense_up_to=0, rounds=1)
     assert len(format_table(rows).splitlines()) == 4

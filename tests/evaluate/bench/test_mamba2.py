@@ -9,6 +9,7 @@ from graftax.ops.ssd import default_chunk
 pytestmark = pytest.mark.full_compiler
 
 
+@pytest.mark.slow
 def test_forms_agree_and_chunks_need_less_memory():
     rows = bench_mamba2(tokens=(192,), chunks=(default_chunk(),), heads=4, headdim=8, d_state=16, rounds=1)
     assert [(row["tokens"], row["form"]) for row in rows] == [(192, "sequential"), (192, f"chunk {default_chunk()}*")]

@@ -61,6 +61,7 @@ def test_the_layout_is_the_official_one(drawn, tmp_path):
     assert (kept.protocol.count, kept.protocol.reference[:14]) == (20, "prompts.jsonl ")
 
 
+@pytest.mark.slow
 def test_noise_depends_on_seed_and_number_alone(drawn, tmp_path):
     """Whatever is drawn in one call, picture i is what `paint` makes of key i."""
     keys = drawn.protocol.keys(0, 20)

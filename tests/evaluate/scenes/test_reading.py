@@ -86,7 +86,7 @@ def share_right(count: int, damage: str) -> float:
     return float(np.mean([is_right(*pair) for pair in zip(truths, readings, strict=True)]))
 
 
-@pytest.mark.parametrize("damage", ["none", "half, blur, shift and noise"])
+@pytest.mark.parametrize("damage", [pytest.param("none", marks=pytest.mark.slow), "half, blur, shift and noise"])
 def test_scenes_of_held_out_combinations_are_read(damage: str) -> None:
     assert share_right(100, damage) >= 0.98
 
