@@ -1,11 +1,12 @@
-"""The demo of scenes: half of the self-attention of the shipped PixArt becomes Hyena-X, and all of it; then hyena_2d.
+"""The demo of scenes: half of the self-attention of a small PixArt becomes Hyena-X, and all of it; then hyena_2d.
 
     graftax demo --what scenes          everything, with a report in runs/scenes_demo/report.html (configs/scenes_graft.py)
 
 Every graft goes through stage 1, then twice through stage 2: all weights, and adapters (LoRA) alone. The commands `graftax
 graft`, `distill` and `finetune` take the first graft of this file.
 
-Expect about 500 s of processor time, half of it compiling. What comes of it is not told here: the model that ships decides.
+Expect about 540 s of processor time, half of it compiling. The teacher, "scenes", does not ship yet; with a model of your own
+training: --config.teacher=runs/scenes/model.
 """
 
 from typing import Any

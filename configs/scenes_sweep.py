@@ -1,4 +1,4 @@
-"""The paper's questions, asked of the shipped model of scenes, which has 64 tokens; three seeds each.
+"""The paper's questions, asked of the model of scenes, which has 64 tokens; three seeds each.
 
     graftax sweep --config configs/scenes_sweep.py                 which half, and does it collapse without attention?
     graftax sweep --config configs/scenes_sweep.py:adapters        what does a stage 2 of adapters alone cost?
@@ -12,7 +12,7 @@ Tables, charts with error bars and pictures are left in runs/scenes_sweep/PART/r
 distillation and 200 of fine-tuning, batches of 32, and is judged three times by 240 pictures: a fixed budget to compare
 with, not the best that each can reach. Interrupted, the same command continues.
 
-Expect ten minutes per run on two quiet CPU cores: 12 and 12 variants of three seeds. Nobody has run it yet. One seed for a
+12 and 12 variants of three seeds; nobody has run it yet. Expect minutes per run on two CPU cores. One seed for a
 quick look: --config.seeds="(0,)".
 """
 
