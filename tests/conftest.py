@@ -18,7 +18,7 @@ SLOW_SECONDS = 2400
 QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 """Half of the time that XLA compiles for a CPU goes into emitters of fast fusions, a quarter of the rest into splitting
 programs for threads that other workers keep busy. Results stay within rounding. Where in Python an operation was called,
-which takes a tenth of the time of lowering and compiling, is not written into programs."""
+which takes a few per cent of the time, is not written into programs."""
 
 
 def pytest_addoption(parser):

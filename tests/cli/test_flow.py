@@ -126,7 +126,6 @@ def get_config():
         small.load(other, str(tmp_path / "other.safetensors"))
 
 
-@pytest.mark.slow
 def test_non_finite_training_ends_with_3_and_keeps_the_last_good_state(run, recipe, grafted):
     rate = "--config.finetune.optimiser.learning_rate=1e30"
     code, _, err = run("finetune", "--config", recipe, "--student", grafted / "grafted", rate)
