@@ -2,7 +2,8 @@
 
     graftax train --config configs/scenes_autoencoder.py
 
-Expect a PSNR of 30.4 dB on scenes of held-out combinations after 6,000 steps: 66 seconds on one H100.
+Expect a PSNR of 30.4 dB on scenes of held-out combinations after 6,000 steps: 66 seconds on one H100. It ships, in float16,
+as graftax/data/demo/scenes_autoencoder.safetensors, with its training record beside it.
 """
 
 from common import SCENES, cosine, pretraining
