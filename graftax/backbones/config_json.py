@@ -9,6 +9,9 @@ from typing import Any, TypedDict
 from graftax.errors import BadInput
 from graftax.models.layout import Config, Shapes
 
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+"""Names that the weights may have beside it, today's first."""
+
 LARGEST_SIDE = 1024
 """Side of the (latent) image that is believed: no tensor tells it, and position tables grow with its square."""
 

@@ -14,23 +14,12 @@ from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Params
 from graftax.ops.placement import place
 
 
-def attend_real(q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array | None) -> jax.Array:
-    """Attention to the real ones among m keys: q (b, n, h, k), k and v (b, m, h, k), real (b, m) bool -> (b, n, h, k).
-
-    What is not real has weight 0 exactly, as in PixArt's own code, which cuts it out (diffusers adds -10000 to its logits,
-    the same in float32). An image without a real key gets zeros. None: all are real.
-    """
-    if real is None:
-        return attend(q, k, v)
-    some = real.any(-1, keepdims=True)  # (b, 1)
-    out = attend(q, k, v, (real | ~some)[:, None, None, :])  # the softmax of nothing would be NaN
-    return jnp.where(some[:, :, None, None], out, 0)
-
-
 class CrossMHA(Operator):
     """Multi-head attention of tokens x (b, n, d) to the context's text (b, m, d), masked by its `text_mask` (b, m).
 
-    Keys as in PixArt's MultiHeadCrossAttention (PixArt-alpha, arXiv 2310.00426, Section 2.3).
+    Keys as in PixArt's MultiHeadCrossAttention (PixArt-alpha, arXiv 2310.00426, Section 2.3). Padding has weight 0 exactly, as
+    in PixArt's own code, which cuts it out (diffusers adds -10000 to its logits, the same in float32); a text of padding
+    alone gives the bias of `proj`.
     """
 
     kind = "cross_mha"
@@ -61,7 +50,7 @@ class CrossMHA(Operator):
         q = self.q(x).reshape(b, n, *heads)
         k, v = (part.squeeze(2) for part in jnp.split(self.kv(text).reshape(b, m, 2, *heads), 2, axis=2))
         q, k, v = (place(part, "batch", None, "heads", None) for part in (q, k, v))
-        mixed = attend_real(q, k, v, text_mask)  # (b, n, h, k)
+        mixed = attend(q, k, v, None if text_mask is None else text_mask[:, None, None])  # (b, n, h, k)
         return self.proj(place(mixed.reshape(b, n, self.inner), "batch", None, "hidden"))
 
     def cost(self) -> Cost:

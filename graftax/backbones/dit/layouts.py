@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from graftax.backbones.config_json import check_fixed, config_size, shown, sizes_of_config
+from graftax.backbones.config_json import WEIGHTS, check_fixed, config_size, shown, sizes_of_config
 from graftax.backbones.dit.frame import compat_of
 from graftax.backbones.dit.overrides import OWN
 from graftax.backbones.dit.variants import NORM_EPS, dit_spec
@@ -105,7 +105,7 @@ class DiffusersDiT(Layout):
     """A folder of diffusers' DiTTransformer2DModel, or its pipeline's `transformer/`."""
 
     name = "diffusers-dit"
-    folder = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+    folder = WEIGHTS
     classes = ("DiTTransformer2DModel", "Transformer2DModel")  # today's, and that of releases before DiT had its own
 
     def fits(self, shapes: Shapes, config: Config) -> bool:

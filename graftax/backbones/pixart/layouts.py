@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftax.backbones.config_json import check_fixed, config_size, shown, sizes_of_config
+from graftax.backbones.config_json import WEIGHTS, check_fixed, config_size, shown, sizes_of_config
 from graftax.backbones.overrides import check_names
 from graftax.backbones.pixart.backbone import OWN
 from graftax.backbones.pixart.frame import MICRO
@@ -119,7 +119,7 @@ class DiffusersPixArt(Layout):
     """A folder of diffusers' PixArtTransformer2DModel, or its pipeline's `transformer/`."""
 
     name = "diffusers-pixart"
-    folder = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+    folder = WEIGHTS
     classes = ("PixArtTransformer2DModel", "Transformer2DModel")  # today's, and that of releases before it had its own
 
     def fits(self, shapes: Shapes, config: Config) -> bool:
