@@ -17,9 +17,9 @@ from graftax.ops.placement import place
 class CrossMHA(Operator):
     """Multi-head attention of tokens x (b, n, d) to the context's text (b, m, d), masked by its `text_mask` (b, m).
 
-    Keys as in PixArt's MultiHeadCrossAttention (PixArt-alpha, arXiv 2310.00426, Section 2.3). Padding has weight 0 exactly, as
-    in PixArt's own code, which cuts it out (diffusers adds -10000 to its logits, the same in float32); a text of padding
-    alone gives the bias of `proj`.
+    Keys as in PixArt's MultiHeadCrossAttention (PixArt-alpha, arXiv 2310.00426, Section 2.3). Padding has weight 0 exactly,
+    as in PixArt's own code, which cuts it out (diffusers adds -10000 to its logits, the same in float32); a text of
+    padding alone gives the bias of `proj`.
     """
 
     kind = "cross_mha"
