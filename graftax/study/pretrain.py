@@ -215,8 +215,9 @@ def _net_and_job(config: Any, data: Images) -> tuple[Net, Job[Any]]:
     net = _autoencoder(config, data) if isinstance(config, AutoencoderPretraining) else _classifier(config, data)
     stage, key = config.training, _first_key(config)
     job = train_job(
-        lambda: net.init(key), net.loss, stage.optimiser, ema_decay=stage.ema_decay, frozen=stage.frozen,
-        mesh=config.mesh.build(), metadata={"task": config.task, "spec": json.loads(net.spec_json)},
+        lambda: net.init(key), net.loss, stage.optimiser, ema_decay=stage.ema_decay,
+        ema_warmup=stage.ema_warmup, frozen=stage.frozen, mesh=config.mesh.build(),
+        metadata={"task": config.task, "spec": json.loads(net.spec_json)},
         evaluate=net.evaluate if data.held_out else None, label=f"train {config.task}", rules=config.mesh.rules,
         accumulate=stage.accumulate,
     )  # fmt: skip

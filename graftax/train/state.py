@@ -57,7 +57,13 @@ def create_state(params: Params, optimiser: optax.GradientTransformation, frozen
     return TrainState(jnp.zeros((), jnp.int32), trainable, kept, ema, optimiser.init(trainable))
 
 
-def update_ema(ema: Params, params: Params, decay: float) -> Params:
+def warmed_decay(decay: float, step: jax.Array) -> jax.Array:
+    """min(decay, (1 + step) / (10 + step)), () float32, after `step` updates: an average that starts with a short memory,
+    so that it has forgotten the first weights also where a run is short (as TensorFlow's ExponentialMovingAverage)."""
+    return jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def update_ema(ema: Params, params: Params, decay: float | jax.Array) -> Params:
     """decay * ema + (1 - decay) * params, leaf by leaf in float32."""
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(jnp.float32), ema, params)
 

@@ -17,7 +17,7 @@ from graftax.ops.base import Params
 from graftax.train.loop import Batch, Job, Metrics
 from graftax.train.optimiser import OptimiserConfig
 from graftax.train.sharding import RULES, AxisRules, activations, constrain, place_batch, shard_tree, tree_shardings
-from graftax.train.state import TrainState, create_state, merge, split, update_ema
+from graftax.train.state import TrainState, create_state, merge, split, update_ema, warmed_decay
 
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 StepFn = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
@@ -35,8 +35,8 @@ class RandomLoss(Protocol):
 
 
 def make_step(
-    loss_fn: LossFn, optimiser: OptimiserConfig, *, ema_decay: float = 0.9999, mesh: Mesh | None = None,
-    rules: AxisRules = RULES, accumulate: int = 1,
+    loss_fn: LossFn, optimiser: OptimiserConfig, *, ema_decay: float = 0.9999, ema_warmup: bool = False,
+    mesh: Mesh | None = None, rules: AxisRules = RULES, accumulate: int = 1,
 ) -> StepFn:  # fmt: skip
     """The compiled `step(state, batch, key) -> (state, metrics)`.
 
@@ -47,6 +47,8 @@ def make_step(
     `accumulate`: the batch is cut into so many equal pieces whose gradients are averaged, so that activations of one piece
     are in memory at a time. A `RandomLoss` gives what it gives on the whole batch; another loss gets a key of its own
     for every piece.
+
+    `ema_warmup`: the decay of the average grows to `ema_decay` (`graftax.train.state.warmed_decay`).
 
     The state's arrays are donated, so the old state must not be used again; frozen leaves are not: they stay the same
     objects. With a `mesh` the new state is held to the layout of `shard_tree`, activations to that of `rules`.
@@ -68,7 +70,8 @@ def make_step(
             (loss, metrics), grads = gradient(state.trainable, frozen, place_batch(batch, mesh), key)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        new = constrain(_advance(state, grads, tx, ema_decay), mesh, rules)
+        decay = warmed_decay(ema_decay, state.step) if ema_warmup else ema_decay
+        new = constrain(_advance(state, grads, tx, decay), mesh, rules)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         own = {"loss": loss, "grad_norm": norm, "lr": optimiser.rate(state.step), "finite": finite}
         return kept, {name: jnp.asarray(value, jnp.float32) for name, value in {**metrics, **own}.items()}
@@ -119,10 +122,12 @@ def _cut(batch: Batch, pieces: int, mesh: Mesh | None) -> Batch:
     return place_batch(cut, mesh, axis=1)
 
 
-def _advance(state: TrainState, grads: Params, tx: optax.GradientTransformation, ema_decay: float) -> TrainState:
+def _advance(
+    state: TrainState, grads: Params, tx: optax.GradientTransformation, decay: float | jax.Array
+) -> TrainState:
     updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    ema = update_ema(state.ema, trainable, ema_decay)  # type: ignore[arg-type]
+    ema = update_ema(state.ema, trainable, decay)  # type: ignore[arg-type]
     return TrainState(state.step + 1, trainable, state.frozen, ema, opt_state)  # type: ignore[arg-type]
 
 
@@ -138,15 +143,15 @@ def sharded_state(
 
 def train_job(
     init_params: Callable[[], Params], loss_fn: LossFn, optimiser: OptimiserConfig, *, ema_decay: float = 0.9999,
-    frozen: Sequence[str] = (), mesh: Mesh | None = None, metadata: Mapping[str, Any] | None = None,
-    evaluate: Callable[[Params], Mapping[str, Any]] | None = None, label: str = "train", flops_per_image: float = 0.0,
+    ema_warmup: bool = False, frozen: Sequence[str] = (), mesh: Mesh | None = None,
+    metadata: Mapping[str, Any] | None = None, evaluate: Callable[[Params], Mapping[str, Any]] | None = None, label: str = "train", flops_per_image: float = 0.0,
     rules: AxisRules = RULES, accumulate: int = 1,
 ) -> Job[TrainState]:  # fmt: skip
     """The `Job` that trains `init_params()` on `loss_fn`, ready for `fit`: used by every network of this package.
 
     `frozen` are path patterns (see `state.split`). `evaluate` gets the averaged parameters and returns what to log.
     `flops_per_image`: of a step, for the log (`graftax.models.cost.train_flops`). `metadata` (JSON types) is stored with
-    each checkpoint next to the optimiser's fields, `ema_decay` and `frozen`; a run that resumes must agree in all of it.
+    each checkpoint next to the optimiser's fields, the average's and `frozen`; a run that resumes must agree in all of it.
     """
 
     tx = optimiser.build()
@@ -156,8 +161,9 @@ def train_job(
             return create_state(init_params(), tx, frozen)
         return sharded_state(init_params(), tx, frozen, mesh, rules)
 
-    step = make_step(loss_fn, optimiser, ema_decay=ema_decay, mesh=mesh, rules=rules, accumulate=accumulate)
-    facts = {"optimiser": dataclasses.asdict(optimiser), "ema_decay": ema_decay, "frozen": list(frozen)}
+    average = {"ema_decay": ema_decay, "ema_warmup": ema_warmup}
+    step = make_step(loss_fn, optimiser, **average, mesh=mesh, rules=rules, accumulate=accumulate)
+    facts = {"optimiser": dataclasses.asdict(optimiser), **average, "frozen": list(frozen)}
     return Job(
         init=init, step=step, mesh=mesh, label=label,
         metadata={**(metadata or {}), **facts}, flops_per_image=flops_per_image,

@@ -80,8 +80,9 @@ def train_program(name: str, spec: ModelSpec, config: DiffusionConfig) -> Progra
         state = jax.eval_shape(initial, param_shapes(spec))
         state = _on(state, tree_shardings(state, mesh, rules))
         step = make_step(
-            loss, config.optimiser, ema_decay=config.ema_decay, mesh=mesh, rules=rules, accumulate=config.accumulate
-        )
+            loss, config.optimiser, ema_decay=config.ema_decay, ema_warmup=config.ema_warmup, mesh=mesh, rules=rules,
+            accumulate=config.accumulate,
+        )  # fmt: skip
         return jax.jit(step, donate_argnums=0).trace(state, _batch(spec, config.batch_size, mesh), _key(mesh))
 
     return Program(name, config.batch_size, config.batch_size * train_flops(spec), trace, config.accumulate)
