@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 
 from graftax import ops
 from graftax.ops.base import Operator, Params, call
+from graftax.ops.rope import Rope
 from graftax.spec import OpSpec, Sizes
 
 State = dict[str, jax.Array]
@@ -51,12 +52,14 @@ class Context:
         shared: what operators of a kind compute from `vec` once for all blocks, by kind (`Modulation.shared_part`).
         text: (b, m, d), the text that cross-attention looks at; None in models without.
         text_mask: (b, m) bool, which of its tokens are real; None: all of them.
+        rope: rotary positions of all tokens of the streams, text before image (`graftax.ops.rope`); None: none.
     """
 
     vec: jax.Array
     shared: Mapping[str, jax.Array] = field(default_factory=dict)
     text: jax.Array | None = None
     text_mask: jax.Array | None = None
+    rope: Rope | None = None
 
 
 @dataclass(frozen=True)

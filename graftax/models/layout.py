@@ -37,12 +37,16 @@ class Key:
         names: the tensors that hold it.
         turn: from theirs to ours, as `TorchKey.layout`.
         join: of several tensors, "rows": one below the other, "copies": all the same.
+        part: (axis, start, stop) of the one tensor, in its own order of axes, where other leaves hold the rest of it.
+        swap: whether the halves of its rows stand in the other order there, as in diffusers' last modulations.
     """
 
     leaf: str
     names: tuple[str, ...]
     turn: str = "same"
     join: str = "rows"
+    part: tuple[int, int, int] | None = None
+    swap: bool = False
 
     @classmethod
     def of(cls, key: TorchKey, ours: str = "", theirs: str = "") -> Key:
@@ -114,7 +118,11 @@ def tensor_shapes(layout: Layout, spec: ModelSpec) -> dict[str, Shape]:
             raise BadInput(f"layout {layout.name!r}: {key.leaf} is no parameter of this model")
         rows, *rest = _shape_of(_to_theirs, key.turn, ours[key.leaf].shape)
         parts = len(key.names) if key.join == "rows" else 1
-        found |= {name: (rows // parts, *rest) for name in key.names}
+        shape = (rows // parts, *rest)
+        if key.part:  # as far as this leaf's end; those that follow it reach further
+            axis, _, stop = key.part
+            shape = tuple(stop if i == axis else size for i, size in enumerate(shape))
+        found |= {name: tuple(map(max, found.get(name, shape), shape)) for name in key.names}
     return found
 
 
@@ -155,9 +163,13 @@ def tensors_from(layout: Layout, spec: ModelSpec, params: Params) -> dict[str, n
     refuse("parameters mis-shaped", wrong)
     others = [path for path, leaf in fixed.items() if not _alike(np.asarray(flat[path]), leaf)]
     refuse(f"the layout {layout.name!r} holds no table, and not the one that everybody computes", others)
-    found: dict[str, np.ndarray] = {}
+    shapes, found = tensor_shapes(layout, spec), dict[str, np.ndarray]()
     for key in keys:
-        tensor = _to_theirs(key.turn, np.asarray(flat[key.leaf]))
+        tensor = _swapped(key, _to_theirs(key.turn, np.asarray(flat[key.leaf])))
+        if key.part:
+            whole = found.setdefault(key.names[0], np.empty(shapes[key.names[0]], tensor.dtype))
+            whole[_span(key.part)] = tensor
+            continue
         copied = key.join == "copies" or len(key.names) == 1
         pieces = [tensor] * len(key.names) if copied else np.split(tensor, len(key.names))
         found.update(zip(key.names, pieces, strict=True))
@@ -184,10 +196,20 @@ def listing(names: Sequence[str]) -> str:
     return ", ".join(ascii(name)[1:-1] for name in names[:NAMED_AT_MOST]) + (f" and {left} more" if left > 0 else "")
 
 
+def _span(part: tuple[int, int, int]) -> tuple[slice, ...]:
+    axis, start, stop = part
+    return (*[slice(None)] * axis, slice(start, stop))
+
+
+def _swapped(key: Key, tensor: np.ndarray) -> np.ndarray:
+    """A tensor with the halves of its rows exchanged, where `key` says so."""
+    return np.concatenate(np.split(tensor, 2)[::-1]) if key.swap else tensor
+
+
 def _joined(key: Key, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
     first = tensors[key.names[0]]
     if len(key.names) == 1:
-        return first
+        return _swapped(key, first[_span(key.part)] if key.part else first)
     if key.join == "rows":
         return np.concatenate([tensors[name] for name in key.names])
     for name in key.names[1:]:

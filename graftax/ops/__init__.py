@@ -9,11 +9,13 @@ from jax.typing import DTypeLike
 from graftax.errors import BadInput, did_you_mean
 from graftax.ops.attention import MHA
 from graftax.ops.attention_kv import MHAKV
+from graftax.ops.attention_normed import MHANormed
 from graftax.ops.base import Axes, Cost, Operator, TorchKey
 from graftax.ops.cross import CrossMHA
 from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
 from graftax.ops.hyena_2d import Hyena2D
 from graftax.ops.hyena_long import HyenaLong
+from graftax.ops.joint import JointMHA
 from graftax.ops.mamba2 import Mamba2
 from graftax.ops.mlp import MLP
 from graftax.ops.mlp_hyena import MLPHyenaX, MLPHyenaXSplit
@@ -24,7 +26,7 @@ from graftax.ops.window_2d import SWA2D
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, CrossMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2,
+    MHA, MHAKV, MHANormed, CrossMHA, JointMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2,
     MLP, MLPHyenaX, MLPHyenaXSplit,
     AdaLN, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip

@@ -98,10 +98,26 @@ class PartedDense(nn.Dense):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         shape = (inputs.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype) if self.use_bias else None
         x, kernel, bias = promote_dtype(inputs, kernel, bias, dtype=self.dtype)
         kernel = place(kernel.reshape(shape[0], self.parts, -1), "weights", None, "hidden")
-        return (jnp.einsum("...d,dpf->...pf", x, kernel) + bias.reshape(self.parts, -1)).reshape(*x.shape[:-1], -1)
+        out = jnp.einsum("...d,dpf->...pf", x, kernel)
+        out = out if bias is None else out + bias.reshape(self.parts, -1)
+        return out.reshape(*x.shape[:-1], -1)
+
+
+def dense(
+    features: int, fan_in: int, init_style: str, dtype: DTypeLike | None, bias: bool = True, parts: int = 1
+) -> nn.Dense:
+    """A dense layer inside of the module that asks for it; `init_style` as in `Operator`, `parts` as in `PartedDense`."""
+    torch = init_style == "torch"
+    return (nn.Dense if parts == 1 else functools.partial(PartedDense, parts=parts))(
+        features,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=uniform_fan_in(fan_in) if torch else nn.initializers.xavier_uniform(),
+        bias_init=uniform_fan_in(fan_in) if torch else nn.initializers.zeros,
+    )
 
 
 class Operator(nn.Module):
@@ -193,14 +209,7 @@ class Operator(nn.Module):
 
     def linear(self, features: int, fan_in: int, bias: bool = True, parts: int = 1) -> nn.Dense:
         """A dense layer initialised in this operator's style; `parts` as in `PartedDense`."""
-        torch = self.init_style == "torch"
-        return (nn.Dense if parts == 1 else functools.partial(PartedDense, parts=parts))(
-            features,
-            use_bias=bias,
-            dtype=self.dtype,
-            kernel_init=uniform_fan_in(fan_in) if torch else nn.initializers.xavier_uniform(),
-            bias_init=uniform_fan_in(fan_in) if torch else nn.initializers.zeros,
-        )
+        return dense(features, fan_in, self.init_style, self.dtype, bias, parts)
 
     def with_dtype(self, dtype: DTypeLike | None) -> Self:
         """The same operator computing in another type."""

@@ -131,8 +131,8 @@ def _run(
     job = train_job(
         lambda: training_tree(spec, start(), frozen), loss, config.optimiser, ema_decay=config.ema_decay,
         ema_warmup=config.ema_warmup, frozen=frozen, mesh=mesh,
-        metadata={**metadata, "process": dataclasses.asdict(process)}, evaluate=evaluate if errors or watch else None, label=label, flops_per_image=train_flops(spec), rules=rules,
-        accumulate=config.accumulate,
+        metadata={**metadata, "process": dataclasses.asdict(process)}, evaluate=evaluate if errors or watch else None,
+        label=label, flops_per_image=train_flops(spec), rules=rules, accumulate=config.accumulate,
     )  # fmt: skip
     with holding(workdir, folder=True):
         if workdir:

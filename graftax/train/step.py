@@ -144,8 +144,8 @@ def sharded_state(
 def train_job(
     init_params: Callable[[], Params], loss_fn: LossFn, optimiser: OptimiserConfig, *, ema_decay: float = 0.9999,
     ema_warmup: bool = False, frozen: Sequence[str] = (), mesh: Mesh | None = None,
-    metadata: Mapping[str, Any] | None = None, evaluate: Callable[[Params], Mapping[str, Any]] | None = None, label: str = "train", flops_per_image: float = 0.0,
-    rules: AxisRules = RULES, accumulate: int = 1,
+    metadata: Mapping[str, Any] | None = None, evaluate: Callable[[Params], Mapping[str, Any]] | None = None,
+    label: str = "train", flops_per_image: float = 0.0, rules: AxisRules = RULES, accumulate: int = 1,
 ) -> Job[TrainState]:  # fmt: skip
     """The `Job` that trains `init_params()` on `loss_fn`, ready for `fit`: used by every network of this package.
 

@@ -64,6 +64,8 @@ def test_the_average_by_hand_in_float32() -> None:
 def test_a_warmed_average_forgets_where_it_started() -> None:
     decays = [float(warmed_decay(0.99, jnp.int32(step))) for step in range(2000)]
     np.testing.assert_allclose(decays[:3], [0.1, 2 / 11, 3 / 12], rtol=1e-6)
-    assert decays == sorted(decays) and decays[-1] == np.float32(0.99)
+    assert decays == sorted(decays)
+    assert decays[-1] == np.float32(0.99)
     # Of 100 steps at 0.99 a third of the first weights would be left.
-    assert 0.99**100 > 0.3 and np.prod(decays[:100]) < 1e-6
+    assert 0.99**100 > 0.3
+    assert np.prod(decays[:100]) < 1e-6

@@ -1,0 +1,123 @@
+"""Self-attention as text-to-image models of two streams have it: norms of queries and keys, rotary positions, few biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from graftax.errors import BadInput, did_you_mean
+from graftax.ops.attention import MHA, full_attention
+from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, TorchKey
+from graftax.ops.norms import layer_norm, rms_norm
+from graftax.ops.placement import place
+from graftax.ops.rope import Rope, rotate
+from graftax.spec import OpSpec, Option, Sizes
+
+NORMS = ("none", "rms", "layer")
+"""Of queries and keys, head by head: "rms" with a scale (Flux, SD3.5), "layer" without one (AuraFlow)."""
+
+BIASES = ("all", "in", "none")
+"""Which projections have a bias: all, those of queries, keys and values alone (Flux's single blocks), or none (AuraFlow)."""
+
+
+class HeadNorm(nn.Module):
+    """A head's channels normalised: (b, t, h, k) -> the same, float32.
+
+    Attributes:
+        norm: one of `NORMS`.
+    """
+
+    norm: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.norm == "layer":
+            return layer_norm(x, 1e-5)
+        return rms_norm(x, 1e-6) * self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+
+
+def check_attention(op: OpSpec) -> None:
+    """Raise `BadInput` where `qk_norm` or `bias` of an operator is none of those that there are."""
+    for name, known in {"qk_norm": NORMS, "bias": BIASES}.items():
+        if (value := op.option(name)) not in known:
+            raise BadInput(f"{op.kind} {name}: got {value!r}, expected one of {known}{did_you_mean(str(value), known)}")
+
+
+def turned(q: jax.Array, k: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array]:
+    """Queries and keys (b, t, h, k) at their rotary positions, where there are any."""
+    return (q, k) if rope is None else (rotate(q, rope), rotate(k, rope))
+
+
+class MHANormed(MHA):
+    """`MHA` whose queries and keys are normalised head by head, then turned by the context's rotary positions.
+
+    softmax(R norm(q) (R norm(k))^T / sqrt(head dim)) v, as in Flux's and AuraFlow's single blocks and the second attention
+    of SD3.5-medium (diffusers' FluxAttention, Attention with qk_norm). The norms' scales start at 1.
+
+    Attributes:
+        qk_norm: one of `NORMS`.
+        bias: one of `BIASES`.
+    """
+
+    qk_norm: str = "rms"
+    bias: str = "all"
+
+    kind = "mha_normed"
+    reads = ("rope",)
+    torch_keys = (
+        *MHA.torch_keys, TorchKey("q_norm/scale", "ln_q.weight", "same"), TorchKey("k_norm/scale", "ln_k.weight", "same")
+    )  # fmt: skip
+
+    def setup(self) -> None:
+        self.qkv = self.linear(3 * self.inner, self.width, bias=self.bias != "none", parts=3)
+        self.proj = self.linear(self.width, self.inner, bias=self.bias == "all")
+        if self.qk_norm != "none":
+            self.q_norm, self.k_norm = HeadNorm(self.qk_norm), HeadNorm(self.qk_norm)
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (jnp.zeros((1, self.tokens, self.width)),), {"rope": None}
+
+    def __call__(self, x: jax.Array, *, rope: Rope | None) -> jax.Array:
+        q, k, v = self.heads_of(x)  # (b, n, h, k) each
+        if self.qk_norm != "none":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = turned(q, k, rope)
+        mixed = full_attention(q.astype(v.dtype), k.astype(v.dtype), v)
+        return self.proj(place(mixed.reshape(*x.shape[:2], self.inner), "batch", None, "hidden"))
+
+    def cost(self) -> Cost:
+        plain, scales = super().cost(), 2 * self.sizes.head_dim * (self.qk_norm == "rms")
+        missing = 3 * self.inner * (self.bias == "none") + self.width * (self.bias != "all")
+        return Cost(plain.params + scales - missing, plain.op_flops, plain.featurizer_flops)
+
+    def transplant(
+        self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
+    ) -> Params | None:
+        """Another attention's projections as far as there are biases for them; its norms where they are of this kind."""
+        if not isinstance(donor, MHA):
+            return None
+        taken = {name: {leaf: weights[name].get(leaf, jnp.zeros_like(old)) for leaf, old in fresh[name].items()}
+                 for name in ("qkv", "proj")}  # fmt: skip
+        norms = {name: weights.get(name, fresh[name]) for name in ("q_norm", "k_norm") if name in fresh}
+        alike = all(jax.tree.map(jnp.shape, norm) == jax.tree.map(jnp.shape, fresh[name]) for name, norm in norms.items())
+        return {**fresh, **taken, **(norms if alike else {})}
+
+    @classmethod
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
+        check_attention(op)
+
+    @classmethod
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
+        normed = "ln_q.weight" in shapes
+        bias = {(True, True): "all", (True, False): "in", (False, False): "none"}.get(
+            ("qkv.bias" in shapes, "proj.bias" in shapes)
+        )
+        if bias is None or (not normed and bias == "all"):  # that is `mha`
+            return None
+        absent = {"all": (), "in": ("proj.bias",), "none": ("qkv.bias", "proj.bias")}[bias]
+        expected = {key.name for key in cls.torch_keys if normed or not key.name.startswith("ln_")} - {*absent}
+        return {"qk_norm": "rms" if normed else "none", "bias": bias} if set(shapes) == expected else None
