@@ -24,7 +24,7 @@ MIXERS = {
     "hyena_x": "hyena_x(kernel=4)",
     "hyena_2d": "hyena_2d(kernel=3)",
     "swa_2d": "swa_2d(window=1)",
-    "mamba2": "mamba2(d_state=16, headdim=40)",
+    "mamba2": "mamba2(d_state=16, headdim=42)",
 }
 SHARES = {"50 % interleaved": "50%", "50 % deep": "deep:50%", "100 %": "*"}
 STAGES = scenes(300, 200, {"log_every": 50, "save_every": 100})

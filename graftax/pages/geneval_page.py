@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 
 from PIL import Image
@@ -10,6 +11,8 @@ from graftax.checkpoint.files import filling, scratch
 from graftax.data.crop import decode
 from graftax.evaluate.geneval.prompts import TASKS
 from graftax.evaluate.geneval.scoring import IMAGES, OVERALL, PROMPTS, Scores, Verdict
+from graftax.evaluate.labels import captioned
+from graftax.evaluate.pictures import save_png
 from graftax.evaluate.report import Figure, Report
 from graftax.evaluate.result import Result
 from graftax.evaluate.tables import aligned
@@ -60,6 +63,16 @@ def write(found: Scores, result: Result | None, pictures: Path, folder: Path) ->
             page.figures(_examples(found, tag, pictures, temporary))
         page.write(fresh / PAGE, common.footer())
     return folder / PAGE
+
+
+def save_grid(found: Scores, pictures: Path, path: Path, rows: int) -> Path:
+    """Write the first `rows` pictures of every task, a column each, with prompts and verdicts below; returns `path`."""
+    columns = [[one for one in found.verdicts if one.prompt.tag == tag][:rows] for tag in found.tasks]
+    shown = [one for row in zip_longest(*columns) for one in row if one is not None]
+    images = [decode(pictures / one.image, one.image) for one in shown]
+    told = [one.prompt.text if one.correct else f"{one.prompt.text} (wrong)" for one in shown]
+    save_png(path, captioned(images, told, len(columns)))
+    return path
 
 
 def _examples(found: Scores, tag: str, pictures: Path, temporary: Path) -> list[Figure]:

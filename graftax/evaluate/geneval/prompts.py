@@ -46,6 +46,11 @@ class Wanted:
     color: str | None = None
     position: tuple[str, int] | None = None
 
+    def record(self) -> dict[str, Any]:
+        """The entry as it stands in the file."""
+        record = {"class": self.name, "count": self.count, "color": self.color, "position": self.position}
+        return {name: value for name, value in record.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -64,6 +69,12 @@ class Prompt:
     include: tuple[Wanted, ...]
     exclude: tuple[Wanted, ...]
     line: str
+
+    @classmethod
+    def of(cls, tag: str, text: str, include: tuple[Wanted, ...], exclude: tuple[Wanted, ...] = ()) -> Prompt:
+        """A prompt of one's own, with the line that `parse` reads it back from."""
+        lists = {"include": [one.record() for one in include], "exclude": [one.record() for one in exclude]}
+        return cls(tag, text, include, exclude, json.dumps({"tag": tag, "prompt": text, **lists}))
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:

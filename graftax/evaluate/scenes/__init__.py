@@ -4,7 +4,8 @@
     print(score(images, captions).table())
 """
 
+from graftax.evaluate.scenes.folder import score_folder
 from graftax.evaluate.scenes.reading import JUDGE, Reading, read
 from graftax.evaluate.scenes.scoring import SceneScores, as_prompt, prompt_set, score
 
-__all__ = ["JUDGE", "Reading", "SceneScores", "as_prompt", "prompt_set", "read", "score"]
+__all__ = ["JUDGE", "Reading", "SceneScores", "as_prompt", "prompt_set", "read", "score", "score_folder"]

@@ -92,7 +92,7 @@ def as_prompt(caption: Caption) -> Prompt:
         Wanted(first.kind, first.count, first.colour, position),
     )
     exclude = tuple(Wanted(group.kind, group.count + 1) for group in caption.groups if group.count > 1)
-    return Prompt(caption.category, str(caption), include, exclude, str(caption))
+    return Prompt.of(caption.category, str(caption), include, exclude)
 
 
 def detections(reading: Reading) -> dict[str, list[Detection]]:
