@@ -50,18 +50,19 @@ def demo_judging(judged: int = 500, shown: int = 6) -> dict[str, Any]:
     return {"sample": sample, "judged": judged, "shown": shown}
 
 
-def scenes(stage_1: int, stage_2: int, records: dict[str, int] = SCENES_RECORDS) -> dict[str, Any]:
-    """Teacher, data and both stages on the shipped model of scenes, so many steps of each; its text encoder stays."""
+def scenes(stage_1: int, stage_2: int, batch: int = 32, records: dict[str, int] = SCENES_RECORDS) -> dict[str, Any]:
+    """Teacher, data and both stages on the shipped model of scenes, so many steps of each, `batch` images in those of the
+    second; its text encoder stays. The last layers of new operators start from a least-squares fit."""
     return {
         "teacher": "scenes",
         "data": {**SCENES, "latents": "scenes", "limit": 4000, "test_subset": "128"},
         "distill": {
-            "settings": {"steps": stage_1, "learning_rate": 3e-3, "schedule": "cosine"},
+            "settings": {"steps": stage_1, "learning_rate": 3e-3, "schedule": "cosine", "calibration": 8},
             "batch_size": 32, **records,
         },
         "finetune": {
             "loop": {"steps": stage_2, "seed": 1, **records},
-            "batch_size": 32,
+            "batch_size": batch,
             "optimiser": cosine(3e-4, 5, stage_2),
             "ema_decay": 0.9,
             "frozen": ("words/.*",),
@@ -80,7 +81,7 @@ def adapters(finetune: dict[str, Any], rank: int = 8) -> dict[str, Any]:
 
 def scenes_judging(judged: int, shown: int) -> dict[str, Any]:
     """How models of scenes are sampled, and by how many pictures they are judged."""
-    sample = {"sampler": "dpmpp_2m", "steps": 8, "cfg_scale": 3.0, "cfg_channels": None, "batch_size": judged}
+    sample = {"sampler": "dpmpp_2m", "steps": 12, "cfg_scale": 3.0, "cfg_channels": None, "batch_size": judged}
     return {"sample": sample, "judged": judged, "shown": shown}
 
 

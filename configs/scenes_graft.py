@@ -20,13 +20,13 @@ SHARES = ("50%", "*")
 def get_config() -> dict[str, Any]:
     """Settings of the demo; a plain dict, since a ConfigDict knows no lists of them."""
     first, *others = ({"edits": (f"blocks[{share}].mixer={mixer}",)} for mixer in MIXERS for share in SHARES)
-    stages = scenes(stage_1=30, stage_2=8)
+    stages = scenes(stage_1=60, stage_2=24, batch=16)
     return {
         **stages,
         "kind": "demo",
         "workdir": "runs/scenes_demo",
         "graft": first,
         "others": tuple(others),
-        "adaptation": adapters(stages["finetune"]),
-        "judging": scenes_judging(judged=36, shown=2),
+        "adaptation": {**adapters(stages["finetune"]), "grafts": 1},
+        "judging": scenes_judging(judged=36, shown=3),
     }

@@ -27,7 +27,7 @@ MIXERS = {
     "mamba2": "mamba2(d_state=16, headdim=42)",
 }
 SHARES = {"50 % interleaved": "50%", "50 % deep": "deep:50%", "100 %": "*"}
-STAGES = scenes(300, 200, {"log_every": 50, "save_every": 100})
+STAGES = scenes(300, 200, records={"log_every": 50, "save_every": 100})
 RANKS = (8, 32)
 
 

@@ -98,12 +98,16 @@ class Adaptation(GraftConfig):
 
     Attributes:
         finetune: how the adapters that the edits put on are trained.
+        grafts: so many of the grafts go through it, the first ones; None for all.
     """
 
     finetune: DiffusionConfig
+    grafts: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.grafts is not None and self.grafts < 1:
+            raise BadInput(f"adaptation.grafts: got {self.grafts}, expected 1 or more, or None for all")
         if ADAPTERS_ALONE not in self.finetune.frozen:
             raise BadInput(f"finetune.frozen: got {self.finetune.frozen}, expected {ADAPTERS_ALONE!r} among them")
 

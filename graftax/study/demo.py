@@ -57,8 +57,8 @@ def run(config: DemoConfig, folder: Path) -> Findings:
     with clock.titled("teacher"):
         judged = experiment.judge("teacher", teacher, "teacher")
     branches, models = [], {"teacher": teacher}
-    for name, graft, made in zip(names, config.grafts, grafts, strict=True):
-        branch, models[name] = _branch(experiment, config, graft, name, made, folder)
+    for i, (name, graft, made) in enumerate(zip(names, config.grafts, grafts, strict=True)):
+        branch, models[name] = _branch(experiment, config, i, graft, name, made, folder)
         branches.append(branch)
     with clock.titled("forward times, interleaved"):
         times = forward_times(models)
@@ -101,13 +101,16 @@ def _share(report: Report) -> str:
 
 
 def _branch(
-    experiment: Experiment, config: DemoConfig, graft: GraftConfig, name: str, made: Graft, folder: Path
+    experiment: Experiment, config: DemoConfig, number: int, graft: GraftConfig, name: str, made: Graft, folder: Path
 ) -> tuple[Branch, Model]:
     student, report = made
-    extra = [config.adaptation] if config.adaptation else []
+    adaptation = config.adaptation
+    if adaptation and adaptation.grafts is not None and number >= adaptation.grafts:
+        adaptation = None
+    extra = [adaptation] if adaptation else []
     work = folder / "work" / experiment.identity(graft, config.distill, config.finetune, *extra)
     branch, model, adapted = experiment.branch(
-        name, student, report, work, config.distill, config.finetune, adaptation=config.adaptation
+        name, student, report, work, config.distill, config.finetune, adaptation=adaptation
     )
     saved = folder / f"{_kind(report)}-{len(report.sites)}-of-{report.after.depth}"
     api.save(model, saved)
