@@ -28,7 +28,7 @@ from graftax.surgery import check, graft
 
 if TYPE_CHECKING:
     from graftax.data.scenes.tokens import SceneWords
-    from graftax.nets.text_encoder import TextEncoder
+    from graftax.nets.text_encoder import TextEncoder, TextEncoders
 
 
 def load(
@@ -75,17 +75,22 @@ def place(model: Model, dtype: DTypeLike | None = None, mesh: Mesh | None = None
 
 def text_encoder(
     folder: str | Path, max_length: int | None = None, dtype: DTypeLike | None = None, mesh: Mesh | None = None
-) -> TextEncoder | SceneWords:
-    """Read a text encoder: a T5 v1.1's folder of transformers, or a whole pipeline's of diffusers (PixArt-Σ, PixArt-α), or
-    the closed vocabulary of a model of words: "scenes", or the model's own folder.
+) -> TextEncoder | TextEncoders | SceneWords:
+    """Read a text encoder: transformers' folder of a T5 v1.1, a UMT5 or a CLIP, or a whole pipeline's of diffusers
+    (PixArt-Σ, PixArt-α, Stable Diffusion 3, Flux, AuraFlow), or the closed vocabulary of a model of words: "scenes", or
+    the model's own folder.
 
         encoder = graftax.text_encoder("PixArt-Sigma-XL-2-1024-MS", dtype="bfloat16")
         images = graftax.sample(model, cond=encoder(["a red heart"]), null_cond=encoder([""]))
 
     Weights are safetensors or `.bin` files, in shards or not; prompts are split by the `tokenizer.json` beside them or in a
-    pipeline's `tokenizer/` (extra `text`). Every prompt becomes `max_length` tokens, None: as many as the pipeline says, 300
-    for a T5 by itself. A pipeline of PixArt puts prompts in lower case; a T5 by itself leaves them as they are. Words become
-    their numbers, 16 a prompt; what embeds them is in the model, so that there is nothing for `dtype` and `mesh` to do.
+    pipeline's `tokenizer/` (extra `text`), CLIP's also by `vocab.json` and `merges.txt`. Every prompt becomes `max_length`
+    tokens (the T5's, where a pipeline has several encoders), None: as many as the pipeline says, 300 for a T5 by itself, 77
+    for a CLIP. A pipeline of PixArt puts prompts in lower case; otherwise they are left as they are. Words become their
+    numbers, 16 a prompt; what embeds them is in the model, so that there is nothing for `dtype` and `mesh` to do.
+
+    What comes of prompts is what the pipeline's model takes: `text` and `text_mask` (PixArt), `text` (AuraFlow), `text` and
+    `pooled` (Stable Diffusion 3, Flux). A Stable Diffusion 3 without `text_encoder_3` has zeros in place of its texts.
 
     `dtype` and `mesh` as in `load`. With bfloat16 weights the inputs of matrix products are bfloat16, while residuals, norms
     and softmax stay float32; other weights are used in float32. On a mesh `fsdp` splits the weights, and prompts are split
@@ -93,19 +98,27 @@ def text_encoder(
     extra, mis-shaped or hostile, `NonFinite` where weights exceed `dtype`.
     """
     keep_pages()
-    from graftax.checkpoint import place_params
     from graftax.checkpoint.hub import fetched
     from graftax.data.text.vocabulary import find_words
-    from graftax.nets.text_encoder import PART, TOKENIZER_PART, read_text_encoder
-    from graftax.train.sharding import put_tree, token_sharding, tree_shardings
+    from graftax.nets.text_encoder import FOLDERS, TextEncoders, read_text_encoder
 
     as_float_type(dtype)
-    there = fetched(as_path(folder), PART, TOKENIZER_PART)
+    there = fetched(as_path(folder), *FOLDERS)
     if (words := find_words(there)) is not None:
         if max_length is not None:
             raise BadInput(f"max_length: got {max_length!r}, expected none for the words of {folder}")
         return words
     encoder = read_text_encoder(there, max_length)
+    if isinstance(encoder, TextEncoders):
+        return dataclasses.replace(encoder, parts=tuple(_placed(part, dtype, mesh) for part in encoder.parts))
+    return _placed(encoder, dtype, mesh)
+
+
+def _placed(encoder: TextEncoder, dtype: DTypeLike | None, mesh: Mesh | None) -> TextEncoder:
+    """A text encoder that was read with its parameters on the devices."""
+    from graftax.checkpoint import place_params
+    from graftax.train.sharding import put_tree, token_sharding, tree_shardings
+
     if mesh is None:
         return dataclasses.replace(encoder, params=place_params(encoder.params, dtype))
     params = place_params(encoder.params, dtype, tree_shardings(encoder.params, mesh))

@@ -39,8 +39,8 @@ from graftax.progress import Progress
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 """Of weights. Where one set of weights is there in several forms, the first of these is fetched."""
 
-TEXTS = (".json", ".model")
-"""What stands beside weights: configs, indices of shards, `tokenizer.json`, `spiece.model`."""
+TEXTS = (".json", ".model", "merges.txt")
+"""What stands beside weights: configs, indices of shards, `tokenizer.json`, `spiece.model`, a CLIP tokenizer's merges."""
 
 MB = 10**6
 

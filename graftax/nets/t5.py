@@ -1,8 +1,8 @@
-"""T5 v1.1's encoder: texts as sequences of vectors, which PixArt, Stable Diffusion 3 and Flux read.
+"""T5 v1.1's encoder and UMT5's: texts as sequences of vectors, which PixArt, Stable Diffusion 3, Flux and AuraFlow read.
 
 Pre-norm blocks of self-attention and a gated MLP, without biases. Norms divide by the root mean square and subtract no mean;
-attention is not divided by sqrt(k); positions are one learned number per head and distance, the same table in every block.
-Numerics are those of transformers' T5EncoderModel in float32.
+attention is not divided by sqrt(k); positions are one learned number per head and distance, T5's the same table in every
+block, UMT5's a table for each. Numerics are those of transformers' T5EncoderModel and UMT5EncoderModel in float32.
 
 Weights may be bfloat16. Then the inputs of matrix products are too, and their sums float32; the residual stream, norms,
 attention's logits and its softmax stay float32. Weights of any other type are used in float32: T5's activations exceed what
@@ -12,7 +12,8 @@ Blocks run one by one through one compiled function, so that compiling does not 
 
 Sources: Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer" (arXiv
 1910.10683), 2.1, and mesh_tensorflow/transformer/transformer_layers.py for the rows of its position table; Shazeer, "GLU
-Variants Improve Transformer" (arXiv 2002.05202), equation 6.
+Variants Improve Transformer" (arXiv 2002.05202), equation 6; Chung et al., "UniMax: Fairer and more Effective Language
+Sampling for Large-Scale Multilingual Pretraining" (arXiv 2304.09151), for UMT5.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike, DTypeLike
 
 from graftax.errors import BadInput
+from graftax.nets.text_layers import Linear, attend, product_dtype
 
 Params = dict[str, Any]
 
@@ -51,6 +53,7 @@ class T5Spec:
         layer_norm_epsilon: added to the mean square.
         pad_token_id: what fills a short text up.
         eos_token_id: what ends a text.
+        shared_positions: whether all blocks have one position table; in UMT5 each has its own.
     """
 
     vocab_size: int
@@ -64,12 +67,14 @@ class T5Spec:
     layer_norm_epsilon: float = 1e-6
     pad_token_id: int = 0
     eos_token_id: int = 1
+    # Not in `repr`, which goes into the hashes of stored texts: the weights, which do too, tell these apart.
+    shared_positions: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self)[:8]:
-            value = getattr(self, field.name)
+        for size in dataclasses.fields(self)[:8]:
+            value = getattr(self, size.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BadInput(f"T5Spec.{field.name}: got {value!r}, expected a positive integer")
+                raise BadInput(f"T5Spec.{size.name}: got {value!r}, expected a positive integer")
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if buckets % 4 or distance <= buckets // 4:
             expected = f"a multiple of 4, and a distance above {buckets // 4}"
@@ -81,6 +86,11 @@ class T5Spec:
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab_size:
                 raise BadInput(f"T5Spec.{name}: got {token!r}, expected a token in 0..{self.vocab_size - 1}")
 
+    @property
+    def summary(self) -> str:
+        """What it is, in a few words."""
+        return f"{'T5' if self.shared_positions else 'UMT5'} of {self.num_layers} blocks, width {self.d_model}"
+
 
 VARIANTS = {
     "small": T5Spec(32128, 512, 64, 1024, 8, 6),
@@ -88,28 +98,9 @@ VARIANTS = {
     "large": T5Spec(32128, 1024, 64, 2816, 24, 16),
     "xl": T5Spec(32128, 2048, 64, 5120, 24, 32),
     "xxl": T5Spec(32128, 4096, 64, 10240, 24, 64),
+    "pile-xl": T5Spec(32128, 2048, 64, 5120, 24, 32, pad_token_id=1, eos_token_id=2, shared_positions=False),
 }
-"""The published encoders of v1.1: 35, 110, 341, 1,224 and 4,762 million parameters."""
-
-
-class Linear(nn.Module):
-    """x W, (.., in) -> (.., features) float32.
-
-    Attributes:
-        features: width of the output.
-        dtype: in which x and W are multiplied.
-        std: of the kernel's first values; None: one over the square root of its inputs.
-    """
-
-    features: int
-    dtype: DTypeLike
-    std: float | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        first = nn.initializers.normal(x.shape[-1] ** -0.5 if self.std is None else self.std)
-        kernel: Any = self.param("kernel", first, (x.shape[-1], self.features))
-        return jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+"""The published encoders of v1.1, of 35, 110, 341, 1,224 and 4,762 million parameters, and AuraFlow's, a UMT5 of 1,224."""
 
 
 class RMSNorm(nn.Module):
@@ -148,10 +139,7 @@ class Block(nn.Module):
         (b, m, d), h, k = x.shape, self.spec.num_heads, self.spec.d_kv
         stds = {"query": (d * k) ** -0.5, "key": None, "value": None}  # the query's makes up for the missing 1 / sqrt(k)
         query, key, value = (self._linear(name, h * k, std)(x).reshape(b, m, h, k) for name, std in stds.items())
-        logits = self._product("bqhk,bshk->bhqs", query, key) + bias
-        weights = nn.softmax(jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min))  # (b, h, m, m)
-        mixed = self._product("bhqs,bshk->bqhk", weights, value)
-        return self._linear("proj", d)(mixed.reshape(b, m, h * k))
+        return self._linear("proj", d)(attend(query, key, value, bias, mask[:, None, None, :], self.dtype))
 
     def _mlp(self, x: jax.Array) -> jax.Array:
         gate = nn.gelu(self._linear("gate", self.spec.d_ff)(x), approximate=True)
@@ -160,9 +148,6 @@ class Block(nn.Module):
     def _linear(self, name: str, features: int, std: float | None = None) -> Linear:
         return Linear(features, self.dtype, std, name=name)
 
-    def _product(self, axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.einsum(axes, a.astype(self.dtype), b.astype(self.dtype), preferred_element_type=jnp.float32)
-
 
 def init(spec: T5Spec, key: jax.Array) -> Params:
     """Fresh float32 parameters."""
@@ -170,13 +155,17 @@ def init(spec: T5Spec, key: jax.Array) -> Params:
     x = jnp.zeros((1, 1, spec.d_model))
     given = (x, jnp.ones((1, 1), bool), jnp.zeros((spec.num_heads, 1, 1)))
     blocks = {f"blocks_{i}": Block(spec).init(keys[i], *given)["params"] for i in range(spec.num_layers)}
-    table = (spec.relative_attention_num_buckets, spec.num_heads)
-    return {
+    params = {
         "embed": {"embedding": jax.random.normal(keys[-1], (spec.vocab_size, spec.d_model))},
-        "positions": {"embedding": jax.random.normal(keys[-2], table) * spec.d_model**-0.5},
         **blocks,
         "norm": {"scale": jnp.ones(spec.d_model)},
     }
+    shape = (spec.relative_attention_num_buckets, spec.num_heads)
+    tables = [params] if spec.shared_positions else blocks.values()
+    for i, place in enumerate(tables):
+        key = keys[-2] if spec.shared_positions else jax.random.fold_in(keys[-2], i)
+        place["positions"] = {"embedding": jax.random.normal(key, shape) * spec.d_model**-0.5}
+    return params
 
 
 def encode(
@@ -198,10 +187,12 @@ def hidden_states(spec: T5Spec, params: Params, ids: jax.Array, mask: jax.Array 
     """
     seen = np.ones(ids.shape, np.int32) if mask is None else mask
     x = _embed(params["embed"]["embedding"], ids)
-    bias = _bias(spec, params["positions"]["embedding"], ids.shape[1])
+    shared = _bias(spec, params["positions"]["embedding"], ids.shape[1]) if spec.shared_positions else None
     for i in range(spec.num_layers):
         yield x
-        x = _block(spec, params[f"blocks_{i}"], x, seen, bias)
+        block = params[f"blocks_{i}"]
+        bias = _bias(spec, block["positions"]["embedding"], ids.shape[1]) if shared is None else shared
+        x = _block(spec, block, x, seen, bias)
     yield _normalised(spec, params["norm"], x)
 
 
@@ -212,7 +203,7 @@ def _embed(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames="spec")
 def _block(spec: T5Spec, params: Params, x: jax.Array, mask: ArrayLike, bias: jax.Array) -> jax.Array:
-    dtype = jnp.bfloat16 if params["query"]["kernel"].dtype == jnp.bfloat16 else jnp.float32
+    dtype = product_dtype(params["query"]["kernel"])
     with jax.default_matmul_precision("highest"):  # of float32; bfloat16 is exact as it is
         return Block(spec, dtype).apply({"params": params}, x, mask != 0, bias)  # pyright: ignore[reportReturnType]
 

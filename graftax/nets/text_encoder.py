@@ -1,14 +1,14 @@
 """Text encoders: prompts in, the conditions of text-to-image models out.
 
 A folder is a text encoder's own, as transformers writes it, or that of a whole pipeline of diffusers, whose class says how
-prompts are treated. Kinds of encoders are listed in `FAMILIES`, pipelines in `PIPELINES`.
+prompts are treated. Kinds of encoders are listed in `text_families.FAMILIES`, pipelines in `prompting.PIPELINES`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,54 +19,20 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from graftax.checkpoint.hub import fetched
-from graftax.checkpoint.hugging_face import CONFIG, PIPELINE, read_any_config
+from graftax.checkpoint.hugging_face import CONFIG, PIPELINE
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source
 from graftax.errors import BadInput, naming
-from graftax.nets import t5, t5_files, tokenizer
+from graftax.nets import tokenizer
+from graftax.nets.prompting import PIPELINES, SCHEDULER, Prompting
+from graftax.nets.text_families import FAMILIES, Family, described
 from graftax.nets.tokenizer import Tokenizer
 
-PART, TOKENIZER_PART = "text_encoder", "tokenizer"
-"""Folders of a pipeline."""
+PARTS = {f"text_encoder{number}": f"tokenizer{number}" for number in ("", "_2", "_3")}
+"""Folders of a pipeline: those of its text encoders, and of the tokenizer of each."""
 
-
-@dataclass(frozen=True)
-class Family:
-    """One kind of text encoder.
-
-    Attributes:
-        spec: what `config.json` describes; it has `vocab_size`, `pad_token_id` and `eos_token_id`.
-        read: (folder, spec) -> (params, source).
-        encode: (spec, params, ids, mask or None, hidden) -> what `TextEncoder.ids` returns.
-        length: tokens of a prompt, unless a pipeline or the caller says otherwise.
-    """
-
-    spec: Callable[[Mapping[str, Any]], Any]
-    read: Callable[[Path, Any], tuple[dict[str, Any], Source]]
-    encode: Callable[[Any, dict[str, Any], jax.Array, jax.Array | None, bool], dict[str, Any]]
-    length: int
-
-
-FAMILIES = {"t5": Family(t5_files.spec_from_config, t5_files.read_params, t5.encode, 300)}
-"""By `model_type` of `config.json`. A T5 by itself takes as many tokens as PixArt-Σ's."""
-
-
-@dataclass(frozen=True)
-class Prompting:
-    """How a pipeline treats its prompts.
-
-    Attributes:
-        length: tokens to which they are padded and cut.
-        lower: whether they are put in lower case and stripped of the space around them.
-    """
-
-    length: int
-    lower: bool
-
-
-PIPELINES = {"PixArtSigmaPipeline": Prompting(300, lower=True), "PixArtAlphaPipeline": Prompting(120, lower=True)}
-"""By class. diffusers' PixArt also takes addresses, HTML and the like out of prompts where bs4 and ftfy are installed; where
-they are not, it does what is done here."""
+FOLDERS = (*PARTS, *PARTS.values(), SCHEDULER)
+"""Folders of a pipeline that are read here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,19 +58,19 @@ class TextEncoder:
     place: Callable[[np.ndarray], jax.Array] = jnp.asarray
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, jax.Array]:
-        """{"text": (b, m, d) float32, "text_mask": (b, m) int32}, 1 at tokens, which come first: `cond` of `graftax.sample`.
+        """`cond` of `graftax.sample`: {"text": (b, m, d) float32, "text_mask": (b, m) int32}, 1 at tokens, which come first.
 
-        m is `prompting.length`; what stands at padding means nothing. All prompts are encoded at once; an empty one has one
-        token, the end. One that is too long is cut, which is said the first time. Raises `BadInput` on anything but a
-        list of texts, and where there is no tokenizer.
+        What stands at padding means nothing; AuraFlow's is zero, and there is no mask. A CLIP also gives "pooled" (b, d).
+        m is `prompting.length`. All prompts are encoded at once; an empty one has one token, the end, before which a CLIP
+        has a start. One that is too long is cut, which is said the first time. Raises `BadInput` on anything but a list of
+        texts, and where there is no tokenizer.
         """
-        ids, mask = self.tokenize(prompts)
-        return {"text": self.ids(ids, mask)["last"], "text_mask": self.place(mask)}
+        return self.prompting.cond(prompts, (self,))
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """ids and mask (b, m) int32 of the prompts; no device is used. Raises as a call does."""
         if self.tokenizer is None:
-            raise BadInput(f"text encoder: no {tokenizer.FILE} beside its weights; {tokenizer.HOW_TO_MAKE}")
+            raise BadInput(f"text encoder: no {self.family.lacking}")
         texts = tokenizer.check_prompts(prompts)
         return self.tokenizer([text.lower().strip() for text in texts] if self.prompting.lower else texts)
 
@@ -112,8 +78,9 @@ class TextEncoder:
         """{"last": (b, m, d) float32} of token ids (b, m): the last block's output, normalised.
 
         attention_mask (b, m): 0 at tokens that are not to be seen, None: all are. With `hidden` also "hidden", a list of the
-        embeddings, of what each block but the last returns, and "last". Raises `BadInput` on other shapes and types and on
-        ids that are no tokens.
+        embeddings, of what each block but the last returns, and "last". A CLIP also gives "pooled" (b, d) and, where it has
+        a projection, "projected" (b, c), and its "hidden" ends with the last block's output before the norm, see
+        `graftax.nets.clip.encode`. Raises `BadInput` on other shapes and types and on ids that are no tokens.
         """
         ids = np.asarray(input_ids)
         if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
@@ -135,42 +102,102 @@ class TextEncoder:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def read_text_encoder(path: str | Path, max_length: int | None = None) -> TextEncoder:
-    """The text encoder of a folder, its parameters numpy as stored; see `graftax.text_encoder`. No device is used."""
+@dataclass(frozen=True, eq=False)
+class TextEncoders:
+    """The text encoders of a pipeline that has several: `encoders(["a red heart"])`.
+
+    Attributes:
+        parts: in the order of the pipeline's folders, each with its tokenizer.
+        prompting: how prompts are treated.
+    """
+
+    parts: tuple[TextEncoder, ...]
+    prompting: Prompting
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, jax.Array]:
+        """`cond` of `graftax.sample`, float32: {"text": (b, m, d), "pooled": (b, c)}. Raises as a `TextEncoder` does."""
+        return self.prompting.cond(prompts, self.parts)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all that its results depend on."""
+        parts = [repr(self.prompting), *(part.sha256 for part in self.parts)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def read_text_encoder(path: str | Path, max_length: int | None = None) -> TextEncoder | TextEncoders:
+    """The text encoder of a folder, its parameters numpy as stored; see `graftax.text_encoder`. No device is used.
+
+    Of a pipeline with several it is all of them, and `max_length` the T5's.
+    """
     if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1):
         raise BadInput(f"max_length: got {max_length!r}, expected a positive integer")
-    folder, words, prompting = _located(fetched(path, PART, TOKENIZER_PART))
-    family, spec = _described(folder)
-    prompting = prompting or Prompting(family.length, lower=False)
-    prompting = Prompting(max_length or prompting.length, prompting.lower)
-    file, tokens = words / tokenizer.FILE, (spec.pad_token_id, spec.eos_token_id, spec.vocab_size)
-    found = Tokenizer(file, prompting.length, *tokens) if file.is_file() else None
+    folders, prompting = _located(fetched(path, *FOLDERS))
+    if prompting is None:
+        return _read(*folders[0], FAMILIES, max_length)
+    root = folders[0][0].parent
+    prompting = prompting.at(root, max_length)
+    whole = prompting if len(prompting.encoders) == 1 else None
+    pairs = zip(folders, prompting.encoders, strict=False)  # the last ones may be missing
+    lengths = {kind: prompting.length if family.length else None for kind, family in FAMILIES.items()}
+    parts = tuple(_read(*folder, kinds, lengths[kinds[0]], whole) for folder, kinds in pairs)
+    if whole:
+        return parts[0]
+    if without := [(words, part) for (_, words), part in zip(folders, parts, strict=True) if part.tokenizer is None]:
+        raise BadInput(f"{without[0][0]}: no {without[0][1].family.lacking}")
+    with naming(root):
+        prompting.check(parts)
+    return TextEncoders(parts, prompting)
+
+
+def pipeline_texts(path: Path) -> tuple[dict[str, Any], Prompting]:
+    """Sizes of the text encoders in a pipeline's folder, by the names of theirs, and how prompts are treated; weights are
+    not looked at."""
+    folders, prompting = _located(path)
+    assert prompting is not None, "what the folder of a pipeline has"
+    pairs = zip(folders, prompting.encoders, strict=False)
+    return {folder.name: described(folder, kinds)[1] for (folder, _), kinds in pairs}, prompting.at(path, None)
+
+
+def is_pipeline(path: str | Path) -> bool:
+    """Whether a folder is a pipeline's, or that of its only text encoder: the pipeline says how prompts are treated."""
+    return _located(fetched(path, *FOLDERS))[1] is not None
+
+
+def _read(
+    folder: Path, words: Path, kinds: Collection[str], length: int | None, prompting: Prompting | None = None
+) -> TextEncoder:
+    """One text encoder, `length` tokens of a prompt where it takes any number; `prompting` None: as it is by itself."""
+    family, spec = described(folder, kinds)
+    if prompting is None:
+        prompting = family.alone(family.tokens(spec, length))
+    found = family.tokenizer(words, spec, prompting.length)
     params, source = family.read(folder, spec)
     return TextEncoder(family, spec, params, source, prompting, found)
 
 
-def pipeline_texts(path: Path) -> tuple[Any, Prompting]:
-    """The sizes of the text encoder in a pipeline's folder, and how prompts are treated; weights are not looked at."""
-    return _described(path / PART)[1], _prompting(path / PIPELINE)
+def _located(path: Path) -> tuple[list[tuple[Path, Path]], Prompting | None]:
+    """Folders of each text encoder and of its tokenizer, and of a pipeline how it treats prompts."""
+    if (path / PIPELINE).is_file():
+        prompting = _prompting(path / PIPELINE)
+        return _parts(path, prompting), prompting
+    if path.name in PARTS and (path.parent / PIPELINE).is_file():
+        if len(_prompting(path.parent / PIPELINE).encoders) == 1:
+            return _located(path.parent)
+        return [(path, path.parent / PARTS[path.name])], None
+    if not (path / CONFIG).is_file():
+        what = "no such folder" if not path.exists() else "a file" if path.is_file() else "no text encoder"
+        raise BadInput(f"{path}: {what}, expected a folder with {CONFIG}, or a pipeline's with {PIPELINE}")
+    return [(path, path)], None
 
 
-def is_pipeline(path: str | Path) -> bool:
-    """Whether a folder is a pipeline's or its text encoder's, so that the pipeline says how prompts are treated."""
-    return _located(fetched(path, PART, TOKENIZER_PART))[2] is not None
-
-
-def _located(path: Path) -> tuple[Path, Path, Prompting | None]:
-    """Where config and tokenizer are, and of a pipeline how it treats prompts."""
-    root = path.parent if path.name == PART and (path.parent / PIPELINE).is_file() else path
-    if (root / PIPELINE).is_file():
-        prompting = _prompting(root / PIPELINE)
-        if not (root / PART / CONFIG).is_file():
-            raise BadInput(f"{root}: a pipeline without {PART}/{CONFIG}, expected it, or a text encoder's own folder")
-        return root / PART, root / TOKENIZER_PART, prompting
-    if not (root / CONFIG).is_file():
-        what = "no such folder" if not root.exists() else "a file" if root.is_file() else "no text encoder"
-        raise BadInput(f"{root}: {what}, expected a folder with {CONFIG}, or a pipeline's with {PIPELINE}")
-    return root, root, None
+def _parts(root: Path, prompting: Prompting) -> list[tuple[Path, Path]]:
+    """Likewise of a pipeline. Raises `BadInput` where one is missing that must be there."""
+    wanted = list(PARTS)[: len(prompting.encoders)]
+    missing = [name for name in wanted if not (root / name / CONFIG).is_file()]
+    if lacking := [name for name in missing if name not in wanted[len(wanted) - prompting.optional :]]:
+        raise BadInput(f"{root}: a pipeline without {lacking[0]}/{CONFIG}, expected it, or a text encoder's own folder")
+    return [(root / name, root / PARTS[name]) for name in wanted if name not in missing]
 
 
 def _prompting(index: Path) -> Prompting:
@@ -181,18 +208,3 @@ def _prompting(index: Path) -> Prompting:
     if not isinstance(name, str) or name not in PIPELINES:
         raise BadInput(f"{index}: a {shown(name)}, expected one of {', '.join(PIPELINES)}")
     return PIPELINES[name]
-
-
-def _described(folder: Path) -> tuple[Family, Any]:
-    """What a text encoder's folder has, by its config."""
-    config = read_any_config(folder)
-    family = _family(folder, config)
-    with naming(folder / CONFIG):
-        return family, family.spec(config)
-
-
-def _family(folder: Path, config: Mapping[str, Any]) -> Family:
-    name = config.get("model_type", config.get("_class_name", ""))
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise BadInput(f"{folder / CONFIG}: a {shown(name)}, expected a text encoder of model_type {', '.join(FAMILIES)}")
-    return FAMILIES[name]

@@ -76,13 +76,14 @@ def describe(spec: ModelSpec, meta: Mapping[str, Any]) -> str:
 def parts_of(name: str) -> dict[str, Any]:
     """Sizes of what stands beside the transformer in a pipeline's folder, by its configs; {} where `name` is no such folder.
 
-    "text_encoder" with "prompting", how it treats its prompts, and "vae", those that are there.
+    "text_encoder", "text_encoder_2" and so on with "prompting", how prompts are treated, and "vae", those that are there.
     """
     root, found = Path(name), dict[str, Any]()
     if not (root / PIPELINE).is_file():
         return found
-    if (root / text_encoder.PART / CONFIG).is_file():
-        found |= zip(("text_encoder", "prompting"), text_encoder.pipeline_texts(root), strict=True)
+    if any((root / part / CONFIG).is_file() for part in text_encoder.PARTS):
+        texts, prompting = text_encoder.pipeline_texts(root)
+        found |= {**texts, "prompting": prompting}
     if (root / vae_files.PART / CONFIG).is_file():
         found["vae"] = vae_files.vae_spec(root / vae_files.PART)
     return found
@@ -91,10 +92,9 @@ def parts_of(name: str) -> dict[str, Any]:
 def describe_parts(parts: Mapping[str, Any]) -> list[str]:
     """A line for each of the parts that `parts_of` found."""
     lines = []
-    if (texts := parts.get("text_encoder")) is not None:
-        prompting = parts["prompting"]
+    if (prompting := parts.get("prompting")) is not None:
         lower = ", in lower case" * prompting.lower
-        sizes = f"T5 of {texts.num_layers} blocks, width {texts.d_model}"
+        sizes = " + ".join(parts[name].summary for name in text_encoder.PARTS if name in parts)
         lines.append(f"{'texts':<12}{sizes}; prompts of {prompting.length} tokens{lower}")
     if (vae := parts.get("vae")) is not None:
         numbers = f"{vae.latent_channels} channels, {vae.factor}x{vae.factor} pixels to each"

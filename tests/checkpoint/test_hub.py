@@ -55,7 +55,7 @@ def repositories(tmp_path_factory):
     write(root / "pipe" / "vae", **{"diffusion_pytorch_model.bin": "old", "README.md": "words"})
     shards = {f"model-0000{i}-of-00002.safetensors": "s" for i in (1, 2)} | {"model.safetensors.index.json": "{}"}
     write(root / "pipe" / "text_encoder", **shards, **{"pytorch_model.bin": "b", "pytorch_model.bin.index.json": "{}"})
-    write(root / "pipe" / "tokenizer", **{"spiece.model": "s"})
+    write(root / "pipe" / "tokenizer", **{"spiece.model": "s", "merges.txt": "m", "README.txt": "words"})
     save_model(root / "own", model.spec, model.params, {})
     (root / "loose").mkdir()
     graftax.export(model, root / "loose" / "dit.pt")
@@ -122,7 +122,7 @@ def test_each_part_of_a_pipeline_is_fetched_when_it_is_wanted(hub):
     assert there == {
         "text_encoder/config.json", "text_encoder/model-00001-of-00002.safetensors",
         "text_encoder/model-00002-of-00002.safetensors", "text_encoder/model.safetensors.index.json",
-        "tokenizer/spiece.model", "tokenizer/tokenizer.json", "model_index.json",
+        "tokenizer/spiece.model", "tokenizer/tokenizer.json", "tokenizer/merges.txt", "model_index.json",
     }  # fmt: skip
     assert (called(folder), called(found), pinned(found)) == ("pipe", "vae", f"hf://ours/pipe@{COMMIT}/vae")
 

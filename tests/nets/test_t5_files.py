@@ -37,7 +37,8 @@ def refused(folder, word):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"model_type": "umt5"}, "a 'umt5', expected a text encoder"),
+        ({"model_type": "bert"}, "a 'bert', expected a text encoder"),
+        ({"model_type": "umt5"}, "missing for blocks_1/positions/embedding"),
         ({"model_type": "absent", "_class_name": "PixArtTransformer2DModel"}, "a 'PixArtTransformer2DModel'"),
         ({"model_type": ["t5"]}, "a list"),
         ({"feed_forward_proj": "relu"}, "feed_forward_proj: 'relu'"),

@@ -121,6 +121,8 @@ def encoded(run: TextEncoder, captions: Sequence[str]) -> tuple[np.ndarray, np.n
     """Text (b, m, d) or (b, m) of captions, and their numbers of tokens (b,). Raises `BadInput` where padding is first."""
     found = run(captions)
     text = np.asarray(found["text"])
+    if "pooled" in found or ("text_mask" not in found and text.ndim != 2):
+        raise BadInput(f"text encoder: gives {', '.join(sorted(found))}, expected text and text_mask, or token ids alone")
     mask = np.asarray(found["text_mask"]).astype(bool) if "text_mask" in found else text != 0
     lengths = mask.sum(axis=1)
     first = np.arange(mask.shape[1]) < lengths[:, None]
