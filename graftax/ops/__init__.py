@@ -16,6 +16,7 @@ from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
 from graftax.ops.hyena_2d import Hyena2D
 from graftax.ops.hyena_long import HyenaLong
 from graftax.ops.joint import JointMHA
+from graftax.ops.linear import LinearAttention
 from graftax.ops.mamba2 import Mamba2
 from graftax.ops.mlp import MLP
 from graftax.ops.mlp_hyena import MLPHyenaX, MLPHyenaXSplit
@@ -26,7 +27,8 @@ from graftax.ops.window_2d import SWA2D
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, CrossMHA, JointMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2,
+    MHA, MHAKV, MHANormed, CrossMHA, JointMHA, SWA, SWA2D, HyenaX, HyenaSE,
+    HyenaY, HyenaLong, Hyena2D, Mamba2, LinearAttention,
     MLP, MLPHyenaX, MLPHyenaXSplit,
     AdaLN, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip

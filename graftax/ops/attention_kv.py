@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA
-from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, TorchKey, check_grid
+from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, TorchKey, carried, check_grid
 from graftax.ops.norms import layer_norm
 from graftax.ops.placement import place
 from graftax.spec import OpSpec, Option, Sizes
@@ -101,10 +101,7 @@ class MHAKV(MHA):
         self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
     ) -> Params | None:
         """Another attention's projections; of norms and convolution those of a donor that has them."""
-        if not isinstance(donor, MHA):
-            return None
-        shapes, theirs = (jax.tree.map(jnp.shape, tree) for tree in (fresh, weights))
-        return {name: weights[name] if theirs.get(name) == shapes[name] else fresh[name] for name in fresh}
+        return carried(fresh, weights) if isinstance(donor, MHA) else None
 
     @property
     def keys(self) -> int:

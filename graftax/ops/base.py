@@ -235,6 +235,12 @@ def _shapes_of(operator: Operator) -> Params:
     return dict(jax.eval_shape(init, jax.random.key(0)).get("params", {}))
 
 
+def carried(fresh: Params, weights: Params) -> Params:
+    """`fresh` with every part that `weights` have under the same name, in the same shapes, taken from there."""
+    shapes, theirs = (jax.tree.map(jnp.shape, tree) for tree in (fresh, weights))
+    return {name: weights[name] if theirs.get(name) == shapes[name] else part for name, part in fresh.items()}
+
+
 def check_grid(kind: str, sizes: Sizes) -> None:
     """Raise `BadInput` where an operator on the image's grid would meet tokens of a text as well."""
     if sizes.text:

@@ -21,6 +21,7 @@ from graftax.ops.base import (
     Overrides,
     Params,
     Shapes,
+    carried,
     conv_keys,
     linear_keys,
     uniform_fan_in,
@@ -106,13 +107,7 @@ class Hyena(Operator):
         self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
     ) -> Params | None:
         """Projections and equal filters of another Hyena operator; filters that it lacks start afresh."""
-        if not isinstance(donor, Hyena):
-            return None
-        shapes = {name: jax.tree.map(jnp.shape, part) for name, part in fresh.items()}
-        return {
-            name: weights[name] if name in weights and jax.tree.map(jnp.shape, weights[name]) == shapes[name] else part
-            for name, part in fresh.items()
-        }
+        return carried(fresh, weights) if isinstance(donor, Hyena) else None
 
 
 class _ShortHyena(Hyena):

@@ -29,15 +29,19 @@ def grid_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, grid: tuple[int,
 
 
 class GridFilter(nn.Module):
-    """A biased `grid_conv` with `taps` x `taps` taps, PyTorch's default initialisation: (b, n, c) -> (b, n, c)."""
+    """A biased `grid_conv` with `taps` x `taps` taps: (b, n, c) -> (b, n, c).
+
+    It starts with PyTorch's defaults, or at zero where `silent` is set.
+    """
 
     channels: int
     taps: int
     grid: tuple[int, int]
+    silent: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = uniform_fan_in(self.taps**2)
+        init = nn.initializers.zeros if self.silent else uniform_fan_in(self.taps**2)
         kernel = self.param("kernel", init, (self.taps, self.taps, 1, self.channels), jnp.float32)
         bias = self.param("bias", init, (self.channels,), jnp.float32)
         return grid_conv(x, kernel, bias, self.grid)
