@@ -11,6 +11,7 @@ from graftax.ops.attention import MHA
 from graftax.ops.attention_kv import MHAKV
 from graftax.ops.attention_normed import MHANormed
 from graftax.ops.base import Axes, Cost, Operator, TorchKey
+from graftax.ops.clear import Clear
 from graftax.ops.cross import CrossMHA
 from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
 from graftax.ops.hyena_2d import Hyena2D
@@ -27,8 +28,8 @@ from graftax.ops.window_2d import SWA2D
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, CrossMHA, JointMHA, SWA, SWA2D, HyenaX, HyenaSE,
-    HyenaY, HyenaLong, Hyena2D, Mamba2, LinearAttention,
+    MHA, MHAKV, MHANormed, CrossMHA, JointMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY,
+    HyenaLong, Hyena2D, Mamba2, LinearAttention, Clear,
     MLP, MLPHyenaX, MLPHyenaXSplit,
     AdaLN, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip

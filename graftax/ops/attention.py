@@ -107,8 +107,12 @@ class MHA(Operator):
     def cost(self) -> Cost:
         d, n, inner = self.width, self.tokens, self.inner
         # The softmax's exponentials and sums are counted (2 n^2 h), as in the paper's Table 4.
-        core = self.attended() * n * (4 * inner + 2 * self.sizes.heads)
+        core = self.pairs() * (4 * inner + 2 * self.sizes.heads)
         return Cost(4 * d * inner + 3 * inner + d, core, 8 * n * d * inner)
+
+    def pairs(self) -> int:
+        """Pairs of a query and a key that it is counted as seeing."""
+        return self.tokens * self.attended()
 
     def attended(self) -> int:
         """Keys that one query is counted as seeing."""

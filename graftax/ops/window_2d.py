@@ -19,7 +19,7 @@ TILE = 8
 
 
 @dataclass(frozen=True)
-class _Side:
+class Side:
     """One side of the grid cut into tiles.
 
     Attributes:
@@ -41,6 +41,10 @@ class _Side:
         """(tiles, size, size + 2 window): True where a token may look."""
         return band_mask(self.length, self.window, self.tiles, self.size)[:, 0]
 
+    def offsets(self) -> jax.Array:
+        """(size, size + 2 window): how far behind a token, negative before it, each is that its tile meets."""
+        return jnp.arange(self.size + 2 * self.window) - self.window - jnp.arange(self.size)[:, None]
+
 
 def grid_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, grid: tuple[int, int], window: int, tile: int = TILE
@@ -53,7 +57,7 @@ def grid_attention(
     moved).
     """
     b, n, h, width = q.shape
-    rows, columns = (_Side(length, min(tile, length), min(window, length - 1)) for length in grid)
+    rows, columns = (Side(length, min(tile, length), min(window, length - 1)) for length in grid)
     q = _tiles(q.reshape(b, *grid, h, width), rows, columns, margin=False)
     k, v = (_tiles(a.reshape(b, *grid, h, width), rows, columns, margin=True) for a in (k, v))
     mask = rows.near()[:, None, :, None, :, None] & columns.near()[None, :, None, :, None, :]
@@ -64,17 +68,29 @@ def grid_attention(
     return out[:, : rows.length, : columns.length].reshape(b, n, h, width)
 
 
-def _tiles(image: jax.Array, rows: _Side, columns: _Side, *, margin: bool) -> jax.Array:
+def _tiles(image: jax.Array, rows: Side, columns: Side, *, margin: bool) -> jax.Array:
     """(b, rows, columns, h, k) -> (b, tiles, tokens of a tile, h, k): with the window around, zeros outside the image."""
     b, _, _, h, width = image.shape
+    image = padded(image, rows, columns, margin=margin)
+    tops = range(0, rows.tiles * rows.size, rows.size)
+    high = rows.size + 2 * rows.window * margin
+    strips = jnp.stack([image[:, i : i + high] for i in tops], axis=1)  # (b, tiles, high, columns, h, k)
+    return squares(strips, columns, margin=margin).reshape(b, rows.tiles * columns.tiles, -1, h, width)
+
+
+def padded(image: jax.Array, rows: Side, columns: Side, *, margin: bool) -> jax.Array:
+    """(b, rows, columns, h, k) with zeros to fill the last tiles, and `margin` for the windows around the first and last."""
     around = [side.window * margin for side in (rows, columns)]
     edges = [(m, m + side.tiles * side.size - side.length) for m, side in zip(around, (rows, columns), strict=True)]
-    image = jnp.pad(image, ((0, 0), *edges, (0, 0), (0, 0)))
-    high, wide = (side.size + 2 * m for m, side in zip(around, (rows, columns), strict=True))
-    tops, lefts = (range(0, side.tiles * side.size, side.size) for side in (rows, columns))
-    strips = jnp.stack([image[:, i : i + high] for i in tops], axis=1)  # (b, tiles, high, columns, h, k)
-    squares = jnp.stack([strips[:, :, :, j : j + wide] for j in lefts], axis=2)  # (b, tiles, tiles, high, wide, h, k)
-    return squares.reshape(b, rows.tiles * columns.tiles, high * wide, h, width)
+    return jnp.pad(image, ((0, 0), *edges, (0, 0), (0, 0)))
+
+
+def squares(strips: jax.Array, columns: Side, *, margin: bool) -> jax.Array:
+    """Strips (..., high, padded columns, h, k) cut into tiles, (..., tiles, high wide, h, k)."""
+    lefts = range(0, columns.tiles * columns.size, columns.size)
+    wide = columns.size + 2 * columns.window * margin
+    cut = jnp.stack([strips[..., j : j + wide, :, :] for j in lefts], axis=-5)  # (..., tiles, high, wide, h, k)
+    return cut.reshape(*cut.shape[:-4], -1, *cut.shape[-2:])
 
 
 class SWA2D(MHA):

@@ -15,6 +15,7 @@ from graftax.models import Model, forward, param_shapes
 from graftax.models.cost import count_params, flops
 from graftax.ops import OPERATORS
 from graftax.ops.base import shapes_of
+from graftax.ops.clear import Clear, visible_pairs
 from graftax.ops.window_2d import SWA2D, TILE
 from graftax.spec import Step
 from graftax.surgery import replace
@@ -25,11 +26,14 @@ XL = variant("DiT-XL/2")
 
 
 def counted_otherwise(kind):
-    """What XLA counts beyond the definition, in closed form: whole tiles around each window; three real FFTs of s points,
-    at 8 log2 s for each point that goes in (s, s, s / 2 + 1), where the textbook has 2.5 s log2 s."""
+    """What XLA counts beyond the definition, in closed form: whole tiles around each window; pairs outside of discs; three
+    real FFTs of s points, at 8 log2 s for each point that goes in (s, s, s / 2 + 1), where the textbook has 2.5 s log2 s."""
     if kind == "swa_2d":
         window = SWA2D.options()["window"]
         return 4 * XL.width * XL.tokens * ((TILE + 2 * window) ** 2 - (2 * window + 1) ** 2)
+    if kind == "clear":  # one dense matrix at this size
+        hidden = XL.tokens**2 - visible_pairs(XL.sizes.grid, Clear.options()["radius"])
+        return hidden * (4 * XL.width + 2 * XL.sizes.heads)
     if kind == "hyena_long":
         size = 2 * XL.tokens
         return XL.width * math.log2(size) * (8 * (2 * size + size // 2 + 1) - 3 * 2.5 * size)
