@@ -22,7 +22,7 @@ from graftax.diffusion import Process
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, Units, group_sites, group_units, over_sites, stack_scions
 from graftax.distill.merged import StepGroup, regression_units
-from graftax.distill.normal_equations import Sums, accumulate, solve, zeros
+from graftax.distill.normal_equations import Sums, accumulate, moments, solve, zeros
 from graftax.distill.placing import constrain_stacked, sample_pairs, shard_stacked, shard_teacher, site_method
 from graftax.distill.sites import check_pair
 from graftax.distill.teacher import Teacher
@@ -30,6 +30,7 @@ from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.arguments import as_key
 from graftax.ops.base import Params, apply_with_features
+from graftax.ops.low_rank import reduced_rank, square_root
 from graftax.progress import Progress
 from graftax.surgery.select import Selector, select
 from graftax.train.loop import Batch, Batches
@@ -47,10 +48,11 @@ def calibrate(
 ) -> Model:  # fmt: skip
     """The student with the last layer of every scion fitted to the teacher's output by linear least squares.
 
-    The last layer is `Operator.readout`: a mixer's output projection, an MLP's second layer; of a merged step it is the
-    projection, and `config.merge_target` says what it is fitted to. All other weights stay, the
-    same objects, whatever they were initialised with. The fit is of a correction to the layer that is there: what the
-    data do not determine is left alone, and a scion that already does what the teacher's operator does stays as it is.
+    The last layer is `Operator.readout`: a mixer's output projection, an MLP's second layer, all of an `affine`, whose
+    factors become the best ones of their rank; of a merged step it is the projection, and `config.merge_target` says what
+    it is fitted to. All other weights stay, the same objects, whatever they were initialised with. The fit is of a
+    correction to the layer that is there: what the data do not determine is left alone, and a scion that already does what
+    the teacher's operator does stays as it is.
 
     One pass over the next `steps` batches of `data` (arrays, an iterable or a grain dataset, as `graftax.distill.distill`
     takes it; arrays in batches of `batch_size`) serves all sites; a site of p features keeps p^2 sums meanwhile. The loss
@@ -68,7 +70,7 @@ def calibrate(
         features, missing = group.linear_part(config, scion, context, x, wanted)
         return accumulate(sums, features, missing)
 
-    sums = {name: _no_rows(group.readout(scions[name])["kernel"]) for name, group in groups.items()}
+    sums = {name: _no_rows(group.readout(scions[name])) for name, group in groups.items()}
     sums = shard_stacked(sums, mesh, rules)
     prepared = shard_teacher(source, teacher.params, mesh, rules)
     step = _summing_step(source, groups, add, mesh, rules)
@@ -160,14 +162,26 @@ def _keyed(
 # --- The last layer -----------------------------------------------------------------------------------------------------
 
 
-def _no_rows(kernels: jax.Array) -> Sums:
-    """Sums of no rows for the sites whose kernels are stacked (s, p, q): leaves (s, ...)."""
-    count, features, outputs = kernels.shape
+def _no_rows(layers: Params) -> Sums:
+    """Sums of no rows for the sites whose last layers are stacked, of p features and q outputs each: leaves (s, ...)."""
+    first, last = (layers["down"], layers["up"]) if "down" in layers else (layers, layers)
+    count, features, outputs = *first["kernel"].shape[:2], last["kernel"].shape[-1]
     return jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape)), zeros(features, outputs))
 
 
 def _corrected(layer: Params, sums: Sums, ridge: float) -> Params:
     """A linear layer with the least-squares correction added."""
+    if "down" in layer:
+        return _corrected_factors(layer, sums, ridge)
     kernel, bias = solve(sums, ridge, intercept="bias" in layer)
     correction = {"kernel": kernel, "bias": bias}
     return {name: leaf + jnp.asarray(correction[name]) for name, leaf in layer.items()}
+
+
+def _corrected_factors(layer: Params, sums: Sums, ridge: float) -> Params:
+    """The same of a `graftax.ops.low_rank.Factored`: the best map of its rank."""
+    down, up = (np.asarray(layer[name]["kernel"], np.float64) for name in ("down", "up"))
+    (kernel, offset), (mean, covariance) = solve(sums, ridge), moments(sums)
+    whole = down @ up + kernel, layer["up"]["bias"] + offset
+    down, up, bias = map(jnp.float32, reduced_rank(*whole, mean, square_root(covariance), down.shape[1]))
+    return {"down": {"kernel": down}, "up": {"kernel": up, "bias": bias}}

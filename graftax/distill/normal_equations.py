@@ -45,6 +45,12 @@ def accumulate(sums: Sums, x: jax.Array, y: jax.Array) -> Sums:
     return jax.tree.map(jnp.add, sums, new)
 
 
+def moments(sums: Sums) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (p,) and covariance (p, p) of the rows of X, float64."""
+    mean = np.asarray(sums.total_x, np.float64) / float(sums.rows)
+    return mean, np.asarray(sums.gram, np.float64) / float(sums.rows) - np.outer(mean, mean)
+
+
 def solve(sums: Sums, ridge: float = RIDGE, intercept: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Kernel (p, q) and bias (q) of the least-squares map, float32, solved on the host in float64.
 

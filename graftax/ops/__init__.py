@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from jax.typing import DTypeLike
 
 from graftax.errors import BadInput, did_you_mean
+from graftax.ops.affine import Affine, AffineMLP
 from graftax.ops.attention import MHA
 from graftax.ops.attention_kv import MHAKV
 from graftax.ops.attention_normed import MHANormed
@@ -28,9 +29,8 @@ from graftax.ops.window_2d import SWA2D
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, CrossMHA, JointMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY,
-    HyenaLong, Hyena2D, Mamba2, LinearAttention, Clear,
-    MLP, MLPHyenaX, MLPHyenaXSplit,
+    MHA, MHAKV, MHANormed, CrossMHA, JointMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2,
+    LinearAttention, Clear, MLP, MLPHyenaX, MLPHyenaXSplit, Affine, AffineMLP,
     AdaLN, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {}

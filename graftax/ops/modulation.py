@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from graftax.errors import BadInput
 from graftax.ops.base import IN_HIDDEN, Axes, Cost, Operator, Overrides, Params, Shapes, TorchKey, linear_keys
+from graftax.ops.low_rank import reduced_rank, square_root
 from graftax.spec import OpSpec, Option, Sizes
 
 Affine = tuple[np.ndarray, np.ndarray]
@@ -230,21 +231,9 @@ class AdaLNLowRank(Modulation):
     def fit(
         self, wanted: Sequence[Affine], u: Activated, shared: Params | None = None
     ) -> tuple[list[Params], Params | None]:
-        # Reduced-rank regression (Izenman 1975): W R R^T, R the largest right singular vectors of W where u is white. Not
-        # its other form with the covariance's inverse, which explodes once training moves u to where it never was.
-        values, vectors = np.linalg.eigh(u.covariance)
-        deviations = np.sqrt(np.maximum(values, 0))
-        found = []
-        for kernel, bias in wanted:
-            white = deviations[:, None] * (vectors.T @ kernel)  # (d, parts d)
-            _, left = np.linalg.eigh(white @ white.T)
-            right, _ = np.linalg.qr(white.T @ left[:, ::-1][:, : self.rank])  # (parts d, rank)
-            down, up = kernel @ right, right.T
-            scale = np.sqrt(np.linalg.norm(down, axis=0))  # both factors of a component of one length train alike
-            safe = np.where(scale > 0, scale, 1)
-            bias = bias + u.mean @ (kernel - down @ up)
-            found.append({"down": _params(kernel=down / safe), "up": _params(kernel=safe[:, None] * up, bias=bias)})
-        return found, None
+        root = square_root(u.covariance)
+        maps = [reduced_rank(*one, u.mean, root, self.rank) for one in wanted]
+        return [{"down": _params(kernel=down), "up": _params(kernel=up, bias=bias)} for down, up, bias in maps], None
 
     def cost(self) -> Cost:
         d, r, out = self.width, self.rank, self.features

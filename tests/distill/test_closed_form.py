@@ -180,6 +180,29 @@ def test_importance_is_the_power_of_each_neurons_term() -> None:
         assert found["blocks[1].mlp"][j] == pytest.approx(float(jnp.square(term).sum(-1).mean()), rel=1e-4)
 
 
+@functools.cache
+def linearised() -> Model:
+    """The model with linear maps in place of all its operators, those of the second block of rank 5."""
+    full = replace("blocks[0].mixer", "affine"), replace("blocks[0].mlp", "affine_mlp")
+    low = replace("blocks[1].mixer", "affine", rank=5), replace("blocks[1].mlp", "affine_mlp", rank=5)
+    return fitted(original(), student(original(), *full, *low))
+
+
+@pytest.mark.parametrize("site", ["blocks[0].mixer", "blocks[0].mlp", "blocks[1].mixer", "blocks[1].mlp"])
+def test_affine_maps_reach_the_optimum_of_their_rank(site: str) -> None:
+    x, y = (np.asarray(a, np.float64).reshape(-1, 48) for a in all_tokens(original())[site])
+    operator, weights = at(linearised(), site)
+    out = np.asarray(operator.apply({"params": weights}, x.astype(np.float32)))
+    centred, wanted = x - x.mean(0), y - y.mean(0)
+    best = centred @ np.linalg.lstsq(centred, wanted, rcond=None)[0]
+    if "[1]" in site:  # the nearest of rank 5 to the fitted values is also the nearest to the targets
+        left, values, right = np.linalg.svd(best, full_matrices=False)
+        best = (left[:, :5] * values[:5]) @ right[:5]
+    assert np.linalg.norm(out - y) == pytest.approx(np.linalg.norm(best - wanted), rel=1e-4)
+    assert np.linalg.norm(out - y.mean(0) - best) < 1e-4 * np.linalg.norm(best)
+    assert np.linalg.norm(best - wanted) < 0.95 * np.linalg.norm(wanted)
+
+
 @pytest.mark.slow
 def test_important_neurons_start_better_than_others_and_least_squares_better_still() -> None:
     one = teacher(depth=1)
