@@ -26,6 +26,7 @@ def disc_attention(
     memory is linear in n. Where one tile would meet the whole image, and that is small, it is dense attention with a mask.
     """
     text = k.shape[1] - q.shape[1]
+    radius = min(radius, sum(grid))  # sees all already, and its square is an int32
     rows, columns = (Side(length, min(tile, length), min(radius, length) - 1) for length in grid)
     met = (rows.size + 2 * rows.window) * (columns.size + 2 * columns.window)
     if met >= q.shape[1] and q.shape[1] * k.shape[1] < DENSE_BELOW[target()]:

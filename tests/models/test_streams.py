@@ -212,10 +212,13 @@ def test_grafts_change_their_sites_alone():
 
 @pytest.mark.slow
 def test_windows_and_hyenas_fit_the_joined_sequence_and_those_of_images_do_not():
-    wide = replace("toy_single[*].mixer", "swa", init="transplant", window=21)
-    dense = graft(model(), compose(wide, replace("toy_single[0].mixer", "mha")), KEY)
-    restored = graft(dense, inverse(model(), "blocks[2].mixer"))
-    assert_near(restored(X, T, Y), passed(SPEC, "unroll")[0], 1e-5)  # a window over all 21 tokens is attention
+    for kind, reach in (("swa", {"window": 21}), ("clear", {"radius": 9})):  # over all 5 + 4 x 4 tokens: attention
+        wide = replace("toy_single[*].mixer", kind, init="transplant", **reach)
+        dense = graft(model(), compose(wide, replace("toy_single[0].mixer", "mha")), KEY)
+        restored = graft(dense, inverse(model(), "blocks[2].mixer"))
+        assert_near(restored(X, T, Y), passed(SPEC, "unroll")[0], 1e-5)
+    linear = graft(model(), replace("toy_single[*].mixer", "linear", init="transplant"), KEY)
+    assert np.isfinite(linear(X, T, Y)).all()
     for kind in ("swa_2d", "hyena_2d"):
         with pytest.raises(BadInput, match=f"{kind}: works on the image's grid alone, got 5 tokens of text"):
             replace("toy_single[*].mixer", kind).on(SPEC)

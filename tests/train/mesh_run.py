@@ -133,9 +133,9 @@ def many() -> dict:
 
 
 def operators() -> dict:
-    spec = dit_spec(depth=8, **SIZES)
-    kinds = {1: "hyena_x", 2: "mamba2", 3: "swa", 4: "hyena_se", 5: "hyena_long", 6: "hyena_2d", 7: "swa_2d"}
-    edits = [replace(f"blocks[{i}].mixer", kind) for i, kind in kinds.items()]
+    spec = dit_spec(depth=11, **SIZES)
+    kinds = ["hyena_x", "mamba2", "swa", "hyena_se", "hyena_long", "hyena_2d", "swa_2d", "clear", "linear", "affine"]
+    edits = [replace(f"blocks[{i}].mixer", kind) for i, kind in enumerate(kinds, start=1)]
     edits += [
         replace("blocks[1].mlp", "mlp_hyena_x"),
         replace("blocks[2].mlp", "mlp", ratio=2),
