@@ -31,6 +31,8 @@ from graftax.errors import BadInput
 
 SCENES = "scenes"
 IMAGES_ONLY = ("vae", "size", "captions", "subset", "data_dir")
+TEXTS_ONLY = ("text_encoder", "text_dtype", "max_length")
+OF_EMBEDDINGS = ("text_dtype", "max_length", "dtype")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: 256)")
     parser.add_argument("--captions", metavar="STORE", help="the text store of the pictures' captions")
     parser.add_argument("--text", action="store_true", help="encode the texts of SOURCE in place of its images")
-    parser.add_argument("--text-encoder", metavar="FOLDER", help="what embeds texts, or scenes: their token ids")
+    options.add_text_encoder(parser, "what embeds texts, or scenes: their token ids")
     parser.add_argument("--max-length", type=int, metavar="M", help="tokens of a text (default: as its pipeline, or 300)")
     parser.add_argument("--subset", metavar="TEXT", help="a stratified part: 8k, 10%% or '128 per class'")
     parser.add_argument("--subset-seed", type=int, default=0, metavar="N", help="which part (default: %(default)s)")
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         from graftax import text_encoder
         from graftax.data.text.encoding import encode_texts
 
-        opened = functools.partial(text_encoder, max_length=args.max_length)
+        opened = functools.partial(text_encoder, max_length=args.max_length, dtype=args.text_dtype)
         encode_texts(args.source, out, args.text_encoder, opened, dtype=args.dtype or "bfloat16", **how)
         return
     from graftax.data.pixels.encoding import encode
@@ -84,12 +86,13 @@ def _check(args: argparse.Namespace) -> None:
         raise BadInput(f"encode --text: got --{given[0].replace('_', '-')}, which belongs to images")
     if args.text and args.text_encoder is None:
         raise BadInput("encode --text: --text-encoder is missing, the folder of what embeds the texts")
-    if args.text_encoder == SCENES and (args.max_length is not None or args.dtype is not None):
-        raise BadInput("encode --text-encoder scenes: gives 16 token ids, expected neither --max-length nor --dtype")
-    half = args.dtype == "bfloat16"
-    texts = {"--text-encoder": args.text_encoder, "--max-length": args.max_length, "--dtype bfloat16": half or None}
-    if not args.text and (given := [flag for flag, value in texts.items() if value is not None]):
-        raise BadInput(f"encode {given[0]}: belongs to texts, expected --text")
+    if args.text_encoder == SCENES and any(getattr(args, name) is not None for name in OF_EMBEDDINGS):
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in OF_EMBEDDINGS)
+        raise BadInput(f"encode --text-encoder scenes: gives 16 token ids, expected none of {flags}")
+    given = [name for name in TEXTS_ONLY if getattr(args, name) is not None]
+    given += ["dtype bfloat16"] * (args.dtype == "bfloat16")
+    if not args.text and given:
+        raise BadInput(f"encode --{given[0].replace('_', '-')}: belongs to texts, expected --text")
     if not args.text and args.vae is None:
         raise BadInput("encode: --vae is missing, the autoencoder of the images; or --text")
     if args.captions is not None and args.data_dir is not None:

@@ -25,7 +25,8 @@ from graftax.cli import options
 from graftax.errors import BadInput
 
 DRAWING = (
-    "prompts", "per_prompt", "text_encoder", "sampler", "steps", "cfg_scale", "cfg_channels", "eta", "spacing", "last",
+    "prompts", "per_prompt", "text_encoder", "text_dtype", "sampler", "steps", "cfg_scale", "cfg_channels", "eta", "spacing",
+    "last",
 )  # fmt: skip
 """Flags that judging has no use for."""
 
@@ -72,7 +73,8 @@ def _draw(args: argparse.Namespace) -> None:
     folder = options.own_output(args.folder, True, INDEX)
     draw, drawn = geneval(
         args.model, prompts, Path(args.prompts).name, lambda spec: options.sampling_of(args, spec), each,
-        text_encoder=args.text_encoder, latents=args.latents, overrides=options.overrides_of(args),
+        text_encoder=args.text_encoder, text_dtype=args.text_dtype, latents=args.latents,
+        overrides=options.overrides_of(args),
     )  # fmt: skip
     draw_folder(prompts, draw, folder, drawn, batch_size=args.batch_size)
     options.answer(args, {"folder": str(folder), **drawn.record()}, f"{folder}: {drawn.protocol}")

@@ -115,13 +115,16 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_text_encoder(parser: argparse.ArgumentParser) -> None:
-    """What reads the prompts of a model of texts."""
-    parser.add_argument(
-        "--text-encoder", metavar="FOLDER",
-        help="what reads the prompts: a T5's or a pipeline's folder, or scenes (default: that of the model's own pipeline, "
-        "or the words that the model says it reads)",
-    )  # fmt: skip
+READER = (
+    "what reads the prompts: a T5's or a pipeline's folder, or scenes (default: that of the model's own pipeline, or the "
+    "words that the model says it reads)"
+)
+
+
+def add_text_encoder(parser: argparse.ArgumentParser, what: str = READER) -> None:
+    """`what` reads texts, and in which type."""
+    parser.add_argument("--text-encoder", metavar="FOLDER", help=what)
+    parser.add_argument("--text-dtype", choices=("bfloat16", "float32"), help="of its weights (default: as they are stored)")
 
 
 def sampling_of(args: argparse.Namespace, spec: ModelSpec) -> Any:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from graftax.models import Model
     from graftax.spec import ModelSpec
 
-OF_CLASSES, OF_TEXTS = ("labels", "per_class"), ("prompt", "prompts", "per_prompt", "negative", "text_encoder")
+OF_CLASSES, OF_TEXTS = ("labels", "per_class"), ("prompt", "prompts", "per_prompt", "negative", "text_encoder", "text_dtype")
 PER_CLASS, PER_PROMPT = 8, 1
 
 
@@ -114,7 +114,7 @@ def _of_classes(args: argparse.Namespace) -> Asked:
 
     from graftax.data.pixels import decoding
     from graftax.evaluate.drawing import in_rows
-    from graftax.study import stages
+    from graftax.study.stages import open_to_draw
 
     classes = _classes(args.labels)
 
@@ -125,11 +125,12 @@ def _of_classes(args: argparse.Namespace) -> Asked:
             raise BadInput(f"labels: got {outside[0]}, expected classes 0..{spec.classes - 1}")
         _vet(args, spec)
 
-    model = stages.open_model(args.model, vet, **options.overrides_of(args))
-    shown = classes if classes is not None else list(range(min(model.spec.classes, 16)))
+    model, shown, decode = open_to_draw(
+        args.model, lambda spec: list(range(min(spec.classes, 16))) if classes is None else classes, latents=args.latents,
+        vet=vet, overrides=options.overrides_of(args),
+    )  # fmt: skip
     labels = np.repeat(np.asarray(shown, np.int32), args.per_class or PER_CLASS)
     layout = in_rows(decoding.class_names(model.spec, args.latents, shown), args.scale)
-    decode = decoding.decoder_for(model.spec, args.latents, args.model)
     return Asked(model, decode, _shape(args, model.spec), {"y": labels}, None, layout, {"labels": labels})
 
 
@@ -141,8 +142,8 @@ def _of_texts(args: argparse.Namespace) -> Asked:
     each = args.per_prompt or PER_PROMPT
     prompts = [*(args.prompt or ()), *(read_prompts(args.prompts) if args.prompts is not None else ())]
     pipeline = open_pipeline(
-        args.model, prompts, text_encoder=args.text_encoder, latents=args.latents, negative=args.negative or "",
-        vet=lambda spec: _vet(args, spec), overrides=options.overrides_of(args),
+        args.model, prompts, text_encoder=args.text_encoder, text_dtype=args.text_dtype, latents=args.latents,
+        negative=args.negative or "", vet=lambda spec: _vet(args, spec), overrides=options.overrides_of(args),
     )  # fmt: skip
     captions = [prompt for prompt in prompts for _ in range(each)]
     columns = each if each > 1 else math.ceil(len(prompts) ** 0.5)

@@ -25,7 +25,7 @@ from graftax.cli import options
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("model", help='.pt, .safetensors, graftax folder, or "demo"')
+    parser.add_argument("model", help='.pt, .safetensors, folder of a model or of a pipeline, hf://ORG/NAME, or "demo"')
     parser.add_argument("prompts", metavar="PROMPTS", help="a file of classes, or a text store")
     parser.add_argument("out", metavar="OUT", help="folder to write, or to go on writing")
     parser.add_argument("--per-prompt", type=int, default=1, metavar="N", help="images of each (default: %(default)s)")
@@ -46,20 +46,16 @@ def run(args: argparse.Namespace) -> None:
     """Draw what is not there yet."""
     from graftax.data.shards import MANIFEST
     from graftax.evaluate.synthesis import open_prompts, synthesize
-    from graftax.spec import ModelSpec
     from graftax.study import stages
 
     # What is there of the same set is continued, so it may be there; `synthesize` refuses another.
     out = options.own_output(args.out, True, MANIFEST)
-
-    def vet(spec: ModelSpec) -> None:
-        options.sampling_of(args, spec)
-        open_prompts(args.prompts, spec)
-
-    model = stages.open_model(args.model, vet, **options.overrides_of(args))
-    config = options.sampling_of(args, model.spec)
+    model, prompts, decode = stages.open_to_draw(
+        args.model, lambda spec: open_prompts(args.prompts, spec), latents=args.latents if args.preview else "none",
+        vet=lambda spec: options.sampling_of(args, spec), overrides=options.overrides_of(args),
+    )  # fmt: skip
     synthesize(
-        args.model, model, open_prompts(args.prompts, model.spec), out, config, per_prompt=args.per_prompt, null=args.null,
-        compute_dtype=args.compute_dtype, dtype=args.dtype, shard_size=args.shard_size, preview=args.preview,
-        latents=args.latents, afresh=args.overwrite,
+        args.model, model, prompts, out, options.sampling_of(args, model.spec), per_prompt=args.per_prompt, null=args.null,
+        compute_dtype=args.compute_dtype, dtype=args.dtype, shard_size=args.shard_size, preview=args.preview, decode=decode,
+        afresh=args.overwrite,
     )  # fmt: skip

@@ -98,14 +98,15 @@ def open_prompts(source: str, spec: ModelSpec) -> Prompts:
 def synthesize(
     name: str, model: Model, prompts: Prompts, out: str | Path, config: SampleConfig, *, per_prompt: int = 1,
     null: str | None = None, compute_dtype: str = "float32", dtype: str = "float16", shard_size: int = 512,
-    preview: int = 16, latents: str = "auto", afresh: bool = False,
+    preview: int = 16, decode: decoding.Decode | None = None, afresh: bool = False,
 ) -> None:  # fmt: skip
     """Write, continue or repair the drawn latent set in the folder `out`; arguments are those of the command.
 
     `config.batch_size` images a compiled call are spread over this host's devices; hosts take shards in turn. `null`: what
-    guidance leads texts away from (`NULLS`; None: "empty" for embeddings, "model" for token ids). `latents`: how the first
-    `preview` images are decoded, as in `decoding.decoder_for`. It may be stopped or killed at any time. Raises `BadInput`
-    where arguments do not fit together or `out` holds something else, and `NonFinite` where an image is not finite.
+    guidance leads texts away from (`NULLS`; None: "empty" for embeddings, "model" for token ids). The first `preview` images
+    are decoded by `decode`, as of `decoding.decoder_for`; None: there is no way. It may be stopped or killed at any time.
+    Raises `BadInput` where arguments do not fit together or `out` holds something else, `NonFinite` where an image is not
+    finite.
     """
     share = jax.process_index(), jax.process_count()
     for what, number, least in (("per_prompt", per_prompt, 1), ("shard_size", shard_size, 1), ("preview", preview, 0)):
@@ -118,7 +119,6 @@ def synthesize(
             raise BadInput(f"{what}: got {choice!r}, expected one of {known}")
     plan = _plan(name, model, prompts, Path(out), config, per_prompt, null, compute_dtype, dtype, shard_size)
     _check_conditions(model, prompts, plan)
-    decode = decoding.decoder_for(model.spec, latents, name) if preview else None
     hands = spread(model, config.sampling, config.seed, config.batch_size, compute_dtype)
     leads = share[0] == 0
     if afresh:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from graftax import api
 from graftax.data.pixels import images as image_data
+from graftax.data.pixels.decoding import Decode, decoder_for
 from graftax.data.pixels.images import Images
 from graftax.distill import PAPER_BATCH, distill, neuron_importance
 from graftax.distill.merged import merged_steps
@@ -19,7 +20,7 @@ from graftax.distill.stage import DistillStage
 from graftax.errors import BadInput
 from graftax.evaluate.preview import preview
 from graftax.models import Model
-from graftax.spec import ModelSpec
+from graftax.spec import ModelSpec, Option
 from graftax.study.missing import require_model
 from graftax.surgery import Edit, Report, Site, apply_edit
 from graftax.surgery.config import GraftConfig
@@ -28,6 +29,7 @@ from graftax.surgery.replace import Exchange, weighed, with_importance
 from graftax.train import DiffusionConfig, MeshConfig, finetune
 from graftax.train.loop import History
 
+Asked = TypeVar("Asked")
 ReadData = Callable[[], Images]
 
 
@@ -42,6 +44,22 @@ def read_model(name: str | Path, vet: Callable[[ModelSpec], object] = bool, **ov
     model = api.read(name, **overrides)
     vet(model.spec)
     return model
+
+
+def open_to_draw(
+    name: str, read: Callable[[ModelSpec], Asked], *, latents: str = "auto", vet: Callable[[ModelSpec], object] = bool,
+    overrides: Mapping[str, Option] | None = None,
+) -> tuple[Model, Asked, Decode | None]:  # fmt: skip
+    """The one door of all that draws: the model on the devices, what `read` gives it to draw, and how its arrays become
+    pictures (`decoder_for`), None where there is no way.
+
+    The model comes to the devices last, so that `read` may run a text encoder there and let go of it; until then `vet`,
+    `read` and the decoder may refuse the model, in this order.
+    """
+    model = read_model(name, vet, **(overrides or {}))
+    decode = decoder_for(model.spec, latents, name)
+    asked = read(model.spec)
+    return api.place(model), asked, decode
 
 
 # --- Graft ---------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ import numpy as np
 from graftax import api
 from graftax.checkpoint.hub import called, is_hub
 from graftax.checkpoint.hugging_face import PIPELINE
-from graftax.data.pixels.decoding import Decode, decoder_for, resolve
+from graftax.data.pixels.decoding import Decode, resolve
+from graftax.data.scenes.tokens import SceneWords
 from graftax.data.text.encoding import TextEncoder
 from graftax.data.text.memory import ReadTexts
 from graftax.data.text.vocabulary import VOCABULARIES, reads_words, words_of
@@ -32,7 +33,7 @@ from graftax.models.backbone import find
 from graftax.nets.text_encoder import is_pipeline
 from graftax.nets.tokenizer import check_prompts
 from graftax.spec import ModelSpec, Option
-from graftax.study.stages import read_model
+from graftax.study.stages import open_to_draw
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +64,16 @@ class Pipeline:
 
 
 def open_pipeline(
-    name: str, prompts: Sequence[str], *, text_encoder: str | None = None, latents: str = "auto", negative: str = "",
-    vet: Callable[[ModelSpec], object] = bool, overrides: Mapping[str, Option] | None = None,
+    name: str, prompts: Sequence[str], *, text_encoder: str | None = None, text_dtype: str | None = None,
+    latents: str = "auto", negative: str = "", vet: Callable[[ModelSpec], object] = bool,
+    overrides: Mapping[str, Option] | None = None,
 ) -> Pipeline:  # fmt: skip
     """The pipeline around the model `name`, with the prompts read.
 
     `text_encoder`: a folder as in `graftax.text_encoder`, None: in the model's own pipeline, or the vocabulary that a model
-    of words says it reads. `latents` as in `decoder_for`; `vet` may refuse the model before any device is used. Raises
-    `BadInput` where the model takes no texts, a part is missing or is another's, and where a prompt is empty.
+    of words says it reads; `text_dtype`: of its weights, None: as they are stored. `latents` as in `decoder_for`; `vet` may
+    refuse the model before any device is used. Raises `BadInput` where the model takes no texts, a part is missing or is
+    another's, and where a prompt is empty.
     """
     if blank := [i for i, prompt in enumerate(check_prompts(prompts)) if not prompt.strip()]:
         raise BadInput(f"prompts[{blank[0]}]: empty, expected what the picture shows")
@@ -79,16 +82,19 @@ def open_pipeline(
         require_texts(name, spec)
         vet(spec)
 
-    model = read_model(name, vet_texts, **(overrides or {}))
-    source = text_encoder or _own_encoder(name, model.spec)
-    decode = decoder_for(model.spec, latents, name)
-    texts = _read(source, model.spec, [negative, *prompts])
-    return Pipeline(api.place(model), texts, negative, f"{called(Path(source))} {texts.sha256[:DIGITS]}", decode)
+    def read(spec: ModelSpec) -> tuple[ReadTexts, str]:
+        source = text_encoder or _own_encoder(name, spec)
+        texts = _read(source, text_dtype, spec, [negative, *prompts])
+        return texts, f"{called(Path(source))} {texts.sha256[:DIGITS]}"
+
+    model, (texts, reader), decode = open_to_draw(name, read, latents=latents, vet=vet_texts, overrides=overrides)
+    return Pipeline(model, texts, negative, reader, decode)
 
 
 def geneval(
     name: str, prompts: Sequence[Prompt], file: str, sampled: Callable[[ModelSpec], SampleConfig], each: int, *,
-    text_encoder: str | None = None, latents: str = "auto", overrides: Mapping[str, Option] | None = None,
+    text_encoder: str | None = None, text_dtype: str | None = None, latents: str = "auto",
+    overrides: Mapping[str, Option] | None = None,
 ) -> tuple[Draw, Drawn]:  # fmt: skip
     """What draws GenEval's prompts, `each` pictures of one, with `graftax.evaluate.geneval.draw_folder`.
 
@@ -102,7 +108,9 @@ def geneval(
             raise BadInput(f"model {name}: its latents have no decoder here, expected --latents")
 
     texts = [prompt.text for prompt in prompts]
-    pipeline = open_pipeline(name, texts, text_encoder=text_encoder, latents=latents, vet=vet, overrides=overrides)
+    pipeline = open_pipeline(
+        name, texts, text_encoder=text_encoder, text_dtype=text_dtype, latents=latents, vet=vet, overrides=overrides
+    )
     model, config = pipeline.model, sampled(pipeline.model.spec)
     assert pipeline.decode is not None, "looked for by `vet`"
     protocol = Protocol(
@@ -132,11 +140,13 @@ def _own_encoder(name: str, spec: ModelSpec) -> str:
     return name
 
 
-def _read(source: str, spec: ModelSpec, prompts: Sequence[str]) -> ReadTexts:
+def _read(source: str, dtype: str | None, spec: ModelSpec, prompts: Sequence[str]) -> ReadTexts:
     """The prompts as `source` reads them; nothing else is kept of it. Raises `BadInput` where the model takes no such."""
     # What is not said by a pipeline is as long as the model takes it.
     length = None if source in VOCABULARIES or reads_words(spec) or is_pipeline(source) else spec.sizes.context
-    encoder: TextEncoder = api.text_encoder(source, max_length=length)
+    encoder: TextEncoder = api.text_encoder(source, max_length=length, dtype=dtype)
+    if dtype is not None and isinstance(encoder, SceneWords):
+        raise BadInput(f"text_dtype: got {dtype}, expected none for the words of {source}, which have no weights")
     texts = ReadTexts(encoder, prompts)
     cond = whole_conditions(spec, texts(prompts[:1]))
     with naming(f"text encoder {source}"):

@@ -67,7 +67,7 @@ def test_scenes_have_token_ids(run, refused, tmp_path):
     store = open_store(tmp_path / "text")
     assert store.manifest.dtype == "int32"
     np.testing.assert_array_equal(store.read(np.arange(len(set(captions))))["text"], ids(list(dict.fromkeys(captions))))
-    assert "expected neither --max-length nor --dtype" in refused(*command, "--max-length=4")
+    assert "expected none of --text-dtype, --max-length, --dtype" in refused(*command, "--max-length=4")
     (tmp_path / "prompts.txt").write_text("two unicorns")
     code, _, err = run(*command, "--overwrite")
     assert (code, "unknown word 'unicorns'" in err) == (2, True)
@@ -83,6 +83,7 @@ def test_scenes_have_token_ids(run, refused, tmp_path):
         (("--vae=demo", "--text-encoder=x"), "--text-encoder: belongs to texts, expected --text"),
         (("--vae=demo", "--dtype=bfloat16"), "bfloat16: belongs to texts"),
         (("--vae=demo", "--max-length=4"), "--max-length: belongs to texts"),
+        (("--vae=demo", "--text-dtype=bfloat16"), "--text-dtype: belongs to texts"),
         (("--vae=demo", "--captions=x", "--data-dir=y"), "--captions: got --data-dir"),
         (("--vae=demo", "--captions={t}"), "text store {t}: no manifest.json"),
     ],

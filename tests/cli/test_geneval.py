@@ -96,6 +96,7 @@ def test_a_pipeline_draws_them(run, refused, tmp_path, monkeypatch):
     assert [place.stat().st_mtime_ns == before[place] for place in places] == [True, True, False, False]
     np.testing.assert_array_equal(np.asarray(Image.open(places[3])), drawn[3])
     assert "steps: 2 (there), 3 (this run)" in refused(*argv, "--steps=3")
+    assert "text: " in refused(*argv, "--text-dtype=bfloat16")  # the protocol names another reader
 
 
 def test_drawing_and_judging_are_two_things(refused, tmp_path, pictures, detections):

@@ -79,6 +79,25 @@ def test_a_pipelines_folder_is_all_it_takes(run, pipeline, tmp_path, monkeypatch
     assert off.max() <= 1  # padding that is not kept rounds otherwise
 
 
+def test_the_text_encoder_in_bfloat16(run, refused, pipeline, reader, tmp_path, monkeypatch):
+    types = []
+
+    def opened(*args, open_encoder=api.text_encoder, **settings):
+        encoder = open_encoder(*args, **settings)
+        types.append({str(leaf.dtype) for leaf in jax.tree.leaves(encoder.params)})
+        return encoder
+
+    monkeypatch.setattr(api, "text_encoder", opened)
+    argv = ("sample", pipeline, "--prompt", PROMPTS[0], *FEW, "--out")
+    assert run(*argv, tmp_path / "x.npz")[0] == run(*argv, tmp_path / "y.npz", "--text-dtype=bfloat16")[0] == 0
+    assert types == [{"float32"}, {"bfloat16"}]
+    with np.load(tmp_path / "x.npz") as whole, np.load(tmp_path / "y.npz") as half:
+        assert 0 < np.abs(whole["images"].astype(int) - half["images"]).mean() < 30
+    monkeypatch.undo()
+    line = refused("sample", reader, "--prompt=a cat", "--text-dtype=bfloat16", "--out", tmp_path / "z.npz")
+    assert "text-dtype: got bfloat16, expected none for the words of scenes" in line
+
+
 def test_parts_named_one_by_one(run, pipeline, tmp_path):
     """An authors' file with what a pipeline has around it; prompts of a file, away from another prompt, at another size."""
     graftax.export(pixart(), tmp_path / "sigma.pt")

@@ -6,7 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from graftax import api
 from graftax.backbones.pixart import pixart_spec
 from graftax.checkpoint import save_model
 from graftax.data.config import DataConfig
@@ -51,6 +53,31 @@ def test_what_is_wrong_is_said_before_anything_is_written(refused, teacher, labe
     labels.write_text("2\n")
     assert "--per-prompt: got 0, expected 1 or more" in said(labels, "--per-prompt=0")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_pipelines_folder_is_all_it_takes(run, refused, tmp_path, monkeypatch):
+    """Pictures are those that `graftax sample` draws of these prompts; no device is used before all is found to fit."""
+    pytest.importorskip("tokenizers")
+    from tiny_pipeline import write_pipeline
+
+    pipeline = write_pipeline(tmp_path / "pipeline")
+    (tmp_path / "prompts.txt").write_text("a red cat\ntwo cats\n")
+    encoded = ("encode", "--text", tmp_path / "prompts.txt", tmp_path / "text", "--text-encoder", pipeline)
+    assert run(*encoded, "--dtype=float32", "--text-dtype=float32")[0] == 0
+    few = ("--steps=2", "--batch-size=2")
+    code, _, err = run("synthesize", pipeline, tmp_path / "text", tmp_path / "drawn", *few)
+    assert code == 0, err
+    assert run("sample", pipeline, "--prompts", tmp_path / "prompts.txt", *few, "--out", tmp_path / "x.npz")[0] == 0
+    previews = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "drawn" / "preview").iterdir())]
+    with np.load(tmp_path / "x.npz") as sampled:
+        assert np.abs(np.stack(previews).astype(int) - sampled["images"]).max() <= 1  # latents are kept as float16
+    monkeypatch.setattr(api, "place", lambda model: pytest.fail("a device is used"))
+    assert "text store" in refused("synthesize", pipeline, tmp_path, tmp_path / "other")
+    assert "not the config of a diffusers model" in refused(
+        "synthesize", pipeline, tmp_path / "text", tmp_path / "other", f"--latents={pipeline / 'text_encoder'}"
+    )
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

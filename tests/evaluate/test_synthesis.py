@@ -35,6 +35,7 @@ ELSEWHERE = """
 import os, signal, sys
 import jax
 from graftax.data import shards
+from graftax.data.pixels import images
 from graftax.evaluate.drawing import SampleConfig
 from graftax.evaluate.synthesis import open_prompts, synthesize
 from graftax.models import Model
@@ -57,7 +58,8 @@ if killed == "killed":
 spec = tiny_spec(depth=1)
 model = Model(spec, random_params(spec, jax.random.key(0)))
 config = SampleConfig(steps=3, cfg_scale=2.0, seed=7, batch_size=4)
-synthesize("tiny", model, open_prompts(labels, spec), out, config, per_prompt=2, shard_size=6, dtype="float32", preview=3)
+how = {"per_prompt": 2, "shard_size": 6, "dtype": "float32", "preview": 3, "decode": images.decoder("none")}
+synthesize("tiny", model, open_prompts(labels, spec), out, config, **how)
 print(jax.local_device_count())
 """
 """LABELS OUT killed|whole [HOST PORT]: draws the set of these tests, or is killed in its second shard."""
@@ -78,7 +80,8 @@ def labels(tmp_path_factory):
 
 def draw(labels, out, config=CONFIG, **more):
     prompts = open_prompts(labels, model().spec)
-    synthesize("tiny", model(), prompts, out, config, **{"per_prompt": 2, "preview": 3, **SIZES, **more})
+    shown = {"preview": 3, "decode": images.decoder("none")}
+    synthesize("tiny", model(), prompts, out, config, **{"per_prompt": 2, **shown, **SIZES, **more})
 
 
 @pytest.fixture(scope="module")

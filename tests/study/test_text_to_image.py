@@ -45,7 +45,7 @@ def test_the_goldens_latents(tmp_path, monkeypatch):
     prompt of its own."""
     golden = dict(np.load(GOLDEN / "pipeline.npz"))
     shutil.copytree(GOLDEN / "diffusers", tmp_path / "transformer")
-    monkeypatch.setattr(api, "text_encoder", lambda folder, max_length=None: Embedded(golden))
+    monkeypatch.setattr(api, "text_encoder", lambda folder, **settings: Embedded(golden))
     for i in range(2):
         noise = golden["latents"].transpose(0, 2, 3, 1)[i : i + 1]
         monkeypatch.setattr("graftax.evaluate.drawing.initial_noise", lambda *_, noise=noise: noise)
