@@ -35,9 +35,13 @@ class Preempted(GraftaxError):
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
-    """What a message on a `name` that is none of `known` ends with: "; did you mean ...?", "" where none is near."""
-    near = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """What a message on a `name` that is none of `known` ends with: "; did you mean ...?", "" where none is near.
+
+    Capitals count as small letters.
+    """
+    names = {str(one).lower(): str(one) for one in known}
+    near = difflib.get_close_matches(str(name).lower(), names, n=1)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 
 @contextlib.contextmanager

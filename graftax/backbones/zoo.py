@@ -24,6 +24,11 @@ def find(name: str) -> Published:
     raise BadInput(f"zoo: no model {name!r} among {len(ZOO)}; nearest are {', '.join(near[:3])}")
 
 
+def names() -> list[str]:
+    """All names that `spec_of` knows: published models and the families' variants."""
+    return [name for family in FAMILIES for name in (*family.ZOO, *family.variants())]
+
+
 def spec_of(name: str) -> ModelSpec | None:
     """The spec of a published model ("PixArt-Sigma-XL-2-1024-MS") or of a family's variant ("DiT-B/4"), else None."""
     return next((spec for family in FAMILIES if (spec := family.spec_of(name)) is not None), None)

@@ -80,12 +80,13 @@ def is_hub(path: str | os.PathLike[str]) -> bool:
     return as_path(path).startswith("hf:/")
 
 
-def fetched(path: str | os.PathLike[str], *parts: str, whole: bool = False) -> Path:
+def fetched(path: str | os.PathLike[str], *parts: str, whole: bool = False, weights: bool = True) -> Path:
     """`path` itself, or where the files of an address hf:// are on this machine, fetched if they were not.
 
     Of a folder with a model in it (`config.json` or `graftax.json`) these are its weights, in the first of the forms
     `SUFFIXES`, and the small files beside them; of a pipeline's, likewise of those of its folders `parts` that it has
     ("transformer"), and `model_index.json`; of a file, it alone. `whole`: all that is in the folder and below it, for data.
+    Without `weights`: of all these the small files alone, which say what is there.
 
     Raises `Absent` where the repository has no such thing, else `BadInput`: no such repository or revision, one that asks
     for a login, no way to it and not in the cache, the library missing.
@@ -100,7 +101,8 @@ def fetched(path: str | os.PathLike[str], *parts: str, whole: bool = False) -> P
         commit = hub.HfApi().resolve_revision(address.repo, **asked).resolved
         sizes = _sizes(address, commit)
         wanted = _below(address, sizes) if whole else _wanted(address, sizes, parts)
-        folder = _download(address, commit, {name: sizes[name] for name in wanted})
+        chosen = {name: sizes[name] for name in wanted if weights or name.endswith(TEXTS)}
+        folder = _download(address, commit, chosen)
     return folder / address.inner
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from graftax import api
 from graftax.backbones.dit.variants import variant
-from graftax.backbones.zoo import spec_of
+from graftax.backbones.zoo import names, spec_of
 from graftax.blocks import block_kind
+from graftax.checkpoint.hub import Absent, fetched
 from graftax.checkpoint.hugging_face import CONFIG, PIPELINE
+from graftax.errors import BadInput, did_you_mean
 from graftax.evaluate.costs import MISPRINT, cost_table
 from graftax.models import Model, param_shapes
 from graftax.models.backbone import find
@@ -34,10 +36,14 @@ Described = Model | ModelSpec
 
 
 def open_described(name: str, overrides: Mapping[str, Option]) -> Described:
-    """The model in a file or folder, on no device; the spec alone for a published name."""
+    """The model in a file or folder, on no device; the spec alone for a published name. Raises `BadInput` on others, naming
+    the nearest of those."""
     spec = None if Path(name).exists() else spec_of(name)
     if spec is None:
-        require_model(name)
+        try:
+            require_model(name)
+        except BadInput as error:
+            raise BadInput(f"{error}{did_you_mean(name, names())}") from None
     return api.read(name, None, **overrides) if spec is None else find(spec).override(spec, overrides)
 
 
@@ -74,11 +80,15 @@ def describe(spec: ModelSpec, meta: Mapping[str, Any]) -> str:
 
 
 def parts_of(name: str) -> dict[str, Any]:
-    """Sizes of what stands beside the transformer in a pipeline's folder, by its configs; {} where `name` is no such folder.
+    """Sizes of what stands beside the transformer in a pipeline's folder, also at an address hf://, by its configs, which
+    are all that is fetched; {} where `name` is no such folder.
 
     "text_encoder", "text_encoder_2" and so on with "prompting", how prompts are treated, and "vae", those that are there.
     """
-    root, found = Path(name), dict[str, Any]()
+    try:
+        root, found = fetched(name, text_encoder.PART, vae_files.PART, weights=False), dict[str, Any]()
+    except Absent:
+        return {}
     if not (root / PIPELINE).is_file():
         return found
     if any((root / part / CONFIG).is_file() for part in text_encoder.PARTS):

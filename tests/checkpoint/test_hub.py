@@ -227,6 +227,23 @@ def test_the_command_line_and_the_environment(server, repositories, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_pipelines_parts_are_told_as_of_its_folder(hub, repositories, run):
+    """For which of text encoder and VAE nothing but what describes them is fetched."""
+    pipeline = write_pipeline(repositories[0] / "ours" / "told")
+    for more in ((), ("--json",)):
+        (code, out, err), local = run("inspect", "hf://ours/told", *more), run("inspect", pipeline, *more)
+        assert code == 0, err
+        there = f"hf://ours/told@{COMMIT}"
+        assert out.replace(there, "told") == local[1].replace(str(pipeline), "told")
+    assert "VAE" in run("inspect", "hf://ours/told")[1]
+    assert sorted(hub.downloads()) == [
+        "model_index.json", "text_encoder/config.json", *(f"transformer/{name}" for name in FOLDER), "vae/config.json",
+    ]  # fmt: skip
+    assert "parts" not in json.loads(run("inspect", "hf://ours/own", "--json")[1])
+    assert "parts" not in json.loads(run("inspect", "hf://ours/loose/dit.pt", "--json", "--num-heads=2")[1])
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_pictures_are_drawn_from_a_pipelines_address(repositories, run, tmp_path):
     """Transformer, text encoder, tokenizer and VAE, as from the folder itself."""

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 
 def test_published_names_are_counted(run):
     code, out, err = run("cost", "DiT-XL/2", "--batch", "1", "--chip", "v6e")
@@ -34,6 +36,20 @@ def test_edits_are_counted_beside_the_model_and_said_to_gain(run, tmp_path):
     assert code == 0, err
     assert "after compose(drop(3, 5), resize(blocks[0].mlp, ratio=2.0" in out
     assert " x as fast. A prediction, not run there." in out
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("pixart-sgima-2048", "pixart-sigma-2048"), ("dit-xl/2", "DiT-XL/2"),
+        ("dit-xl2-mha-swa-75p-fid3.90", "dit-xl2-mha-swa-75p-fid3.09"),
+        ("PixArt-Sigma-XL-2-2K", "PixArt-Sigma-XL-2-2K-MS"),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_none_is_met_with_the_nearest_published_one(refused, name, meant):
+    for verb in ("cost", "inspect"):
+        assert refused(verb, name).endswith(f"; did you mean {meant!r}?\n")
+    assert "did you mean" not in refused("cost", "runs/nothing/of/that/kind")
 
 
 def test_bad_input_is_one_line(refused):
