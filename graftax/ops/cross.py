@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from graftax.ops.attention import attend
+from graftax.ops.attention import full_attention
 from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Params, linear_keys
 from graftax.ops.placement import place
 
@@ -50,7 +50,7 @@ class CrossMHA(Operator):
         q = self.q(x).reshape(b, n, *heads)
         k, v = (part.squeeze(2) for part in jnp.split(self.kv(text).reshape(b, m, 2, *heads), 2, axis=2))
         q, k, v = (place(part, "batch", None, "heads", None) for part in (q, k, v))
-        mixed = attend(q, k, v, None if text_mask is None else text_mask[:, None, None])  # (b, n, h, k)
+        mixed = full_attention(q, k, v, None if text_mask is None else text_mask.astype(bool))  # (b, n, h, k)
         return self.proj(place(mixed.reshape(b, n, self.inner), "batch", None, "hidden"))
 
     def cost(self) -> Cost:

@@ -8,6 +8,7 @@ from flax.traverse_util import flatten_dict
 from operator_checks import weights_of
 
 from graftax.ops import LEAF_AXES, build, resolve
+from graftax.ops import attention as attention_file
 from graftax.spec import Sizes, op
 
 SIZES = Sizes(24, 3, 8, (3, 4), context=5)
@@ -55,6 +56,41 @@ def test_a_text_without_a_real_token_gives_the_bias_and_finite_gradients():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
     assert not np.asarray(found[2])[~MASK].any()
     assert np.abs(found[2][0]).min(-1).max() > 0
+
+
+def output_and_gradients(weights, x, text):
+    def loss(weights, x, text):
+        out = CROSS.apply({"params": weights}, x, text=text, text_mask=MASK)
+        return jnp.sum(jnp.sin(out)), out
+
+    found, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(weights, x, text)
+    return out, found
+
+
+def test_by_tiles_it_computes_the_same(monkeypatch):
+    """Also for a text of padding alone, the third."""
+    dense = output_and_gradients(WEIGHTS, X, TEXT)
+    monkeypatch.setattr(attention_file, "DENSE_BELOW", {jax.default_backend(): 0})
+    monkeypatch.setattr(attention_file, "attend", lambda *_: pytest.fail("the dense form"))
+    tiles = output_and_gradients(WEIGHTS, X, TEXT)
+    np.testing.assert_allclose(tiles[0][2], np.broadcast_to(WEIGHTS["proj"]["bias"], (12, 24)), atol=1e-6)
+    for one, other in zip(jax.tree.leaves(tiles), jax.tree.leaves(dense), strict=True):
+        assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
+
+
+@pytest.mark.parametrize(("side", "dense"), [(32, True), (128, False)])
+def test_large_pictures_make_no_matrix_of_image_and_text(side, dense):
+    """PixArt-Sigma's 300 tokens of text at 512 and 2048 pixels."""
+    sizes = Sizes(24, 3, 8, (side, side), context=300)
+    cross = build(resolve(op("cross_mha"), "cross", sizes), sizes)
+    x, text = (jax.ShapeDtypeStruct((1, count, 24), np.float32) for count in (side**2, 300))
+    mask = jax.ShapeDtypeStruct((1, 300), np.int32)
+
+    def loss(x, text, mask):
+        return jnp.sum(cross.apply({"params": WEIGHTS}, x, text=text, text_mask=mask))
+
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss))(x, text, mask))
+    assert (f"{side**2},300]" in jaxpr) == dense
 
 
 def test_costs_are_those_of_its_products():
