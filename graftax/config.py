@@ -58,8 +58,7 @@ def build(schema: type[T], tree: Mapping[str, Any], where: str = "config") -> T:
     for key in tree:
         if key not in fields:
             raise BadInput(
-                f"{where}.{key}: unknown key, expected one of {', '.join(sorted(fields))}"
-                f"{did_you_mean(key, fields)}"
+                f"{where}.{key}: unknown key, expected one of {', '.join(sorted(fields))}{did_you_mean(key, fields)}"
             )
     for name, field in fields.items():
         bare = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -188,8 +187,8 @@ def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
     kinds = typing.get_args(hint)
     if isinstance(value, _Text):
         value = _literal(value)
-    if isinstance(value, str):
-        value = (value,)  # one selector or label is a list of one
+    if isinstance(value, str | int | float):
+        value = (value,)  # one selector, label or number is a list of one
     if not isinstance(value, list | tuple):
         raise BadInput(f"{where}: got {_show(value)}, expected {_describe(hint)}")
     if kinds[-1] is Ellipsis:

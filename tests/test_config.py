@@ -29,6 +29,7 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
     words: tuple[str, ...] = ()
     pair: tuple[int, int] = (1, 2)
+    counts: tuple[int, ...] = ()
 
 
 def built(*overrides, **tree):
@@ -49,6 +50,8 @@ def built(*overrides, **tree):
         ("words=blocks[1::2].mixer=hyena_x(kernel=4)", Outer("x", words=("blocks[1::2].mixer=hyena_x(kernel=4)",))),
         ("words=('a', 'b')", Outer("x", words=("a", "b"))),
         ("pair=(3, 4)", Outer("x", pair=(3, 4))),
+        ("counts=[3, 4]", Outer("x", counts=(3, 4))),
+        ("counts=3", Outer("x", counts=(3,))),
     ],
 )
 def test_overrides(override, expected):

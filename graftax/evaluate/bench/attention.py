@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from graftax import ops
+from graftax.backbones.dit import variants as dit
+from graftax.backbones.pixart import variants as pixart
+from graftax.backbones.pixart.variants import TEXT_TOKENS
 from graftax.blocks import Context, bind, block_kind
-from graftax.errors import BadInput
+from graftax.errors import BadInput, did_you_mean
 from graftax.evaluate.bench.rows import Row, Rows
 from graftax.evaluate.bench.timing import interleaved, load, temp_mb
 from graftax.ops.attention import MHA, attend
@@ -22,6 +25,9 @@ from graftax.ops.blockwise import blockwise_attention
 from graftax.spec import Sizes, op
 
 BLOCKWISE = "mha blockwise"
+
+AROUND = {"dit": dit.around, "pixart": pixart.around}
+"""What stands around the mixers, by the kind of the block."""
 
 
 class DenseMHA(MHA):
@@ -40,37 +46,40 @@ class BlockwiseMHA(MHA):
 
 def bench_attention(
     tokens: tuple[int, ...] = (256, 1024, 4096, 16384), mixers: tuple[str, ...] = ("hyena_x", "hyena_2d", "swa", "swa_2d"),
-    width: int = 1152, heads: int = 16, dense_up_to: int = 4096, rounds: int = 3,
+    width: int = 1152, heads: int = 16, dense_up_to: int = 4096, rounds: int = 3, block: str = "dit",
 ) -> Rows:  # fmt: skip
     """Attention in both forms, and `mixers` with their default options, on one image in float32 (the defaults: DiT-XL's).
 
-    "Forward" is the operator with its projections; "train" the gradient of a whole DiT block that holds it, in weights and
-    input, forward pass included. Above `dense_up_to` tokens the dense form is compiled and not run.
+    "Forward" is the operator with its projections; "train" the gradient of a whole block that holds it, in weights and
+    input, forward pass included: of a DiT's, or with `block="pixart"` of a PixArt's, which looks at 300 tokens of text.
+    Above `dense_up_to` tokens the dense form is compiled and not run.
 
     Columns: tokens, mixer, gflop (forward), forward_ms, forward_speedup (over attention by tiles, median over
     rounds), forward_temp_mb, train_ms, train_speedup, train_temp_mb, spread of the forward pass, load. Raises `BadInput` on
-    unknown mixers, and where tokens make no square image.
+    unknown mixers and blocks, and where tokens make no square image.
     """
-    return [row for n in tokens for row in _rows(_sizes(n, width, heads), mixers, n <= dense_up_to, rounds)]
+    if block not in AROUND:
+        raise BadInput(f"bench attention: block {block!r}, expected one of {tuple(AROUND)}{did_you_mean(block, AROUND)}")
+    return [row for n in tokens for row in _rows(_sizes(n, width, heads, block), mixers, n <= dense_up_to, rounds, block)]
 
 
-def _sizes(tokens: int, width: int, heads: int) -> Sizes:
+def _sizes(tokens: int, width: int, heads: int, block: str) -> Sizes:
     side = math.isqrt(tokens)
     if side**2 != tokens or width % heads:
         raise BadInput(f"bench attention: {tokens} tokens, width {width}, {heads} heads, expected a square, and whole heads")
-    return Sizes(width, heads, width // heads, (side, side))
+    return Sizes(width, heads, width // heads, (side, side), context=TEXT_TOKENS["sigma"] if block == "pixart" else 0)
 
 
-def _rows(sizes: Sizes, mixers: Sequence[str], with_dense: bool, rounds: int) -> Rows:
+def _rows(sizes: Sizes, mixers: Sequence[str], with_dense: bool, rounds: int, kind: str) -> Rows:
     operators: dict[str, Operator] = {"mha dense": DenseMHA(sizes), BLOCKWISE: BlockwiseMHA(sizes)}
-    for kind in mixers:
-        operators[kind] = ops.build(ops.resolve(op(kind), "mixer", sizes), sizes)
+    for name in mixers:
+        operators[name] = ops.build(ops.resolve(op(name), "mixer", sizes), sizes)
     rng = np.random.default_rng(0)
     x, g = (jnp.asarray(rng.standard_normal((1, sizes.tokens, sizes.width), np.float32)) for _ in range(2))
     runs: dict[str, Callable[[], Any]] = {}
     rows: dict[str, Row] = {}
     for name, operator in operators.items():
-        block, weights = _block(operator)
+        block, weights = _block(kind, operator, sizes)
         train = jax.jit(functools.partial(_gradient, block)).lower(weights, x, g).compile()
         forward = jax.jit(operator.apply).lower({"params": weights["mixer"]}, x).compile()
         memory = {"forward_temp_mb": temp_mb(forward), "train_temp_mb": temp_mb(train)}
@@ -94,13 +103,15 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _block(mixer: Operator) -> tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]:
-    """A DiT block around a mixer as a function of its weights and x (1, n, d), and such weights, by slot."""
-    kind, sizes, key = block_kind("dit"), mixer.sizes, jax.random.key(0)
-    rest = {"adaln": op("adaln"), "norm1": op("layer_norm"), "norm2": op("layer_norm"), "mlp": op("mlp")}
+def _block(name: str, mixer: Operator, sizes: Sizes) -> tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]:
+    """A block of the kind `name` around a mixer as a function of its weights and x (1, n, d), and such weights, by slot."""
+    kind, rest, key = block_kind(name), {**AROUND[name](), "mlp": op("mlp")}, jax.random.key(0)
     held = {slot.name: slot.build(slot.resolve(rest[slot.name], sizes), sizes) for slot in kind.slots if slot.name in rest}
     held["mixer"] = mixer
-    context = Context(jax.random.normal(key, (1, sizes.width)))
+    normal = functools.partial(jax.random.normal, key)
+    shared = {read: normal(a.shape) for read, a in held["adaln"].example()[1].get("shared", {}).items()}
+    text, mask = normal((1, sizes.context, sizes.width)), jnp.arange(sizes.context)[None] < sizes.context // 2
+    context = Context(normal((1, sizes.width)), shared, *((text, mask) if sizes.context else ()))
 
     def initial(operator: Operator) -> Any:
         inputs, reads = operator.example()

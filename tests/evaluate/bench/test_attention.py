@@ -19,3 +19,19 @@ def test_rows():
     assert all(row["train_ms"] > 0 and row["forward_ms"] > 0 for row in (tiles, grafted))
     with pytest.raises(BadInput, match="250 tokens"):
         bench_attention(tokens=(250,))
+
+
+@pytest.mark.slow
+def test_a_pixarts_block_has_a_text_to_look_at():
+    """Its gradient needs more memory: 300 tokens of keys and values, and the attention to them."""
+    settings = {"tokens": (64,), "mixers": ("swa",), "width": 16, "heads": 2, "rounds": 1}
+    dit, pixart = (bench_attention(**settings, block=block) for block in ("dit", "pixart"))
+    for plain, reading in zip(dit, pixart, strict=True):
+        assert reading["gflop"] == plain["gflop"]  # of the mixer alone
+        assert reading["train_ms"] > 0
+        assert reading["train_temp_mb"] > plain["train_temp_mb"] + 64 * 300 * 2 * 4 / 1e6
+
+
+def test_an_unknown_block_is_refused():
+    with pytest.raises(BadInput, match=r"block 'pixrat', expected one of \('dit', 'pixart'\); did you mean 'pixart'\?"):
+        bench_attention(block="pixrat")
