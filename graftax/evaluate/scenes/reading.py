@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided
 
-from graftax.data.scenes.sprites import sprite
 from graftax.data.scenes.vocabulary import COLOURS, SHAPES
 from graftax.data.scenes.world import GROUND, SIDE, Thing
 from graftax.errors import BadInput
-from graftax.evaluate.scenes.templates import COARSE, LOOKS, PALETTE, STRENGTH, bank, coarse, difference
+from graftax.evaluate.scenes import templates
+from graftax.evaluate.scenes.templates import COARSE, LOOKS, PALETTE, STRENGTH, Look, bank, coarse, gain, inside, planes
 
 JUDGE = "scenes judge 1"
 """Name and version: another version may read another thing."""
@@ -66,7 +66,8 @@ def read(images: np.ndarray) -> list[Reading]:
 def _read_chunk(pixels: np.ndarray) -> list[Reading]:
     """Readings of pictures (b, 64, 64, 3) from 0 to 255."""
     grounds = np.median(pixels, axis=(1, 2))  # (b, 3)
-    rest = pixels - grounds[:, None, None]
+    # Of each picture channel by channel in memory, so that windows are copied in long runs.
+    rest = np.moveaxis(np.moveaxis(pixels, -1, 1) - grounds[..., None, None], 1, -1)
     grounds = np.clip(grounds, *GROUND)  # another one is not of the world: a fault of all colours, not of the ground
     found: list[list[_Sight]] = [[] for _ in pixels]
     going = np.arange(len(pixels))  # the pictures in which something may be left
@@ -126,54 +127,81 @@ class _Sight:
 
 def _places(rest: np.ndarray) -> list[list[_Place]]:
     """The likeliest places, at most `_PLACES`, in each of the coarse pictures (b, 3, 32, 32); none where nothing is left."""
+    shares, most = bank().gains(rest)
     found = []
-    for best, sizes, places in zip(*bank().gains(rest), strict=True):  # (looks, 32, 32) twice, (32, 32)
+    for i, places in enumerate(most):  # (32, 32)
         found.append([])
         while places.max() > 0 and len(found[-1]) < _PLACES:
             y, x = (int(at) for at in np.unravel_index(places.argmax(), places.shape))
             places[max(y - _APART, 0) : y + _APART + 1, max(x - _APART, 0) : x + _APART + 1] = -np.inf
-            near = slice(max(y - 1, 0), y + 2), slice(max(x - 1, 0), x + 2)
-            around = best[:, *near].reshape(len(LOOKS), -1)  # (looks, up to 9)
-            chosen = sizes[:, *near].reshape(len(LOOKS), -1)[np.arange(len(LOOKS)), around.argmax(1)]
-            kinds: dict[str, int] = {}
-            for k in np.argsort(-around.max(1)):
-                kinds.setdefault(LOOKS[k][0], bank().sizes[chosen[k]])
-            found[-1].append(_Place(x * COARSE, y * COARSE, tuple(kinds.items())[:_KINDS]))
+            found[-1].append(_Place(x * COARSE, y * COARSE, _likeliest([each[i] for each in shares], y, x)))
     return found
+
+
+def _likeliest(shares: list[np.ndarray], y: int, x: int) -> tuple[tuple[str, int], ...]:
+    """The `_KINDS` of largest gain around a place, with their sizes, by the shares of `Bank.gains` (looks, i, i)."""
+    best = np.full(bank().energy.shape, -np.inf, np.float32)  # (sizes, looks)
+    for k, (size, share) in enumerate(zip(bank().sizes, shares, strict=True)):
+        first = inside(size).start
+        near = share[:, max(y - 1 - first, 0) : max(y + 2 - first, 0), max(x - 1 - first, 0) : max(x + 2 - first, 0)]
+        if near.size:
+            best[k] = near.reshape(len(LOOKS), -1).max(1)
+    best = gain(best) * bank().energy
+    kinds: dict[str, int] = {}
+    for look in np.argsort(-best.max(0)):
+        kinds.setdefault(LOOKS[look][0], bank().sizes[best[:, look].argmax()])
+        if len(kinds) == _KINDS:
+            break
+    return tuple(kinds.items())
 
 
 def _measure(rest: np.ndarray, ground: np.ndarray, place: _Place) -> _Sight:
     """The thing near a place that explains most, more or less strongly."""
-    best, sight = -np.inf, None
+    found: list[tuple[int, int, int, Look]] = []  # of what is measured: size, left, top, look
+    products, energies, contrasts = [], [], PALETTE - ground
     for size in sorted({about + more for _, about in place.kinds for more in (-2, 0, 2)}):
         left, top = (min(max(at - size // 2 - _NEAR, 0), SIDE - size - 2 * _NEAR) for at in (place.x, place.y))
-        part = rest[top : top + size + 2 * _NEAR, left : left + size + 2 * _NEAR]
-        windows = sliding_window_view(part, (size, size), (0, 1)).reshape(_AROUND**2, 3, -1)  # (places, 3, s s)
+        windows = _windows(rest[top:, left:], size)
         for kind in (kind for kind, about in place.kinds if abs(about - size) <= 2):
-            shared, energy = _shared(windows, kind, size, ground)  # (places, colours), (colours,)
-            strength = np.minimum(np.maximum(shared / energy, STRENGTH[0]), STRENGTH[1])
-            gains = strength * (2 * shared - strength * energy)
-            at, colour = divmod(int(gains.argmax()), len(energy))
-            if gains[at, colour] > best:
-                row, column = divmod(at, _AROUND)
-                look = kind, tuple(COLOURS)[colour] if kind in SHAPES else None
-                thing = Thing(*look, left + column + size / 2, top + row + size / 2, float(size))
-                best, sight = gains[at, colour], (thing, float(strength[at, colour]))
-    assert sight is not None  # there is a kind at every place
-    return _sight(rest, ground, *sight)
+            shared, energy = _shared(windows, kind, size, ground, contrasts)  # (places, colours), (colours,)
+            products.append(shared)
+            energies.append(energy)
+            found += [(size, left, top, (kind, colour)) for colour in (COLOURS if kind in SHAPES else (None,))]
+    shared, energy = np.concatenate(products, 1), np.concatenate(energies)  # (places, found), (found,)
+    strength = np.minimum(np.maximum(shared / energy, STRENGTH[0]), STRENGTH[1])
+    at, best = divmod(int((strength * (2 * shared - strength * energy)).argmax()), len(found))
+    (row, column), (size, left, top, look) = divmod(at, _AROUND), found[best]
+    thing = Thing(*look, left + column + size / 2, top + row + size / 2, float(size))
+    return _sight(rest, ground, thing, float(strength[at, best]))
 
 
-def _shared(windows: np.ndarray, kind: str, size: int, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """<D, T> (places, colours) of windows D (places, 3, s s) and a kind in each of its colours, and |T|^2 (colours,)."""
+def _windows(part: np.ndarray, size: int) -> np.ndarray:
+    """All squares (5, 5, 3, s s) of `part` (h, w, 3), rows and columns first, that begin less than `_AROUND` pixels from its
+    corner: a view of what is copied once for each column."""
+    rows = size + 2 * _NEAR
+    down, right, channel = part.strides
+    strips = as_strided(part, (_AROUND, 3, rows, size), (right, channel, down, right)).reshape(_AROUND, 3, -1)
+    column, plane, item = strips.strides
+    return as_strided(strips, (_AROUND, _AROUND, 3, size**2), (size * item, column, plane, item))
+
+
+def _shared(
+    windows: np.ndarray, kind: str, size: int, ground: np.ndarray, contrasts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """<D, T> (places, colours) of windows D (5, 5, 3, s s) and a kind in each of its colours, and |T|^2 (colours,).
+
+    `contrasts` (8, 3): of the colours to the `ground` (3,).
+    """
+    colour, alpha, covered = planes(kind, size)
     if kind in SHAPES:
-        alpha, contrasts = sprite(kind, "black", size).alpha.ravel(), PALETTE - ground  # (s s,), (8, 3)
-        return (windows @ alpha) @ contrasts.T, (alpha @ alpha) * (contrasts**2).sum(1)
-    template = difference((kind, None), size, ground)[0].transpose(2, 0, 1).ravel()  # (3 s s,)
-    return windows.reshape(len(windows), -1) @ template[:, None], np.array([template @ template])
+        return (windows @ alpha).reshape(-1, 3) @ contrasts.T, covered * (contrasts * contrasts).sum(1)
+    template = colour - ground[:, None] * alpha  # (3, s s)
+    shared = np.sum([windows[:, :, c] @ template[c] for c in range(3)], axis=0)  # (5, 5)
+    return shared.reshape(-1, 1), (template**2).sum().reshape(1)
 
 
 def _sight(rest: np.ndarray, ground: np.ndarray, thing: Thing, strength: float) -> _Sight:
-    template, alpha = difference((thing.kind, thing.colour), round(thing.size), ground)
+    template, alpha = templates.difference((thing.kind, thing.colour), round(thing.size), ground)
     sight = _Sight(thing, strength * template, alpha, 0.0)
     lacking = (alpha * (sight.window(rest) - sight.template) ** 2).sum()
     return replace(sight, match=1 - float(lacking / (alpha * sight.template**2).sum()))

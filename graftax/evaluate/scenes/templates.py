@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import fft
 
 from graftax.data.scenes.shapes import coverage
 from graftax.data.scenes.sprites import sprite
@@ -27,10 +28,13 @@ STRICTNESS = 0.1
 STRENGTH = 0.7, 1.1
 """Least and most contrast of a thing to the ground, in shares of its sprite's own."""
 
+LEAST_SHARE = (STRENGTH[0] + STRICTNESS / STRENGTH[0]) / 2
+"""<D, T> / |T|^2 up to which the gain does not exceed `STRICTNESS` |T|^2, as the least strength has it."""
+
 Look = tuple[str, str | None]
 """Kind and colour of a thing."""
 
-LOOKS: tuple[Look, ...] = (*((kind, None) for kind in EMOJI), *((kind, colour) for kind in SHAPES for colour in COLOURS))
+LOOKS: tuple[Look, ...] = (*((kind, None) for kind in EMOJI), *((kind, colour) for colour in COLOURS for kind in SHAPES))
 
 
 def difference(look: Look, size: int, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -39,9 +43,18 @@ def difference(look: Look, size: int, ground: np.ndarray) -> tuple[np.ndarray, n
     return found.colour - found.alpha * ground, found.alpha
 
 
+@functools.cache
+def planes(kind: str, size: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Colours times coverage (3, s s) of an emoji, or of a black shape; coverage (s s,), and the sum of its squares."""
+    found = sprite(kind, "black" if kind in SHAPES else None, size)
+    return np.ascontiguousarray(found.colour.reshape(-1, 3).T), found.alpha.ravel(), float((found.alpha**2).sum())
+
+
 @dataclass(frozen=True)
 class Bank:
     """Coarse templates with their centres at the origin, as spectra to correlate coarse pictures with.
+
+    Each is divided by its energy, its own sum of squares, so that products are shares of the template.
 
     Attributes:
         sizes: of the templates.
@@ -62,30 +75,47 @@ class Bank:
         """The sum of squares of a coarse picture from which on a thing may be in it: no gain is larger than that."""
         return STRICTNESS * float(self.energy.min())
 
-    def gains(self, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def gains(self, rest: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """By how much each look, centred at each place, would lower the sum of squares of what is left.
 
         That is |D|^2 - |D - T|^2 = 2 <D, T> - |T|^2 for coarse pictures D, `rest` (b, 3, 32, 32), and a template T. Returns
-        the gain at the best size (b, looks, 32, 32), -inf where nothing would be inside; the number of that size, likewise;
-        and the most by which a place's gain exceeds `STRICTNESS` |T|^2 (b, 32, 32), at any look and size.
+        for each size <D, T> / |T|^2 (b, looks, i, i), at the places `inside`, of which `gain` makes the gain in shares of
+        |T|^2; and the most by which a place's gain exceeds `STRICTNESS` |T|^2 (b, 32, 32), at any look and size, -inf where
+        it never does.
         """
-        spectra = np.fft.rfft2(rest)[:, None]  # (b, 1, 3, 32, 17)
-        best = np.full((len(rest), len(LOOKS), *rest.shape[2:]), -np.inf, np.float32)
-        which, places = np.zeros(best.shape, np.int8), best[:, 0].copy()
-        for k, size in enumerate(self.sizes):
-            inside = (..., *(slice(size // 2 // COARSE, (SIDE - size // 2) // COARSE + 1),) * 2)
-            emoji = np.fft.irfft2((spectra * self.emoji[k]).sum(2))[inside]  # (b, 20, i, i)
-            covered = np.fft.irfft2(spectra * self.shapes[k][:, None])[inside]  # (b, 8, 3, i, i)
-            shapes = self.contrasts @ covered.reshape(*covered.shape[:3], -1)  # (b, 8, 8, i i)
-            shared = np.concatenate([emoji, shapes.reshape(len(rest), -1, *emoji.shape[2:])], axis=1)
-            energy = self.energy[k, :, None, None]
-            strength = np.clip(shared / energy, *STRENGTH)
-            found = strength * (2 * shared - strength * energy)
-            np.maximum(places[inside], (found - STRICTNESS * energy).max(1), out=places[inside])
-            better = found > best[inside]
-            np.copyto(best[inside], found, where=better)
-            np.copyto(which[inside], k, where=better)
-        return best, which, places
+        spectra, b = np.asarray(fft.rfft2(rest)), len(rest)  # (b, 3, 32, 17)
+        shares, places = [], np.full((b, *rest.shape[2:]), -np.inf, np.float32)
+        for size, emoji, shapes, energy in zip(self.sizes, self.emoji, self.shapes, self.energy, strict=True):
+            within = (..., inside(size), inside(size))
+            products = sum(spectra[:, c, None] * emoji[:, c] for c in range(3))  # (b, 20, 32, 17)
+            seen = np.asarray(fft.irfft2(products))[within]  # (b, 20, i, i)
+            covered = np.asarray(fft.irfft2(spectra[:, :, None] * shapes))[within]  # (b, 3, 8, i, i)
+            i = seen.shape[-1]
+            shared = np.empty((b, len(LOOKS), i, i), np.float32)
+            shared[:, : len(EMOJI)] = seen
+            coloured = shared[:, len(EMOJI) :].reshape(b, len(COLOURS), -1)  # (b, 8, 8 i i), a view
+            np.matmul(self.contrasts, covered.reshape(b, 3, -1), out=coloured)
+            # What is less than half there explains less than that: most places need not be looked at.
+            some = shared.max(1) > LEAST_SHARE  # (b, i, i)
+            excess = np.full(some.shape, -np.inf, np.float32)
+            picture, y, x = np.nonzero(some)
+            excess[some] = ((gain(shared[picture, :, y, x]) - STRICTNESS) * energy).max(1)
+            np.maximum(places[within], excess, out=places[within])
+            shares.append(shared)
+        return shares, places
+
+
+def gain(shares: np.ndarray) -> np.ndarray:
+    """The gain in shares of |T|^2 where <D, T> / |T|^2 is `shares`: at the best strength s within `STRENGTH`, s (2 <D, T> -
+    s)."""
+    strength = np.minimum(np.maximum(shares, STRENGTH[0]), STRENGTH[1])
+    return strength * (2 * shares - strength)
+
+
+def inside(size: int) -> slice:
+    """Along an axis of a coarse picture: centres of things of this size in pixels that are wholly in it."""
+    half = size // 2
+    return slice(half // COARSE, (SIDE - half) // COARSE + 1)
 
 
 @functools.cache
@@ -94,15 +124,19 @@ def bank() -> Bank:
     emoji = np.array([[_centred(difference((kind, None), size, _GROUND)[0]) for kind in EMOJI] for size in _SIZES])
     shapes = np.array([[_centred(coverage(kind, size)[..., None])[0] for kind in SHAPES] for size in _SIZES])
     contrasts = PALETTE - _GROUND
-    of_shapes = (shapes**2).sum((2, 3))[..., None] * (contrasts**2).sum(1)  # (sizes, 8, 8)
-    energy = np.concatenate([(emoji**2).sum((2, 3, 4)), of_shapes.reshape(len(_SIZES), -1)], axis=1)
-    return Bank(_SIZES, np.conj(np.fft.rfft2(emoji)), np.conj(np.fft.rfft2(shapes)), contrasts, energy)
+    of_emoji, of_shapes, of_colours = (emoji**2).sum((2, 3, 4)), (shapes**2).sum((2, 3)), (contrasts**2).sum(1)
+    energy = np.concatenate([of_emoji, (of_colours[:, None] * of_shapes[:, None]).reshape(len(_SIZES), -1)], axis=1)
+    spectra = (np.conj(np.asarray(fft.rfft2(all_ / own))) for all_, own in (
+        (emoji, of_emoji[..., None, None, None]), (shapes, of_shapes[..., None, None])
+    ))  # fmt: skip
+    emoji, shapes = spectra
+    return Bank(_SIZES, emoji, shapes, contrasts / of_colours[:, None], energy)
 
 
 def coarse(images: np.ndarray) -> np.ndarray:
     """Means of squares of `COARSE` pixels: (b, h, w, c) to (b, c, h / 2, w / 2)."""
-    b, h, w, c = images.shape
-    return images.reshape(b, h // COARSE, COARSE, w // COARSE, COARSE, c).mean((2, 4)).transpose(0, 3, 1, 2)
+    parts = [images[:, y::COARSE, x::COARSE] for y in range(COARSE) for x in range(COARSE)]
+    return np.moveaxis(sum(parts[1:], parts[0]) / np.float32(len(parts)), -1, 1)
 
 
 def _centred(template: np.ndarray) -> np.ndarray:

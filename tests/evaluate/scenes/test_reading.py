@@ -11,6 +11,7 @@ from PIL import Image
 from graftax.data.scenes import Scene, Thing, render, scene
 from graftax.errors import BadInput
 from graftax.evaluate.scenes.reading import Reading, read
+from graftax.evaluate.scenes.templates import LEAST_SHARE, STRICTNESS, gain
 
 NEAR = 3  # pixels: a fifth of the smallest thing
 
@@ -106,6 +107,13 @@ def test_what_shows_nothing_is_read_as_nothing() -> None:
     for images in (blank, noisy(blank), slope, static):
         readings = read(np.clip(images, 0, 255).astype(np.uint8))
         assert not any(reading.things for reading in readings)
+
+
+def test_places_that_are_not_looked_at_explain_nothing() -> None:
+    shares = np.linspace(-2, LEAST_SHARE, 50, dtype=np.float32)
+    assert (gain(shares) <= STRICTNESS + 1e-6).all()
+    assert gain(np.float32(LEAST_SHARE + 0.01)) > STRICTNESS
+    np.testing.assert_allclose(gain(np.float32([0.8, 1.0])), np.float32([0.64, 1.0]), rtol=1e-6)  # at its own strength
 
 
 def test_half_a_thing_is_none_and_another_colour_is_no_other_thing() -> None:
