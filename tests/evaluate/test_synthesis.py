@@ -58,7 +58,7 @@ if killed == "killed":
 spec = tiny_spec(depth=1)
 model = Model(spec, random_params(spec, jax.random.key(0)))
 config = SampleConfig(steps=3, cfg_scale=2.0, seed=7, batch_size=4)
-how = {"per_prompt": 2, "shard_size": 6, "dtype": "float32", "preview": 3, "decode": images.decoder("none")}
+how = {"per_prompt": 2, "shard_size": 6, "dtype": "float32", "preview": 3, "decode": images.decoder("demo")}
 synthesize("tiny", model, open_prompts(labels, spec), out, config, **how)
 print(jax.local_device_count())
 """
@@ -80,7 +80,7 @@ def labels(tmp_path_factory):
 
 def draw(labels, out, config=CONFIG, **more):
     prompts = open_prompts(labels, model().spec)
-    shown = {"preview": 3, "decode": images.decoder("none")}
+    shown = {"preview": 3, "decode": images.decoder("demo")}
     synthesize("tiny", model(), prompts, out, config, **{"per_prompt": 2, **shown, **SIZES, **more})
 
 
