@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import operator
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from graftax.errors import BadInput, did_you_mean
+from graftax.spec_checks import Option, Options, check_count, check_number, check_text, checked_options
 from graftax.spec_version_1 import upgraded
 
-Option = int | float | bool | str
-Options = tuple[tuple[str, Option], ...]
 K = TypeVar("K", bound=Hashable)
 
 VERSION = 2
@@ -46,8 +44,8 @@ class OpSpec:
     options: Options = ()
 
     def __post_init__(self) -> None:
-        _check_text(self.kind, "operator kind")
-        object.__setattr__(self, "options", _options(self.options, f"operator {self.kind!r}"))
+        check_text(self.kind, "operator kind")
+        object.__setattr__(self, "options", checked_options(self.options, f"operator {self.kind!r}"))
 
     def option(self, name: str, default: Option | None = None) -> Any:
         """Value of option `name`, or `default` where the spec leaves it to the operator."""
@@ -76,7 +74,7 @@ class BlockSpec:
     ops: tuple[tuple[str, OpSpec], ...]
 
     def __post_init__(self) -> None:
-        _check_text(self.kind, "block kind")
+        check_text(self.kind, "block kind")
         for slot, held in self.ops:
             if not isinstance(held, OpSpec):
                 raise BadInput(f"block {self.kind!r} slot {slot!r}: got {held!r}, expected an OpSpec")
@@ -120,11 +118,11 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name, least in {"width": 1, "heads": 1, "head_dim": 1, "text": 0, "context": 0}.items():
-            _check_count(getattr(self, name), f"Sizes.{name}", least)
+            check_count(getattr(self, name), f"Sizes.{name}", least)
         if len(self.grid) != 2:
             raise BadInput(f"Sizes.grid: got {self.grid!r}, expected rows and columns")
         for side in self.grid:
-            _check_count(side, "Sizes.grid", least=0)
+            check_count(side, "Sizes.grid", least=0)
         object.__setattr__(self, "grid", tuple(self.grid))
 
     @property
@@ -144,18 +142,30 @@ class Prediction:
 
     Attributes:
         target: "eps" (the noise), "velocity" or "x0".
-        time: "index" 0 .. 999 of a discrete process, "noise" fraction 0 .. 1 (0 is data), "data" fraction 0 .. 1.
+        time: "index" 0 .. 999 of a discrete process, "noise" fraction 0 .. 1 (0 is data), "data" fraction 0 .. 1. A
+            velocity is the change of x with this fraction.
         variance: whether the output has a second half that places the learned variance (IDDPM, arXiv 2102.09672, Eq. 15).
+        scale: the network takes fractions times this: 1000 in SD3.
     """
 
     target: str = "eps"
     time: str = "index"
     variance: bool = True
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name, choices in {"target": TARGETS, "time": TIMES, "variance": (True, False)}.items():
             if getattr(self, name) not in choices:
                 raise BadInput(f"Prediction.{name}: got {getattr(self, name)!r}, expected one of {choices}")
+        check_number(self.scale, "Prediction.scale")
+        if self.scale <= 0 or (self.scale != 1 and self.time == "index"):
+            raise BadInput(f"Prediction.scale: got {self.scale}, expected more than 0, and 1 for times by index")
+        object.__setattr__(self, "scale", float(self.scale))
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the network gives the velocity of a path from noise to data (flow matching)."""
+        return self.target == "velocity" and self.time != "index"
 
 
 @dataclass(frozen=True)
@@ -186,11 +196,11 @@ class Step:
         if not self.blocks:
             raise BadInput(f"{where}: expected block ids, at least one")
         for block in self.blocks:
-            _check_count(block, f"{where}: block id", least=0)
+            check_count(block, f"{where}: block id", least=0)
         if self.merge not in MERGES:
             raise BadInput(f"{where}: merge {self.merge!r}, expected one of {MERGES}")
-        _check_count(self.loops, f"{where}: loops")
-        _check_number(self.alpha, f"{where}: alpha")
+        check_count(self.loops, f"{where}: loops")
+        check_number(self.alpha, f"{where}: alpha")
         object.__setattr__(self, "blocks", tuple(map(operator.index, self.blocks)))
 
 
@@ -209,9 +219,9 @@ class Adapter:
     alpha: float
 
     def __post_init__(self) -> None:
-        _check_text(self.path, "adapter path")
-        _check_count(self.rank, f"adapter {self.path}: rank")
-        _check_number(self.alpha, f"adapter {self.path}: alpha")
+        check_text(self.path, "adapter path")
+        check_count(self.rank, f"adapter {self.path}: rank")
+        check_number(self.alpha, f"adapter {self.path}: alpha")
 
 
 def sequential(depth: int) -> tuple[Step, ...]:
@@ -250,9 +260,9 @@ class ModelSpec:
         if self.backbone not in BACKBONES:
             near = did_you_mean(self.backbone, BACKBONES)
             raise BadInput(f"ModelSpec.backbone: got {self.backbone!r}, expected one of {tuple(BACKBONES)}{near}")
-        object.__setattr__(self, "frame", _options(self.frame, "ModelSpec.frame"))
+        object.__setattr__(self, "frame", checked_options(self.frame, "ModelSpec.frame"))
         for name in ("patch", "channels"):
-            _check_count(self.option(name), f"ModelSpec.frame {name}")
+            check_count(self.option(name), f"ModelSpec.frame {name}")
         if not self.blocks:
             raise BadInput("ModelSpec.blocks: got none, expected at least one block")
         if not self.program:
@@ -322,7 +332,10 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back to an equal spec."""
-        return json.dumps(dataclasses.asdict(self))
+        fields = dataclasses.asdict(self)
+        if self.prediction.scale == 1:  # younger than the first files, which read as before
+            del fields["prediction"]["scale"]
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
@@ -359,39 +372,6 @@ def members(keys: Iterable[K]) -> dict[K, list[int]]:
 
 def _op(fields: Mapping[str, Any]) -> OpSpec:
     return OpSpec(fields["kind"], tuple((str(k), v) for k, v in fields["options"]))
-
-
-# --- Checks ------------------------------------------------------------------------------------------------------------
-
-
-def _options(options: Iterable[tuple[str, Option]], where: str) -> Options:
-    """Pairs sorted by name, checked."""
-    pairs = tuple(options)
-    for pair in pairs:
-        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise BadInput(f"{where}: option {pair!r}, expected (name, value) pairs")
-        name, value = pair
-        if not isinstance(value, int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
-            raise BadInput(f"{where} option {name}: got {value!r}, expected a finite number, true, false or text")
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise BadInput(f"{where}: options {sorted(names)}, expected each once")
-    return tuple(sorted(pairs))
-
-
-def _check_text(value: Any, where: str) -> None:
-    if not isinstance(value, str) or not value:
-        raise BadInput(f"{where}: got {value!r}, expected a name")
-
-
-def _check_count(value: Any, where: str, least: int = 1) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise BadInput(f"{where}: got {value!r}, expected {'a positive integer' if least else 'an integer from 0'}")
-
-
-def _check_number(value: Any, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadInput(f"{where}: got {value!r}, expected a finite number")
 
 
 __all__ = [

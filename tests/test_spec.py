@@ -54,6 +54,15 @@ def test_json_there_and_back(spec):
     assert json.loads(text)["version"] == 2
 
 
+def test_the_scale_of_times_is_younger_than_the_first_files():
+    flow = SPEC.replace(prediction=Prediction("velocity", "noise", False, scale=1000))
+    assert json.loads(flow.to_json())["prediction"]["scale"] == 1000
+    assert ModelSpec.from_json(flow.to_json()) == flow
+    assert "scale" not in SPEC.to_json()
+    assert (flow.prediction.is_flow, SPEC.prediction.is_flow) == (True, False)
+    assert not Prediction("velocity").is_flow
+
+
 def test_version_1_is_read():
     spec = ModelSpec.from_json(VERSION_1)
     assert spec == with_compat(rich(), "diffusers")
@@ -180,6 +189,9 @@ def test_members():
         (lambda: Prediction("noise"), "Prediction.target: got 'noise'"),
         (lambda: Prediction(time="sigma"), "Prediction.time: got 'sigma'"),
         (lambda: Prediction(variance="yes"), "Prediction.variance: got 'yes'"),
+        (lambda: Prediction("velocity", "noise", scale=0), "Prediction.scale: got 0, expected more than 0"),
+        (lambda: Prediction("velocity", "noise", scale=float("nan")), "Prediction.scale: got nan"),
+        (lambda: Prediction(scale=1000), "Prediction.scale: got 1000, expected more than 0, and 1 for times by index"),
         (lambda: Step(()), "expected block ids"),
         (lambda: Step((-1,)), "block id: got -1"),
         (lambda: Step((1.0,)), "block id: got 1.0"),

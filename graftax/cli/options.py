@@ -91,7 +91,7 @@ def load_data(config: Any) -> Any:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How samples are drawn; what is not given is as the model's family draws (`SampleConfig.of`)."""
     parser.add_argument(
-        "--sampler", choices=("ddpm", "ddim", "dpmpp_2m", "sde_dpmpp_2m"),
+        "--sampler", choices=("ddpm", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "euler"),
         help="default, here and below: as the model's family draws (a DiT: ddim)",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, help="denoising steps (a DiT: 50)")
@@ -101,11 +101,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--eta", type=float, help="noise of DDIM, 0 to 1 (a DiT: 0)")
     parser.add_argument(
-        "--spacing", choices=("linspace", "time_uniform"), help="times of dpmpp_2m, rounded as diffusers' or PixArt's own"
-    )
+        "--spacing", choices=("linspace", "time_uniform", "sd3"),
+        help="times of dpmpp_2m, rounded as diffusers' or PixArt's own, and of euler, to 0 evenly or as SD3's",
+    )  # fmt: skip
     parser.add_argument(
         "--last", choices=("zero", "sigma_min"), help="where dpmpp_2m ends: at the data or at training's least noise"
     )
+    parser.add_argument("--shift", type=float, help="of the noise fractions of euler, 1 leaves them")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives every model the same noise")
     parser.add_argument("--batch-size", type=int, default=100, help="images per compiled call (default: %(default)s)")
     parser.add_argument(

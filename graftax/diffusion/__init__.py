@@ -1,5 +1,7 @@
-"""Noising processes, samplers and guidance. A model is just a function (x, t, conditions) -> noise and variance."""
+"""Noising processes, flows, samplers and guidance. A model is just a function (x, t, conditions) -> noise and variance, or
+velocity."""
 
+from graftax.diffusion.flow import Flow, Noising
 from graftax.diffusion.guidance import ModelFn, guided
 from graftax.diffusion.heldout import Heldout, heldout_set
 from graftax.diffusion.process import Process
@@ -14,8 +16,10 @@ from graftax.diffusion.sampling import (
     initial_noise,
     unit_noise,
 )
+from graftax.diffusion.times import UNIFORM, Times, shifted
 
 __all__ = [
-    "SAMPLERS", "Heldout", "ModelFn", "Process", "Sampler", "SamplerState", "Sampling", "SamplingFields", "Steps",
-    "check_variance", "denoise", "guided", "heldout_set", "image_keys", "initial_noise", "unit_noise",
+    "SAMPLERS", "UNIFORM", "Flow", "Heldout", "ModelFn", "Noising", "Process", "Sampler", "SamplerState", "Sampling",
+    "SamplingFields", "Steps", "Times", "check_variance", "denoise", "guided", "heldout_set", "image_keys", "initial_noise",
+    "shifted", "unit_noise",
 ]  # fmt: skip

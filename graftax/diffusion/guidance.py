@@ -13,16 +13,17 @@ from graftax.errors import BadInput
 
 ModelFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
 """x (b, h, w, c), t (b,) original timestep, conditions (a tree of arrays (b, ...)) -> (b, h, w, 2c): noise channels, then
-variance; (b, h, w, c) of models without."""
+variance; (b, h, w, c) of models without. Of a flow: t is the noise fraction, and the output (b, h, w, c) the velocity, noise
+minus data (`graftax.models.prediction.as_called` turns networks to this)."""
 
 
 def guided(
     model_fn: ModelFn, scale: float, null: Callable[[Any], Any], channels: int | None = 3
 ) -> ModelFn:
-    """Wrap a model so that its noise prediction is pushed away from the unconditional one.
+    """Wrap a model so that its prediction is pushed away from the unconditional one.
 
-    eps = eps(null) + scale * (eps(cond) - eps(null)) on the first `channels` noise channels; the other noise
-    channels and all variance channels are those of the conditional pass. DiT guides 3 of its 4 latent
+    eps = eps(null) + scale * (eps(cond) - eps(null)) on the first `channels` noise channels (of a flow: velocities); the
+    other noise channels and all variance channels are those of the conditional pass. DiT guides 3 of its 4 latent
     channels, hence the default; None guides all, and so does a number above what the model has.
 
     Both passes run as one batch of 2b, each image followed by its null pass, and see the same x, so one trajectory is

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from graftax.diffusion.process import Process
+from graftax.diffusion.flow import Noising
 from graftax.errors import BadInput
 
 
@@ -16,7 +16,7 @@ class Heldout(NamedTuple):
 
     Attributes:
         data: arrays (n, ...) by name: "image" (n, h, w, c) float32, clean, and what goes with it, "label" (n,) int32.
-        t: (n,) int32, steps of the process.
+        t: (n,), times of the process: int32 steps, or float32 noise fractions of a flow.
         noise: (n, h, w, c) float32.
         size: images that are taken at a time; n is a multiple of it.
     """
@@ -33,7 +33,7 @@ class Heldout(NamedTuple):
             yield {name: array[part] for name, array in self.data.items()}, self.t[part], self.noise[part]
 
 
-def heldout_set(data: Mapping[str, Any], process: Process, *, seed: int = 0, batch_size: int = 256) -> Heldout:
+def heldout_set(data: Mapping[str, Any], process: Noising, *, seed: int = 0, batch_size: int = 256) -> Heldout:
     """The held-out set of `data`: image (n, h, w, c), and what else a batch has, such as label (n,).
 
     The times cover the process evenly, one per image in an order drawn from `seed`, as is the noise: little variance comes
@@ -52,6 +52,6 @@ def heldout_set(data: Mapping[str, Any], process: Process, *, seed: int = 0, bat
     size = min(batch_size, len(image))
     count = len(image) // size * size
     rng = np.random.default_rng(seed)
-    t = rng.permutation(((np.arange(count) + 0.5) / count * len(process)).astype(np.int32))
+    t = rng.permutation(process.at((np.arange(count) + 0.5) / count))
     noise = rng.standard_normal(image[:count].shape, np.float32)
     return Heldout({name: array[:count] for name, array in arrays.items()}, t, noise, size)

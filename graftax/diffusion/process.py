@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from graftax.diffusion.times import UNIFORM, Times
 from graftax.errors import BadInput
 
 BETA_START, BETA_END = 1e-4, 0.02  # at 1000 steps; other step counts scale both by 1000 / steps
@@ -39,7 +40,7 @@ class Process:
     """A discrete noising process with linear betas over `steps` steps, of which `timesteps` are kept.
 
     Wherever `t` is an argument it counts kept steps, 0 .. len(process) - 1, larger is noisier; the model must
-    be called with the original index `process.timestep_map[t]`. The two are equal until the process is
+    be called with the original index, `model_times(t)`. The two are equal until the process is
     respaced. Hashable, so it can be a static argument of `jax.jit`.
 
     Raises BadInput if `steps` is 20 or less (the last beta would reach 1) or if `timesteps` are not at least
@@ -66,6 +67,22 @@ class Process:
     def timestep_map(self) -> np.ndarray:
         """(len(self),) int32: the original index of every kept step, which is what the model is given."""
         return np.asarray(range(self.steps) if self.timesteps is None else self.timesteps, np.int32)
+
+    def at(self, share: np.ndarray) -> np.ndarray:
+        """The kept steps (n,) int32 that lie `share` (0 to below 1) of the way from data to noise."""
+        return (np.asarray(share) * len(self)).astype(np.int32)
+
+    def draw(self, key: jax.Array, count: int, times: Times = UNIFORM) -> jax.Array:
+        """(count,) int32 kept steps, drawn as `times` says of the way from data to noise."""
+        if times.kind == "uniform":
+            low, high = (round(end * len(self)) for end in times.numbers)
+            return jax.random.randint(key, (count,), min(low, high - 1), high)
+        steps = jnp.floor(times.draw(key, count) * len(self)).astype(jnp.int32)
+        return jnp.minimum(steps, len(self) - 1)
+
+    def model_times(self, t: jax.Array) -> jax.Array:
+        """What a model is called with at kept steps t (b,): their original indices."""
+        return jnp.asarray(self.timestep_map)[t]
 
     def respaced(self, count: int) -> Process:
         """Keep `count` of the original steps, evenly spread from first to last, rounded (IDDPM section 4).
@@ -121,7 +138,7 @@ class Process:
         per dimension, not rescaled by the number of steps; it trains the variance only, the mean is held
         constant in it.
 
-        model_out: (b, h, w, 2c), the model at (q_sample(x0, t, noise), timestep_map[t]); x0, noise: (b, h, w,
+        model_out: (b, h, w, 2c), the model at (q_sample(x0, t, noise), model_times(t)); x0, noise: (b, h, w,
         c); t: (b,) int. Returns {"mse", "vb", "loss"}, each (b,) float32, one value per sample, NaN where t
         is not below len(self). Raises BadInput on shapes that do not fit.
         """

@@ -66,8 +66,8 @@ class Steps:
 
     def _advance(self, step: Step, state: SamplerState, cond: Any, noise: jax.Array | None) -> SamplerState:
         x = state.x
-        eps, v = _split(self.model_fn(x, jnp.full(x.shape[:1], step.timestep), cond), x)
-        x0 = step.x_scale * x - step.eps_scale * eps
+        out, v = _split(self.model_fn(x, jnp.full(x.shape[:1], step.timestep), cond), x)
+        x0 = step.x_scale * x - step.out_scale * out
         if self.clip:
             x0 = jnp.clip(x0, -1, 1)
         x_next = step.x0_weight * x0 + step.x_weight * x
@@ -80,7 +80,7 @@ class Steps:
 
 
 def _split(model_out: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Predicted noise (b, h, w, c) float32, and variance values of the same shape where the model learned any."""
+    """Noise or velocity (b, h, w, c) float32, and variance values of the same shape where the model learned any."""
     return (model_out.astype(jnp.float32), None) if model_out.shape == x.shape else split_output(model_out, x.shape)
 
 
@@ -104,7 +104,9 @@ def denoise(
     2020 (arXiv 2010.02502) Eq. 12 with sigma of Eq. 16 scaled by `eta` in [0, 1]; 0 is deterministic, and 1
     has DDPM's mean. No noise is added at the last step of either. "dpmpp_2m": DPM-Solver++ of second order, multistep, in
     its midpoint form, and "sde_dpmpp_2m": its SDE form (Lu et al. 2022, arXiv 2211.01095), as diffusers'
-    DPMSolverMultistepScheduler computes them with the settings that PixArt publishes.
+    DPMSolverMultistepScheduler computes them with the settings that PixArt publishes. "euler": the straight path of a flow,
+    x + (s' - s) v, as diffusers' FlowMatchEulerDiscreteScheduler computes it; `model_fn` then takes noise fractions s and
+    gives velocities v, noise - x0.
 
     x_init: (b, h, w, c), unit Gaussian noise; cond: conditions, a tree of arrays (b, ...). step_noise: (steps, b, h, w, c)
     with step 0 the noisiest, unit Gaussian; if None, step i draws `unit_noise(keys, i, ...)` of one key for each image,

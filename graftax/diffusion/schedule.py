@@ -1,7 +1,7 @@
 """What tells one sampler from another: the scalars of its steps, computed in float64 on the times of `Sampling.times`.
 
-There x_t = alpha x0 + sigma noise, with alpha^2 = alpha_bar and sigma^2 = 1 - alpha_bar. Every sampler here is one linear
-rule (`Step`) with weights of its own.
+There x_t = alpha x0 + sigma noise, with alpha^2 = alpha_bar and sigma^2 = 1 - alpha_bar; on the straight path of a flow
+alpha = 1 - t and sigma = t, the noise fraction. Every sampler here is one linear rule (`Step`) with weights of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ FEW_STEPS = 15
 
 
 class Step(NamedTuple):
-    """Scalars of one denoising step: x0 = x_scale * x - eps_scale * eps, and the next x is
+    """Scalars of one denoising step: x0 = x_scale * x - out_scale * out, where the model's out is the noise, of a
+    flow the velocity; and the next x is
     x0_weight * x0 + x_weight * x + before_weight * (x0 of the step before) + std * noise.
 
     As fields of a schedule they are arrays (steps,), noisiest step first. What a sampler does not use is None.
@@ -28,7 +29,7 @@ class Step(NamedTuple):
 
     timestep: jax.Array  # for the model
     x_scale: jax.Array
-    eps_scale: jax.Array
+    out_scale: jax.Array
     x0_weight: jax.Array
     x_weight: jax.Array
     before_weight: jax.Array | None = None
@@ -39,7 +40,7 @@ class Step(NamedTuple):
 
 def schedule(sampling: Sampling) -> Step:
     """The steps of `sampling`: float32 fields (steps,); timesteps as in `Sampling.timesteps`."""
-    rows = (_multistep if sampling.multistep else _ancestral)(sampling)
+    rows = (_multistep if sampling.multistep else _euler if sampling.flow else _ancestral)(sampling)
     return Step(jnp.asarray(sampling.timesteps), **{name: jnp.asarray(row, jnp.float32) for name, row in rows.items()})
 
 
@@ -54,7 +55,7 @@ def _ancestral(sampling: Sampling) -> dict[str, np.ndarray]:
     x_weight = np.sqrt((1 - c.alpha_bar_prev - sigma**2) / (1 - c.alpha_bar))
     rows = {
         "x_scale": 1 / np.sqrt(c.alpha_bar),
-        "eps_scale": np.sqrt(1 / c.alpha_bar - 1),
+        "out_scale": np.sqrt(1 / c.alpha_bar - 1),
         "x0_weight": np.sqrt(c.alpha_bar_prev) - x_weight * np.sqrt(c.alpha_bar),
         "x_weight": x_weight,
     }
@@ -85,9 +86,19 @@ def _multistep(sampling: Sampling) -> dict[str, np.ndarray]:
     gain = alpha[1:] * (1 - kept)
     rows = {
         "x_scale": 1 / alpha[:-1],
-        "eps_scale": sigma[:-1] / alpha[:-1],
+        "out_scale": sigma[:-1] / alpha[:-1],
         "x0_weight": gain * (1 + slope),
         "x_weight": alpha[1:] / alpha[:-1] * kept,  # sigma_t / sigma_s, times e^-h in the SDE form
         "before_weight": -gain * slope,
     }
     return rows | ({"std": sigma[1:] * np.sqrt(1 - kept)} if stochastic else {})
+
+
+def _euler(sampling: Sampling) -> dict[str, np.ndarray]:
+    """x + (s' - s) v along the straight path, as FlowMatchEulerDiscreteScheduler of diffusers.
+
+    Written through x0 = x - s v it is (1 - s'/s) x0 + (s'/s) x: DDIM's step, alpha and sigma being the path's.
+    """
+    ends = sampling.times  # (steps + 1,)
+    kept = ends[1:] / ends[:-1]
+    return {"x_scale": np.ones(sampling.steps), "out_scale": ends[:-1], "x0_weight": 1 - kept, "x_weight": kept}

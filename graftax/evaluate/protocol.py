@@ -19,7 +19,7 @@ LABELS = ("balanced", "random")
 ROUNDINGS = ("nearest", "truncate")
 DIGITS = 12
 
-LATER = {"spacing": "linspace", "last": "zero", "text": ""}
+LATER = {"spacing": "linspace", "last": "zero", "shift": 1.0, "text": ""}
 """Fields younger than the first results, and what those stand for: left out of the JSON there, so hashes stay."""
 
 

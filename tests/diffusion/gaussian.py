@@ -56,3 +56,10 @@ def compiled(model, sampling, clip):
 @functools.cache
 def exact(steps: int, **data):
     return gaussian_model(Process().respaced(steps), **data)
+
+
+def exact_flow(x, t, y):
+    """The exact velocity E[noise - x0 | x_t] of N(MEAN, STD^2) data at noise fractions t (b,)."""
+    t = t[:, None, None, None]
+    gain = (t - (1 - t) * STD**2) / ((1 - t) ** 2 * STD**2 + t**2)
+    return -MEAN + gain * (x - (1 - t) * MEAN)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian import MEAN, SHAPE, STD, Y, exact, gaussian_model, keys_of, sample, x_init
+from gaussian import MEAN, SHAPE, STD, Y, exact, exact_flow, gaussian_model, keys_of, sample, x_init
 
 from graftax.diffusion import SAMPLERS, Process, SamplerState, Sampling, Steps, unit_noise
 from graftax.errors import BadInput
@@ -75,7 +75,8 @@ def test_noise_comes_from_the_keys_folded_with_the_step():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_step_after_the_other_is_the_loop(sampler):
     how = Sampling(sampler=sampler, steps=6)
-    steps = Steps(exact(6) if sampler in ("ddpm", "ddim") else exact(1000), how)
+    model = exact_flow if how.flow else exact(6) if sampler in ("ddpm", "ddim") else exact(1000)
+    steps = Steps(model, how)
     assert how.noisy == (sampler in ("ddpm", "sde_dpmpp_2m"))
     noise = jax.random.normal(jax.random.key(7), (6, *SHAPE))
     state = SamplerState.start(x_init())
@@ -157,7 +158,7 @@ def test_bfloat16_input_is_sampled_in_float32():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"sampler": "euler"}, "sampler: got 'euler', expected one of"),
+        ({"sampler": "heun"}, "sampler: got 'heun', expected one of"),
         ({"eta": 0.5}, "eta: 0.5 with 'ddpm'"),
         ({"sampler": "ddim", "eta": 1.5}, "eta: 1.5"),
         ({"keys": None}, "neither keys nor step_noise"),

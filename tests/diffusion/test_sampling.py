@@ -25,7 +25,7 @@ def model() -> Model:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sampler": "euler"}, "sampler: got 'euler'"),
+        ({"sampler": "heun"}, "sampler: got 'heun'"),
         ({"steps": 1001}, "sampling steps: 1001"),
         ({"cfg_scale": -1.0}, "guidance scale: -1"),
         ({"cfg_scale": float("nan")}, "guidance scale: nan"),
