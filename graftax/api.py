@@ -15,15 +15,17 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
 from graftax.allocator import keep_pages
-from graftax.diffusion import Sampling, SamplingFields, Steps, check_variance, guided, image_keys
+from graftax.diffusion import SAMPLERS, Sampling, SamplingFields, Steps, check_variance, guided, image_keys
 from graftax.diffusion import initial_noise as first_noise
 from graftax.errors import BadInput, NonFinite, naming
 from graftax.models.arguments import as_float_type, as_key, as_path
 from graftax.models.backbone import Cond, find
 from graftax.models.forward import forward_prepared, prepare_params
 from graftax.models.model import Meta, Model, all_known, check_inputs, given_conditions, null_conditions
+from graftax.models.prediction import as_called
+from graftax.models.sizes import at_size
 from graftax.ops.base import Params
-from graftax.spec import ModelSpec, Option
+from graftax.spec import ModelSpec, Option, Prediction
 from graftax.surgery import check, graft
 
 if TYPE_CHECKING:
@@ -154,24 +156,25 @@ def sample(
 ) -> jax.Array:  # fmt: skip
     """Draw images (latents, for a latent model): labels (b,) int -> (b, h, w, c) float32.
 
-    How is said by `sampling`, or by fields of it as keywords (`sampler="ddim", steps=50`); what is left out is as the
-    model's family draws, for a DiT as in `Sampling`. All steps run as one compiled loop. `cond` gives the conditions of
-    models that take others than classes, `null_cond` their unconditional twin for guidance, of each image or one for
-    all (None: the backbone's own).
+    How is said by `sampling`, or by fields of it as keywords (`sampler="ddim", steps=50`); what is left out is as the model's
+    family draws images of this size, for a DiT as in `Sampling`, a velocity by "euler". All steps run as one compiled
+    loop. `cond` gives the conditions of models that take others than classes, `null_cond` their unconditional twin for
+    guidance, of each image or one for all (None: the backbone's own).
 
     Image i has noise of its own, which depends on `rng` and i alone (`graftax.diffusion.image_keys`); `rng` may also be
     keys (b,), one for each image. `initial_noise` (b, h, w, c) and `step_noise` (steps, b, h, w, c), step 0 the noisiest,
     take its place; to a model that takes images of any size it says which. Raises `BadInput` on labels, shapes or settings
     that do not fit, `NonFinite` where an image is not finite.
     """
-    spec, sampling = model.spec, sampling_for(model.spec, sampling, **settings)
+    spec, start = model.spec, None if initial_noise is None else jnp.asarray(initial_noise)
+    sampling = sampling_for(spec if start is None or start.ndim != 4 else at_size(spec, start), sampling, **settings)
     given = given_conditions(labels, cond)
     count = len(next(iter(given.values())))
     key = jax.random.key(0) if rng is None else as_key(rng)
     if key.shape not in ((), (count,)):
         raise BadInput(f"rng: shape {key.shape}, expected one key, or one for each of {count} images")
     keys = image_keys(key, 0, count) if key.ndim == 0 else key
-    x = first_noise(keys, sampling.steps, spec.image_shape) if initial_noise is None else jnp.asarray(initial_noise)
+    x = first_noise(keys, sampling.steps, spec.image_shape) if start is None else start
     if x.shape[:1] != (count,):
         raise BadInput(f"initial_noise: shape {x.shape}, expected noise of {count} images")
     from graftax.train.sharding import mesh_of  # time that `import` saves
@@ -197,11 +200,30 @@ def sampling_for(spec: ModelSpec, sampling: Sampling | None = None, **settings: 
     """
     if sampling is not None and settings:
         raise BadInput(f"sampling and {sorted(settings)} given, expected one of the two")
-    sampling = sampling or Sampling(**{**find(spec).sampling(spec), **settings})
-    if (spec.prediction.target, spec.prediction.time) != ("eps", "index"):
-        raise BadInput(f"sampler {sampling.sampler!r}: {spec.prediction}, expected noise (eps) at the times (index) of DDPM")
-    check_variance(sampling.sampler, spec.prediction.variance)
+    if sampling is None:
+        return Sampling(**settings_for(spec, **settings))
+    check_sampler(spec.prediction, sampling.sampler)
     return sampling
+
+
+def settings_for(spec: ModelSpec, **settings: Any) -> dict[str, Any]:
+    """`settings`, and what they leave out where a model of `spec` is not drawn as in `Sampling`: velocities by "euler", and
+    as the family draws. Raises `BadInput` on a sampler that does not fit the model."""
+    own = {"sampler": "euler"} if spec.prediction.is_flow else {}
+    fields = {**own, **find(spec).sampling(spec), **settings}
+    check_sampler(spec.prediction, fields.get("sampler", Sampling.sampler))
+    return fields
+
+
+def check_sampler(prediction: Prediction, sampler: str) -> None:
+    """Raise `BadInput` where `sampler` is not for what the network predicts; of names that are none `Sampling` tells."""
+    if sampler == "euler":
+        if not prediction.is_flow:
+            raise BadInput(f"sampler 'euler': {prediction}, expected a velocity at noise or data fractions")
+    elif sampler in tuple(SAMPLERS):
+        if (prediction.target, prediction.time) != ("eps", "index"):
+            raise BadInput(f"sampler {sampler!r}: {prediction}, expected noise (eps) at the times (index) of DDPM")
+        check_variance(sampler, prediction.variance)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "sampling", "plan", "dtype", "mesh"))
@@ -230,9 +252,11 @@ def sampler_steps(
     def twin(cond: Any) -> Any:
         return find(spec).null(spec, prepared, cond) if null is None else null
 
-    return Steps(guided(model_fn, sampling.cfg_scale, twin, sampling.cfg_channels), sampling)
+    called = as_called(spec.prediction, model_fn)
+    return Steps(guided(called, sampling.cfg_scale, twin, sampling.cfg_channels), sampling)
 
 
 __all__ = [
-    "draw", "export", "graft", "load", "place", "read", "sample", "sampler_steps", "sampling_for", "save", "text_encoder",
+    "draw", "export", "graft", "load", "place", "read", "sample", "sampler_steps", "sampling_for", "save",
+    "settings_for", "text_encoder",
 ]  # fmt: skip

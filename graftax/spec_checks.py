@@ -13,7 +13,7 @@ Options = tuple[tuple[str, Option], ...]
 
 
 def checked_options(options: Iterable[tuple[str, Option]], where: str) -> Options:
-    """`options` sorted by name. Raises `BadInput` on what is no such pair, values that are not finite, and names given twice."""
+    """`options` sorted by name. Raises `BadInput` on what is no such pair, numbers not finite, names given twice."""
     pairs = tuple(options)
     for pair in pairs:
         if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):

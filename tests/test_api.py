@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -134,6 +135,7 @@ def test_a_model_draws_as_its_family_and_unlike_others(monkeypatch):
         (Prediction(variance=False), "sampler 'ddpm': the model has no variance channels"),
         (Prediction(target="velocity"), r"expected noise \(eps\) at the times \(index\) of DDPM"),
         (Prediction(time="noise"), r"sampler 'ddpm': Prediction\(target='eps', time='noise'"),
+        (Prediction("velocity", "noise"), r"expected noise \(eps\) at the times \(index\) of DDPM"),
     ],
 )
 def test_samplers_that_do_not_fit_a_models_prediction_are_refused(model, prediction, message):
@@ -145,6 +147,58 @@ def test_samplers_that_do_not_fit_a_models_prediction_are_refused(model, predict
     ):
         with pytest.raises(BadInput, match=message):
             refuse()
+
+
+def test_euler_is_for_velocities_alone(model):
+    for other in (Prediction(), Prediction("velocity"), Prediction(time="noise")):
+        spec = model.spec.replace(prediction=other)
+        for refuse in (
+            lambda spec=spec: draw(model.replace(spec=spec), sampler="euler"),
+            lambda spec=spec: api.sampling_for(spec, graftax.Sampling(sampler="euler")),
+            lambda spec=spec: on_the_command_line(spec, "--sampler=euler"),
+        ):
+            with pytest.raises(BadInput, match=r"sampler 'euler': .*, expected a velocity at noise or data fractions"):
+                refuse()
+
+
+FLOWS = {
+    "noise": Prediction("velocity", "noise", False), "scaled": Prediction("velocity", "noise", False, scale=1000),
+    "data": Prediction("velocity", "data", False), "halves": Prediction("velocity", "data", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_velocity_model_is_drawn_along_its_path(name):
+    """As the formula reads, step by step, guided on all channels; the network's own times and sign."""
+    spec, settings = toy_spec(1, 1).replace(prediction=FLOWS[name]), {"steps": 3, "shift": 3.0, "cfg_channels": None}
+    assert api.sampling_for(spec, **settings).sampler == SampleConfig.of(spec).sampler == "euler"
+    model = graftax.Model(spec, random_params(spec, jax.random.key(0)))
+    x = start = jax.random.normal(jax.random.key(1), (2, *spec.image_shape))
+    null = jnp.full(2, spec.classes)
+    ends = [3 * s / (1 + 2 * s) for s in (1, 2 / 3, 1 / 3, 0)]
+    for s, after in itertools.pairwise(ends):
+        t = jnp.full(2, {"noise": s, "scaled": 1000 * s}.get(name, 1 - s))
+        of_class, of_none = (model(x, t, y)[..., :4] for y in (jnp.asarray(LABELS), null))
+        v = of_none + 2.5 * (of_class - of_none)
+        x = x + (after - s) * (v if name in ("noise", "scaled") else -v)
+    found = graftax.sample(model, LABELS, initial_noise=start, cfg_scale=2.5, **settings)
+    np.testing.assert_allclose(found, x, atol=2e-5 * float(jnp.abs(x).max()))
+
+
+def test_a_family_may_draw_other_sizes_otherwise(monkeypatch):
+    spec = tiny_spec(depth=1).replace(prediction=Prediction("velocity", "noise", False))
+    seen = []
+
+    def own(self, spec):
+        seen.append(spec.tokens)
+        return {"steps": 2}
+
+    monkeypatch.setattr(type(find(spec)), "sampling", own)
+    model = graftax.Model(spec, random_params(spec, jax.random.key(0)))
+    graftax.sample(model, LABELS, initial_noise=jnp.zeros((2, *spec.image_shape)))
+    with pytest.raises(BadInput, match="initial_noise: x"):
+        graftax.sample(model, LABELS, initial_noise=jnp.zeros((2, 16, 16, 4)))
+    assert seen == [16, 64]
 
 
 def test_a_model_without_variance_channels_draws():

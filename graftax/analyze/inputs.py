@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from graftax.api import sampler_steps, sampling_for
 from graftax.diffusion import (
-    Process,
+    Noising,
     SamplerState,
     Sampling,
     SamplingFields,
@@ -28,6 +28,8 @@ from graftax.models.arguments import as_key
 from graftax.models.backbone import find
 from graftax.models.forward import prepare_params
 from graftax.models.model import check_inputs, given_conditions
+from graftax.models.prediction import network_times
+from graftax.models.prediction import noise_fraction as fraction_of
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 from graftax.train.loop import Batch
@@ -35,10 +37,6 @@ from graftax.train.loop import Batch
 Input = tuple[jax.Array, jax.Array, Cond]
 """x_t (b, h, w, c), t (b,) as the network takes it, and its conditions, for a class model {"y": (b,)}. `noised_batches`
 makes them from data, `trajectory` without any."""
-
-STEPS = 1000
-"""Of the process that times of the kind "index" count."""
-
 
 def trajectory(
     model: Model, labels: ArrayLike | None = None, *, cond: Mapping[str, ArrayLike] | None = None,
@@ -60,7 +58,7 @@ def trajectory(
     return _walk(model, given, sampling, jax.random.key(0) if rng is None else as_key(rng), batch_size, dtype)
 
 
-def noised_batches(spec: ModelSpec, heldout: Batch, process: Process, seed: int = 0, batch_size: int = 64) -> list[Input]:
+def noised_batches(spec: ModelSpec, heldout: Batch, process: Noising, seed: int = 0, batch_size: int = 64) -> list[Input]:
     """A fixed held-out set (`graftax.diffusion.heldout_set`) as a model of `spec` takes it, in batches.
 
     heldout: image (n, h, w, c) and what the model is conditioned on, label (n,). Raises `BadInput` where it does not fit
@@ -69,7 +67,7 @@ def noised_batches(spec: ModelSpec, heldout: Batch, process: Process, seed: int 
     found: list[Input] = []
     for data, number, noise in heldout_set(heldout, process, seed=seed, batch_size=batch_size).batches():
         x_t = process.q_sample(jnp.asarray(data["image"]), jnp.asarray(number), jnp.asarray(noise))
-        t = jnp.asarray(process.timestep_map[number])
+        t = network_times(spec.prediction, process.model_times(jnp.asarray(number)))
         cond = {name: jnp.asarray(value) for name, value in find(spec).condition(data).items()}
         with naming("held-out set"):
             check_inputs(spec, x_t, t, cond)
@@ -105,7 +103,7 @@ def _walk(
         part = {name: value[start : start + size] for name, value in cond.items()}
         keys = image_keys(root, start, size)
         state = SamplerState.start(initial_noise(keys, sampling.steps, spec.image_shape))
-        for number, t in enumerate(sampling.timesteps):
+        for number, t in enumerate(network_times(spec.prediction, sampling.timesteps)):
             yield _guided_input(spec, prepared, state.x, jnp.full(size, t), part, sampling.cfg_scale)
             state = _step(spec, prepared, number, state, part, keys, sampling=sampling, dtype=dtype)
 
@@ -134,8 +132,7 @@ def _step(
 
 def noise_fraction(spec: ModelSpec, t: ArrayLike) -> np.ndarray:
     """Where in the process times t (b,), as a model of `spec` takes them, lie: 0 data, 1 noise, float64 (b,)."""
-    t = np.asarray(t, np.float64)
-    return {"index": t / STEPS, "noise": t, "data": 1 - t}[spec.prediction.time]
+    return fraction_of(spec.prediction, np.asarray(t, np.float64))
 
 
 def bin_of(fraction: ArrayLike, bins: int) -> np.ndarray:

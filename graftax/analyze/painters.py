@@ -26,6 +26,7 @@ from graftax.models import Cond, Model
 from graftax.models.arguments import as_key
 from graftax.models.backbone import find
 from graftax.models.library import CAPACITY, Instructions, Library
+from graftax.models.prediction import as_called
 from graftax.ops.base import Params
 from graftax.progress import Progress
 
@@ -125,7 +126,7 @@ class ProgramSampler:
             def twin(cond: Any) -> Any:
                 return find(spec).null(spec, weights, cond)
 
-            guide = guided(model_fn, how.cfg_scale, twin, how.cfg_channels)
+            guide = guided(as_called(spec.prediction, model_fn), how.cfg_scale, twin, how.cfg_channels)
             return denoise(guide, how, initial_noise(keys, how.steps, spec.image_shape), cond, keys)
 
         self._draw = jax.jit(draw)

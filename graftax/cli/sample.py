@@ -81,13 +81,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw, decode, write."""
+    import numpy as np
+
     from graftax.evaluate import drawing
+    from graftax.models.sizes import at_size
 
     options.suffix_of(Path(args.out), (".png", ".npz"))
     texts = _check(args)
     out = options.own_output(args.out, args.overwrite)
     asked = _of_texts(args) if texts else _of_classes(args)
-    settings = options.sampling_of(args, asked.model.spec)
+    spec = asked.model.spec
+    settings = options.sampling_of(args, spec if asked.shape is None else at_size(spec, np.empty((1, *asked.shape))))
     drawn = drawing.draw_with(asked.model, asked.cond, settings, null=asked.null, shape=asked.shape)
     drawing.write(out, drawn, asked.decode, asked.layout, **asked.said)
     print(f"{out}: {len(drawn)} images, {settings}")

@@ -30,7 +30,7 @@ class Times:
     """A distribution of the noise fraction. Raises `BadInput` on names and numbers that are none.
 
     Attributes:
-        kind: "uniform"; "logit_normal", the sigmoid of a normal number (SD3, section 3.1); "shifted", uniform, then `shifted`.
+        kind: "uniform"; "logit_normal", the sigmoid of a normal number (SD3, section 3.1); "shifted", uniform, shifted.
         numbers: of "uniform" its ends, of "logit_normal" mean and deviation, of "shifted" the shift. Shifting a logit-normal
             adds the shift's logarithm to its mean.
     """

@@ -53,13 +53,11 @@ class SampleConfig(Sampling):
 
     @classmethod
     def of(cls, spec: ModelSpec, **settings: Any) -> SampleConfig:
-        """How models of `spec` are drawn: `settings`, and what they leave out as the family draws (`api.sampling_for`).
+        """How models of `spec` are drawn: `settings`, and what they leave out as the family draws (`api.settings_for`).
 
         Raises `BadInput` on settings out of range, and where such a model cannot be drawn so.
         """
-        config = cls(**{**find(spec).sampling(spec), **settings})
-        api.sampling_for(spec, config.sampling)
-        return config
+        return cls(**api.settings_for(spec, **settings))
 
     @property
     def sampling(self) -> Sampling:

@@ -21,14 +21,13 @@ from graftax.models import forward, param_shapes
 from graftax.models.backbone import find
 from graftax.models.collect import places
 from graftax.models.cost import flops
+from graftax.models.prediction import time_at
 from graftax.models.stack import runs
 from graftax.ops.base import Operator, shapes_of
 from graftax.spec import ModelSpec
 from graftax.train.chips import Chip
 
 WHOLE = "whole model"
-MIDDLE = {"index": 500.0, "noise": 0.5, "data": 0.5}
-"""A time in the middle, by what time means to a model."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def least_seconds(rows: Sequence[Work], chip: Chip) -> float:
 def inputs_of(spec: ModelSpec, batch: int) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
     """Noise, times in the middle and conditions for `batch` images: what a model can be timed on."""
     noise = jax.random.normal(jax.random.key(1), (batch, *spec.image_shape))
-    return noise, jnp.full(batch, MIDDLE[spec.prediction.time]), dict(find(spec).example(spec, batch))
+    return noise, jnp.full(batch, time_at(spec.prediction, 0.5)), dict(find(spec).example(spec, batch))
 
 
 def saved_bytes(fn: Callable[..., Any], *args: Any) -> int:

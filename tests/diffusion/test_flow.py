@@ -101,7 +101,7 @@ def test_the_best_velocity_has_the_least_loss():
     x0 = MEAN + STD * x_init()
     x_t = Flow().q_sample(x0, t, noise)
     best, more, less = (
-        float(Flow().training_losses(factor * exact_flow(x_t, t, Y), x0, t, noise)["loss"].mean()) for factor in (1, 1.1, 0.9)
+        float(Flow().training_losses(by * exact_flow(x_t, t, Y), x0, t, noise)["loss"].mean()) for by in (1, 1.1, 0.9)
     )
     assert best == pytest.approx(STD**2 / (0.6**2 * STD**2 + 0.4**2), rel=0.05)
     assert best < min(more, less)
@@ -193,7 +193,7 @@ def test_misuse_is_refused():
         flow.q_sample(x, t[:1], x)
     with pytest.raises(BadInput, match=r"t: shape \(32,\) int32, expected \(32,\) of a float type"):
         flow.q_sample(x, t.astype(int), x)
-    with pytest.raises(BadInput, match="model output: shape .* expected a velocity"):
+    with pytest.raises(BadInput, match=r"model output: shape .* expected a velocity"):
         flow.training_losses(jnp.concatenate([x, x], -1), x, t, x)
 
 

@@ -12,6 +12,7 @@ OTHER = {
     "sampler": "ddpm", "steps": 250, "cfg_scale": 4.0, "cfg_channels": None, "eta": 0.5, "seed": 1, "count": 10_000,
     "labels": "balanced", "decoder": "demo", "rounding": "truncate", "dtype": "bfloat16", "reference": "a.npz 12ab",
     "features": "inception 34cd", "text": "T5 56ef", "spacing": "time_uniform", "last": "sigma_min",
+    "shift": 3.0,
 }  # fmt: skip
 
 
@@ -22,11 +23,11 @@ def changed(**fields):
 
 def test_every_field_changes_the_hash():
     assert OTHER.keys() == Protocol().fields().keys()
-    multistep = {"sampler": "dpmpp_2m"}  # whose times spacing and last are
-    hashes = {Protocol().hash, changed(**multistep).hash}
+    sampler = {"spacing": "dpmpp_2m", "last": "dpmpp_2m", "shift": "euler"}  # what these are for
+    hashes = {changed(sampler=name).hash for name in ("ddim", *sampler.values())}
     for name in OTHER:
-        hashes.add(changed(**{**(multistep if name in ("spacing", "last") else {}), name: OTHER[name]}).hash)
-    assert len(hashes) == len(OTHER) + 2
+        hashes.add(changed(**{"sampler": sampler.get(name, "ddim"), name: OTHER[name]}).hash)
+    assert len(hashes) == len(OTHER) + 3
 
 
 def test_results_keep_the_hash_that_they_were_written_with():
@@ -41,7 +42,7 @@ def test_models_of_classes_have_the_hash_that_they_had_before_prompts():
 
 
 def test_json_round_trip():
-    protocol = changed(**{**OTHER, "sampler": "sde_dpmpp_2m", "eta": 0.0})
+    protocol = changed(**{**OTHER, "sampler": "sde_dpmpp_2m", "eta": 0.0, "shift": 1.0})
     assert (protocol.sampling.steps, protocol.count) == (250, 10_000)
     assert Protocol.from_json(protocol.to_json()) == protocol
     with pytest.raises(BadInput, match="colour"):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from graftax.api import draw
+from graftax.api import draw, settings_for
 from graftax.diffusion import Process, Sampling
 from graftax.distill import DistillConfig, create_state, make_distill_step
 from graftax.distill.cost import stage1_flops
@@ -96,7 +96,7 @@ def sample_program(
 
     `sampling` None: as the model's family draws; what it leaves open, as DiT and the grafting paper score (DDPM, 250 steps).
     """
-    chosen = sampling or Sampling(**{"sampler": "ddpm", "steps": 250, **find(spec).sampling(spec)})
+    chosen = sampling or Sampling(**{"sampler": "ddpm", "steps": 250, **settings_for(spec)})
 
     def trace(mesh: Mesh, rules: AxisRules) -> jax.stages.Traced:
         noise = jax.ShapeDtypeStruct((batch_size, *spec.image_shape), jnp.float32)
