@@ -156,10 +156,10 @@ def sample(
 ) -> jax.Array:  # fmt: skip
     """Draw images (latents, for a latent model): labels (b,) int -> (b, h, w, c) float32.
 
-    How is said by `sampling`, or by fields of it as keywords (`sampler="ddim", steps=50`); what is left out is as the model's
-    family draws images of this size, for a DiT as in `Sampling`, a velocity by "euler". All steps run as one compiled
-    loop. `cond` gives the conditions of models that take others than classes, `null_cond` their unconditional twin for
-    guidance, of each image or one for all (None: the backbone's own).
+    How is said by `sampling`, or by fields of it as keywords (`sampler="ddim", steps=50`); what is left out is as the
+    model's family draws images of this size, for a DiT as in `Sampling`, a velocity by "euler". All steps run as one
+    compiled loop. `cond` gives the conditions of models that take others than classes, `null_cond` their unconditional twin
+    for guidance, of each image or one for all (None: the backbone's own).
 
     Image i has noise of its own, which depends on `rng` and i alone (`graftax.diffusion.image_keys`); `rng` may also be
     keys (b,), one for each image. `initial_noise` (b, h, w, c) and `step_noise` (steps, b, h, w, c), step 0 the noisiest,

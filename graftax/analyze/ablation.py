@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from graftax.blocks import slot_of, tapped_slots
-from graftax.diffusion import Process
+from graftax.diffusion import Noising
 from graftax.distill import DistillConfig, create_state, distill
 from graftax.distill.groups import group_units
 from graftax.distill.heldout import heldout_errors
@@ -27,6 +27,7 @@ from graftax.spec import ModelSpec, members
 from graftax.surgery import Site, compose, graft, replace
 from graftax.train.loop import Batch
 from graftax.train.loop_config import LoopConfig
+from graftax.train.noising import noising_for
 
 PAPER_SHARES = (0 / 27, 7 / 27, 16 / 27, 26 / 27, 1.0)
 """Where in the depth the paper's layers 1, 8, 17, 27 and 28 of 28 are."""
@@ -59,7 +60,7 @@ def paper_blocks(depth: int) -> tuple[int, ...]:
 def objective_ablation(
     teacher: Model, batches: Callable[[], Any], heldout: Batch, config: DistillConfig | None = None, *,
     slot: str = "mixer", blocks: Sequence[int] | None = None, objectives: Sequence[str] = LOSSES, seed: int = 0,
-    log_every: int = 50, process: Process | None = None, show: bool = True,
+    log_every: int = 50, process: Noising | None = None, show: bool = True,
 ) -> list[Ablated]:  # fmt: skip
     """Graft `blocks` of one slot onto themselves and teach them under each of `objectives`, all else equal.
 
@@ -69,7 +70,7 @@ def objective_ablation(
     any that stage 1 can teach. `blocks`: by default those of `paper_blocks` among the blocks with this slot. Raises
     `BadInput` on unknown slots, objectives and blocks.
     """
-    config, process, spec = config or DistillConfig(), process or Process(), teacher.spec
+    config, process, spec = config or DistillConfig(), noising_for(teacher.spec, process), teacher.spec
     slots = tapped_slots(spec)
     if slot not in slots or not objectives or not set(objectives) <= set(LOSSES):
         raise BadInput(f"ablation: slot {slot!r}, objectives {tuple(objectives)}, expected one of {slots}, some of {LOSSES}")
@@ -108,7 +109,7 @@ def _with_loss(spec: ModelSpec, site: Site, config: DistillConfig, name: str) ->
 
 
 def _measurement(
-    teacher: Model, student: Model, heldout: Batch, under: dict[str, DistillConfig], process: Process
+    teacher: Model, student: Model, heldout: Batch, under: dict[str, DistillConfig], process: Noising
 ) -> Callable[[Model], tuple[dict[str, float], dict[str, float]]]:
     """A function from a taught student to its held-out losses by objective, and its relative errors by site.
 

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from graftax.analyze.inputs import noised_batches
 from graftax.analyze.outputs import Outputs
-from graftax.diffusion import Process
+from graftax.diffusion import Noising
 from graftax.distill.sites import check_pair, scion_sites
 from graftax.errors import BadInput
 from graftax.models import Model
@@ -36,13 +36,13 @@ class Harm:
     """
 
     def __init__(
-        self, teacher: Model, student: Model, heldout: Batch, *, process: Process | None = None, seed: int = 0,
+        self, teacher: Model, student: Model, heldout: Batch, *, process: Noising | None = None, seed: int = 0,
         batch_size: int = 64, dtype: DTypeLike | None = None,
     ) -> None:  # fmt: skip
         check_pair(teacher, student)
         self.sites = scion_sites(student, None)
         library = Library((teacher.spec, student.spec), frozenset((site.block, site.slot) for site in self.sites))
-        batches = noised_batches(teacher.spec, heldout, process or Process(), seed, batch_size)
+        batches = noised_batches(teacher.spec, heldout, process, seed, batch_size)
         capacity = len(runs(teacher.spec))
         self._outputs = Outputs(library, (teacher.params, student.params), batches, capacity=capacity, dtype=dtype)
 

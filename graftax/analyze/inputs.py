@@ -33,6 +33,7 @@ from graftax.models.prediction import noise_fraction as fraction_of
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 from graftax.train.loop import Batch
+from graftax.train.noising import noising_for
 
 Input = tuple[jax.Array, jax.Array, Cond]
 """x_t (b, h, w, c), t (b,) as the network takes it, and its conditions, for a class model {"y": (b,)}. `noised_batches`
@@ -58,13 +59,16 @@ def trajectory(
     return _walk(model, given, sampling, jax.random.key(0) if rng is None else as_key(rng), batch_size, dtype)
 
 
-def noised_batches(spec: ModelSpec, heldout: Batch, process: Noising, seed: int = 0, batch_size: int = 64) -> list[Input]:
+def noised_batches(
+    spec: ModelSpec, heldout: Batch, process: Noising | None = None, seed: int = 0, batch_size: int = 64
+) -> list[Input]:
     """A fixed held-out set (`graftax.diffusion.heldout_set`) as a model of `spec` takes it, in batches.
 
-    heldout: image (n, h, w, c) and what the model is conditioned on, label (n,). Raises `BadInput` where it does not fit
-    `spec`.
+    heldout: image (n, h, w, c) and what the model is conditioned on, label (n,). `process` None: what such models are
+    trained with. Raises `BadInput` where they do not fit `spec`.
     """
     found: list[Input] = []
+    process = noising_for(spec, process)
     for data, number, noise in heldout_set(heldout, process, seed=seed, batch_size=batch_size).batches():
         x_t = process.q_sample(jnp.asarray(data["image"]), jnp.asarray(number), jnp.asarray(noise))
         t = network_times(spec.prediction, process.model_times(jnp.asarray(number)))

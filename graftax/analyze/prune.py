@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from graftax.analyze.inputs import noised_batches
 from graftax.analyze.outputs import Outputs
-from graftax.diffusion import Process
+from graftax.diffusion import Noising
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.library import Library
@@ -32,13 +32,13 @@ class SkipHarm:
     """
 
     def __init__(
-        self, model: Model, heldout: Batch, *, process: Process | None = None, seed: int = 0, batch_size: int = 64,
+        self, model: Model, heldout: Batch, *, process: Noising | None = None, seed: int = 0, batch_size: int = 64,
         dtype: DTypeLike | None = None,
     ) -> None:  # fmt: skip
         self.spec = spec = model.spec
         if odd := [step for step in spec.program if not is_plain(step)]:
             raise BadInput(f"skip harm: {odd[0]}, expected a program of plain blocks")
-        batches = noised_batches(spec, heldout, process or Process(), seed, batch_size)
+        batches = noised_batches(spec, heldout, process, seed, batch_size)
         self._outputs = Outputs(Library((spec,)), (model.params,), batches, capacity=len(spec.program), dtype=dtype)
 
     @property

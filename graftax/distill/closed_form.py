@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from graftax.blocks import Context
 from graftax.data.feed import as_batches
-from graftax.diffusion import Process
+from graftax.diffusion import Noising
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, Units, group_sites, group_units, over_sites, stack_scions
 from graftax.distill.merged import StepGroup, regression_units
@@ -43,7 +43,7 @@ Add = Callable[..., T]
 
 def calibrate(
     teacher: Model, student: Model, data: Any, steps: int, config: DistillConfig | None = None, *,
-    batch_size: int = PAPER_BATCH, sites: Selector | None = None, process: Process | None = None,
+    batch_size: int = PAPER_BATCH, sites: Selector | None = None, process: Noising | None = None,
     mesh: Mesh | None = None, rules: AxisRules = RULES, rng: jax.Array | None = None, show: bool = True,
 ) -> Model:  # fmt: skip
     """The student with the last layer of every scion fitted to the teacher's output by linear least squares.
@@ -63,7 +63,7 @@ def calibrate(
     check_pair(teacher, student)
     config = config or DistillConfig()
     groups = group_units(student.spec, chosen)
-    source = Teacher(teacher.spec, groups, process or Process(), config)
+    source = Teacher(teacher.spec, groups, process, config)
     scions = shard_stacked(stack_scions(student.params, groups), mesh, rules)
 
     def add(group: Group | StepGroup, context: Context, sums: Sums, scion: Params, x: jax.Array, wanted: jax.Array) -> Sums:
@@ -86,7 +86,7 @@ def calibrate(
 
 def neuron_importance(
     teacher: Model, data: Any, steps: int, sites: Selector = "blocks[mlp].mlp", config: DistillConfig | None = None,
-    *, batch_size: int = PAPER_BATCH, process: Process | None = None, mesh: Mesh | None = None, rules: AxisRules = RULES,
+    *, batch_size: int = PAPER_BATCH, process: Noising | None = None, mesh: Mesh | None = None, rules: AxisRules = RULES,
     rng: jax.Array | None = None, show: bool = True,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """What every hidden neuron of the selected MLPs contributes to the output: {"blocks[3].mlp": (m,) float32}.
@@ -103,7 +103,7 @@ def neuron_importance(
             raise BadInput(f"neuron importance at {site}: holds {held}, expected an mlp")
     config = config or DistillConfig()
     groups = group_sites(teacher.spec, chosen)
-    source = Teacher(teacher.spec, groups, process or Process(), config)
+    source = Teacher(teacher.spec, groups, process, config)
     weights = shard_stacked(stack_scions(teacher.params, groups), mesh, rules)
 
     def add(group: Group, context: Context, power: jax.Array, mlp: Params, x: jax.Array, target: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from graftax.blocks import Context
-from graftax.diffusion import Process, heldout_set
+from graftax.diffusion import Noising, heldout_set
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, group_units, over_sites
 from graftax.distill.merged import MergedStep, StepGroup
@@ -25,7 +25,7 @@ from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 
 
 def heldout_errors(
-    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Process,
+    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Noising,
     data: Mapping[str, Any], config: DistillConfig, *, seed: int = 0, batch_size: int = PAPER_BATCH,
     mesh: Mesh | None = None, rules: AxisRules = RULES,
 ) -> Callable[[Params, Params], dict[str, float]]:  # fmt: skip

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from graftax.checkpoint.lock import holding
 from graftax.data.feed import as_batch, as_batches
-from graftax.diffusion import Process
+from graftax.diffusion import Noising
 from graftax.distill.closed_form import calibrate
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.cost import stage1_flops
@@ -31,6 +31,7 @@ from graftax.surgery import check_trainable
 from graftax.surgery.select import Selector
 from graftax.train.loop import Batch, Batches, History, Job, Metrics, fit_recorded
 from graftax.train.loop_config import LoopConfig
+from graftax.train.noising import noising_for
 from graftax.train.overview import parameter_table, write_parameters
 from graftax.train.sharding import RULES, AxisRules, to_host
 
@@ -38,7 +39,7 @@ from graftax.train.sharding import RULES, AxisRules, to_host
 def distill(
     teacher: Model, student: Model, data: Any, config: DistillConfig | None = None, loop: LoopConfig | None = None,
     workdir: str | os.PathLike[str] | None = None, heldout: Batch | None = None, *, batch_size: int = PAPER_BATCH,
-    sites: Selector | None = None, process: Process | None = None, mesh: Mesh | None = None,
+    sites: Selector | None = None, process: Noising | None = None, mesh: Mesh | None = None,
     rules: AxisRules = RULES, on_record: Callable[[dict[str, Any]], None] | None = None, show: bool = True,
 ) -> tuple[Model, History]:  # fmt: skip
     """Teach the student's scions what the teacher's operators do, all of them at once.
@@ -92,7 +93,7 @@ def _untouched(student: Model, sites: Selector | None) -> str:
 
 def _calibrated(
     teacher: Model, student: Model, batches: Batches, config: DistillConfig, loop: LoopConfig, sites: Selector | None,
-    process: Process | None, mesh: Mesh | None, rules: AxisRules, show: bool,
+    process: Noising | None, mesh: Mesh | None, rules: AxisRules, show: bool,
 ) -> Model:  # fmt: skip
     """The student as `calibrate` leaves it; the batches go back, so that training sees the same with and without."""
     start = batches.state()
@@ -107,20 +108,21 @@ def _calibrated(
 
 def distill_job(
     teacher: Model, student: Model, config: DistillConfig, *, sites: Selector | None = None,
-    process: Process | None = None, mesh: Mesh | None = None, rules: AxisRules = RULES, heldout: Batch | None = None,
+    process: Noising | None = None, mesh: Mesh | None = None, rules: AxisRules = RULES, heldout: Batch | None = None,
     label: str = "distill",
 ) -> Job[DistillState]:  # fmt: skip
     """The `Job` of stage 1, ready for `graftax.train.loop.fit`.
 
     `sites`: a selector on the student; None for its merged steps and, outside of them, `student.meta.sites`. `process`:
-    the noising process, None for DiT's 1000 steps. With a `mesh` teacher, scions and optimisers are laid out by `rules`.
+    the noising process, None for what such teachers are trained with: DiT's 1000 steps, or the straight path of a flow.
+    With a `mesh` teacher, scions and optimisers are laid out by `rules`.
 
     Raises BadInput if there are no sites, if teacher and student differ in depth, width, tokens or classes, or if a site
     does not run exactly once in the teacher.
     """
     chosen = regression_units(student, sites)
     check_pair(teacher, student)
-    process = process or Process()
+    process = noising_for(teacher.spec, process)
     source = Teacher(teacher.spec, group_units(student.spec, chosen), process, config)
     prepared = shard_teacher(source, teacher.params, mesh, rules)
     update = make_distill_step(teacher.spec, student.spec, chosen, process, config, mesh=mesh, rules=rules)

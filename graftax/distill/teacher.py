@@ -10,16 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from graftax.blocks import Context
-from graftax.diffusion import Process
+from graftax.diffusion import Noising
 from graftax.distill.config import DistillConfig
 from graftax.distill.groups import Units
 from graftax.errors import BadInput
 from graftax.models import Cond
 from graftax.models.backbone import find
 from graftax.models.forward import embed, prepare_params
+from graftax.models.prediction import network_times
 from graftax.models.stack import run_stack, runs, tap_runs
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec, Step
+from graftax.train.noising import noising_for
 
 TIME, NOISE = range(2)  # streams of a step's key
 
@@ -34,16 +36,16 @@ class Teacher:
     gate. A merged step's are the input of its first block and the output of its last one. Beside the pairs goes the context
     that all blocks read. The teacher runs no further than its last site.
 
-    Raises BadInput if a site's block does not run exactly once in the teacher's program, or if the blocks of a merged step
-    do not run one after the other.
+    Raises BadInput if a site's block does not run exactly once in the teacher's program, if the blocks of a merged step do
+    not run one after the other, or if `process` (None: what such teachers are trained with) is not for the teacher.
     """
 
-    def __init__(self, spec: ModelSpec, groups: Units, process: Process, config: DistillConfig) -> None:
+    def __init__(self, spec: ModelSpec, groups: Units, process: Noising | None, config: DistillConfig) -> None:
         sites = [(str(s), span) for group in groups.values() for s, span in zip(group.sites, group.spans, strict=True)]
         _check_runs(spec, sites)
         self._spec = up_to_last(spec, {block for _, span in sites for block in span})
         self._taps = tuple(sorted({name for group in groups.values() for name in (group.input, group.output)}))
-        self._groups, self._process, self._config = groups, process, config
+        self._groups, self._process, self._config = groups, noising_for(spec, process), config
 
     def prepare(self, params: Params) -> Params:
         """The teacher's weights as `pairs` takes them. Do it once: scans need stacked copies; "unroll" copies nothing."""
@@ -51,21 +53,20 @@ class Teacher:
 
     def sample_pairs(self, prepared: Params, x0: jax.Array, cond: Cond, key: jax.Array) -> tuple[Pairs, Context]:
         """`pairs` at times drawn uniformly over the process and fresh noise: x0 (b, h, w, c) and its conditions."""
-        t = jax.random.randint(jax.random.fold_in(key, TIME), x0.shape[:1], 0, len(self._process))
+        t = self._process.draw(jax.random.fold_in(key, TIME), len(x0))
         noise = jax.random.normal(jax.random.fold_in(key, NOISE), x0.shape)
         return self.pairs(prepared, x0, cond, t, noise)
 
     def pairs(self, prepared: Params, x0: jax.Array, cond: Cond, t: jax.Array, noise: jax.Array) -> tuple[Pairs, Context]:
         """Run the teacher on q_sample(x0, t, noise) and the true conditions.
 
-        x0, noise (b, h, w, c); t (b,) int, counting the steps of the process. Raises BadInput on images that are not the
-        teacher's.
+        x0, noise (b, h, w, c); t (b,), times of the process. Raises BadInput on images that are not the teacher's.
         """
         expected = self._spec.image_shape
         if x0.shape[1:] != expected:
             raise BadInput(f"batch image: shape {x0.shape}, expected (b, {', '.join(map(str, expected))})")
         x_t = self._process.q_sample(x0, t, noise)
-        t = jnp.asarray(self._process.timestep_map)[t]
+        t = network_times(self._spec.prediction, self._process.model_times(t))
         state, context = embed(self._spec, prepared, x_t, t, cond, self._config.dtype)
         _, taps = run_stack(self._spec, prepared["blocks"], state, context, capture=self._taps, dtype=self._config.dtype)
         pairs = {

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from graftax.blocks import Context
-from graftax.diffusion import Process
+from graftax.diffusion import Noising
 from graftax.distill.config import DistillConfig
 from graftax.distill.groups import Group, group_units, over_sites, stack_scions
 from graftax.distill.merged import MergedStep, StepGroup
@@ -65,7 +65,7 @@ def sharded_state(
 
 
 def make_distill_step(
-    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Process,
+    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Noising,
     config: DistillConfig, *, mesh: Mesh | None = None, method: str = "auto", rules: AxisRules = RULES,
 ) -> DistillStep:  # fmt: skip
     """The compiled `step(state, prepared, batch, key) -> (state, metrics)`.

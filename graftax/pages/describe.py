@@ -59,7 +59,7 @@ def describe(spec: ModelSpec, meta: Mapping[str, Any]) -> str:
     known += [f"{sizes.text} of text"] * bool(sizes.text) + [f"{spec.classes} classes"] * bool(spec.classes)
     known += [f"{sizes.context} of text looked at"] * bool(sizes.context)
     known += [f"{spec.option('words')} words of {spec.option('vocabulary', '') or 'its own'}"] * bool(spec.option("words"))
-    known += ["learned variance"] * spec.prediction.variance
+    known += ["predicts a velocity"] if spec.prediction.is_flow else ["learned variance"] * spec.prediction.variance
     lines = [
         f"{'backbone':<12}{spec.backbone}, {spec.depth} blocks, width {spec.width}, {sizes.heads} heads",
         f"{'input':<12}{', '.join(known)}",

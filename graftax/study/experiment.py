@@ -17,7 +17,6 @@ import numpy as np
 from graftax import config as configs
 from graftax.checkpoint.files import sha256_of_arrays
 from graftax.data.pixels import images as image_data
-from graftax.diffusion import Process
 from graftax.distill.stage import DistillStage
 from graftax.errors import BadInput
 from graftax.evaluate import pictures
@@ -151,7 +150,7 @@ class Experiment:
         if spec not in self._losses:
             stage, heldout = self.config.finetune, stages.heldout_of(self.data)
             assert heldout is not None, "checked at the beginning"
-            self._losses[spec] = heldout_loss(spec, Process(), heldout, dtype=stage.compute_dtype, plan=stage.plan)
+            self._losses[spec] = heldout_loss(spec, None, heldout, dtype=stage.compute_dtype, plan=stage.plan)
         return self._losses[spec]
 
     def branch(

@@ -19,12 +19,12 @@ from graftax import blocks, ops
 from graftax.backbones.classes import ClassConditional
 from graftax.backbones.dit.frame import LabelEmbed
 from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, sinusoidal_positions
-from graftax.backbones.times import STEPS
 from graftax.blocks import BlockKind, Context, Run, Slot, State, Tap
 from graftax.blocks.base import modulate, vectors
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond, FrameCost
 from graftax.models.layout import Layout
+from graftax.models.prediction import time_at
 from graftax.ops import Axes, Cost, Operator
 from graftax.ops.attention import full_attention
 from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Params, call
@@ -187,7 +187,9 @@ class Toy(ClassConditional):
     def vectors(self, spec: ModelSpec, params: Params, count: int) -> jax.Array:
         """About `count` conditioning vectors (s, d): every class at times evenly spread."""
         times = -(-count // (spec.classes + 1))
-        t, y = jnp.meshgrid((jnp.arange(times) + 0.5) / times * STEPS, jnp.arange(spec.classes + 1), indexing="ij")
+        t, y = jnp.meshgrid(
+            time_at(spec.prediction, (jnp.arange(times) + 0.5) / times), jnp.arange(spec.classes + 1), indexing="ij"
+        )
         return self.vec(spec, params, t.reshape(-1), y.reshape(-1))
 
     def cost(self, spec: ModelSpec) -> FrameCost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from graftax.diffusion import Times
 from graftax.errors import BadInput, did_you_mean
 from graftax.models.network import fixed_paths
 from graftax.models.stack import REMAT
@@ -53,10 +54,12 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig(TrainConfig):
-    """Training with the learned-variance diffusion objective: stage 2, and pretraining.
+    """Training with the model's own objective (`diffusion_loss`): stage 2, and pretraining.
 
     Attributes:
         class_dropout: share of images that are trained without their conditions.
+        times: of the noise fraction, 0 data and 1 noise, at which images are trained (`graftax.diffusion.Times`): "uniform",
+            "uniform(0.35, 0.8)", "logit_normal(0, 1)" as in SD3, or "shifted(3)".
         compute_dtype: matmul type.
         plan: as in `graftax.models.forward`.
         remat: likewise; "auto" keeps matmul results only on a CPU, where that is faster, and everything elsewhere.
@@ -64,6 +67,7 @@ class DiffusionConfig(TrainConfig):
     """
 
     class_dropout: float = 0.1
+    times: str = "uniform"
     compute_dtype: str = "float32"
     plan: str = "auto"
     remat: str = "auto"
@@ -77,6 +81,7 @@ class DiffusionConfig(TrainConfig):
         super().__post_init__()
         if self.preview < 0:
             raise BadInput(f"preview: got {self.preview}, expected 0 or more")
+        Times.parse(self.times)
         for name, choices in {"compute_dtype": DTYPES, "remat": ("auto", *REMAT)}.items():
             if getattr(self, name) not in choices:
                 near = did_you_mean(getattr(self, name), choices)

@@ -1,4 +1,4 @@
-"""The DiT objective as a loss for the training loop, and the same objective on held-out data, always in one way."""
+"""A model's objective, DiT's or a flow's, as a loss for the training loop, and on held-out data, always in one way."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from graftax.diffusion import Process, heldout_set
+from graftax.diffusion import UNIFORM, Noising, Times, heldout_set
 from graftax.errors import BadInput
 from graftax.models import Cond, forward
 from graftax.models.backbone import find
 from graftax.models.collect import collect
+from graftax.models.prediction import as_called
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 from graftax.train.loop import Batch, Metrics
+from graftax.train.noising import noising_for
 from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 from graftax.train.state import split
 
@@ -27,22 +29,26 @@ TIME, NOISE, DROP = range(3)  # streams of a step's key
 
 
 def diffusion_loss(
-    spec: ModelSpec, process: Process, *, class_dropout: float = 0.1, dtype: DTypeLike | None = None,
-    plan: str = "auto", remat: str = "auto",
+    spec: ModelSpec, process: Noising | None = None, *, times: Times = UNIFORM, class_dropout: float = 0.1,
+    dtype: DTypeLike | None = None, plan: str = "auto", remat: str = "auto",
 ) -> DiffusionLoss:  # fmt: skip
-    """`loss_fn(params, batch, key) -> (() loss, {"mse", "vb"})` of conditional diffusion training.
+    """`loss_fn(params, batch, key) -> (() loss, metrics)` of conditional diffusion training.
+
+    The loss is `training_losses` of `process`, None: of what models like `spec` are trained with. A model of noise and
+    variance has DiT's, with metrics {"mse", "vb"}, one of a velocity flow matching's, with {"mse"}.
 
     `params` plain or collected; batch: image (b, h, w, c) clean data and what the model is conditioned on, label (b,) int
-    for classes. t is uniform over the steps of `process`; the conditions become the unconditional ones with probability
+    for classes. t is drawn from the process as `times` says; the conditions become the unconditional ones with probability
     `class_dropout` (classifier-free guidance, arXiv 2207.12598; 0.1 in DiT, arXiv 2212.09748). `dtype`, `plan`, `remat` as
     in `graftax.models.forward`.
 
-    Raises BadInput if `class_dropout` is no probability or the model does not predict noise and variance.
+    Raises BadInput if `class_dropout` is no probability, or the model predicts neither noise and variance nor a velocity, or
+    `process` is not for it.
     """
     if not 0 <= class_dropout <= 1:
         raise BadInput(f"class_dropout: got {class_dropout!r}, expected a probability in [0, 1]")
-    _require_variance(spec)
-    return DiffusionLoss(spec, process, class_dropout, {"dtype": dtype, "plan": plan, "remat": remat})
+    options = {"dtype": dtype, "plan": plan, "remat": remat}
+    return DiffusionLoss(spec, _objective(spec, process), times, class_dropout, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +58,14 @@ class DiffusionLoss:
     Attributes:
         spec: of the model.
         process: that noises.
+        times: at which.
         class_dropout: share of images that are trained without their conditions.
         options: of `graftax.models.forward`.
     """
 
     spec: ModelSpec
-    process: Process
+    process: Noising
+    times: Times
     class_dropout: float
     options: Mapping[str, Any]
 
@@ -65,11 +73,11 @@ class DiffusionLoss:
         return self.given(params, self.draw(batch, key))
 
     def draw(self, batch: Batch, key: jax.Array) -> Batch:
-        """{"image", "t" (b,) int, "noise" (b, h, w, c), "cond", "drop" (b,) bool: whose conditions are dropped}."""
-        count = batch["image"].shape[:1]
-        t = jax.random.randint(jax.random.fold_in(key, TIME), count, 0, len(self.process))
+        """{"image", "t" (b,), "noise" (b, h, w, c), "cond", "drop" (b,) bool: whose conditions are dropped}."""
+        count = len(batch["image"])
+        t = self.process.draw(jax.random.fold_in(key, TIME), count, self.times)
         noise = jax.random.normal(jax.random.fold_in(key, NOISE), batch["image"].shape)
-        drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), self.class_dropout, count)
+        drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), self.class_dropout, (count,))
         cond = dict(find(self.spec).condition(batch))
         return {"image": batch["image"], "t": t, "noise": noise, "cond": cond, "drop": drop}
 
@@ -77,7 +85,7 @@ class DiffusionLoss:
         """Loss and metrics of a batch that `draw` made."""
         cond = self._dropped(params, batch["cond"], batch["drop"]) if self.class_dropout else batch["cond"]
         losses = _losses(self.spec, self.process, params, batch["image"], batch["t"], cond, batch["noise"], **self.options)
-        return jnp.mean(losses["loss"]), {name: jnp.mean(losses[name]) for name in ("mse", "vb")}
+        return jnp.mean(losses["loss"]), {name: jnp.mean(losses[name]) for name in losses if name != "loss"}
 
     def _dropped(self, params: Params, cond: Cond, drop: jax.Array) -> Cond:
         """`cond`, the unconditional one where `drop` (b,)."""
@@ -98,17 +106,18 @@ def training_tree(spec: ModelSpec, params: Params, frozen: Sequence[str] = ()) -
 
 
 def heldout_loss(
-    spec: ModelSpec, process: Process, data: Mapping[str, Any], *, seed: int = 0, batch_size: int = 256,
+    spec: ModelSpec, process: Noising | None, data: Mapping[str, Any], *, seed: int = 0, batch_size: int = 256,
     dtype: DTypeLike | None = None, plan: str = "auto", mesh: Mesh | None = None, rules: AxisRules = RULES,
 ) -> Callable[[Params], dict[str, float]]:  # fmt: skip
-    """A function of parameters: {"loss", "mse", "vb"}, means over a fixed set of (x0, t, noise), nothing dropped.
+    """A function of parameters: loss and metrics of `diffusion_loss`, means over a fixed set of (x0, t, noise), nothing
+    dropped, t evenly over the process whatever the times of training.
 
     `data`: image (n, h, w, c) clean, and what the model is conditioned on, label (n,); see `heldout_set`. With a `mesh` the
     parameters lie on it, and images are split over it where their number divides.
 
-    Raises BadInput where `heldout_set` does, or if the model does not predict noise and variance.
+    Raises BadInput where `heldout_set` does, and as `diffusion_loss` of model and process.
     """
-    _require_variance(spec)
+    process = _objective(spec, process)
     heldout = heldout_set(data, process, seed=seed, batch_size=batch_size)
     backbone = find(spec)
 
@@ -128,15 +137,18 @@ def heldout_loss(
 
 
 def _losses(
-    spec: ModelSpec, process: Process, params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array,
+    spec: ModelSpec, process: Noising, params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array,
     **options: Any,
 ) -> dict[str, jax.Array]:  # fmt: skip
-    x_t = process.q_sample(x0, t, noise)
-    out, _ = forward(spec, params, x_t, jnp.asarray(process.timestep_map)[t], cond, **options)
+    def network(x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
+        return forward(spec, params, x, t, cond, **options)[0]
+
+    out = as_called(spec.prediction, network)(process.q_sample(x0, t, noise), process.model_times(t), cond)
     return process.training_losses(out, x0, t, noise)
 
 
-def _require_variance(spec: ModelSpec) -> None:
+def _objective(spec: ModelSpec, process: Noising | None) -> Noising:
     found = spec.prediction
-    if (found.target, found.time, found.variance) != ("eps", "index", True):
-        raise BadInput(f"diffusion loss: {found}, expected noise and variance at the times of a process")
+    if not found.is_flow and (found.target, found.time, found.variance) != ("eps", "index", True):
+        raise BadInput(f"diffusion loss: {found}, expected noise and variance at times of a process, or a velocity")
+    return noising_for(spec, process)

@@ -19,7 +19,7 @@ from graftax.checkpoint.files import sha256_of_arrays
 from graftax.checkpoint.lock import holding
 from graftax.checkpoint.paths import work_path
 from graftax.data.feed import as_batch, as_batches
-from graftax.diffusion import Process
+from graftax.diffusion import Noising, Times
 from graftax.errors import BadInput
 from graftax.models import Meta, Model, init
 from graftax.models.collect import spread
@@ -31,6 +31,7 @@ from graftax.surgery.select import select
 from graftax.train.config import DiffusionConfig
 from graftax.train.diffusion_task import diffusion_loss, heldout_loss, training_tree
 from graftax.train.loop import Batches, History, fit_recorded
+from graftax.train.noising import noising_for
 from graftax.train.overview import parameter_table, write_parameters
 from graftax.train.sharding import RULES, AxisRules, to_host
 from graftax.train.state import create_state
@@ -45,7 +46,7 @@ FRESH = 0x1417
 
 def finetune(
     student: Model, data: Any, config: DiffusionConfig, workdir: str | os.PathLike[str] | None = None,
-    heldout: Mapping[str, Any] | None = None, *, process: Process | None = None, mesh: Mesh | None = None,
+    heldout: Mapping[str, Any] | None = None, *, process: Noising | None = None, mesh: Mesh | None = None,
     rules: AxisRules = RULES, watch: Watch | None = None, on_record: Callable[[dict[str, Any]], None] | None = None,
     show: bool = True,
 ) -> tuple[Model, History]:  # fmt: skip
@@ -74,7 +75,7 @@ def finetune(
 
 def train(
     spec: ModelSpec, data: Any, config: DiffusionConfig, workdir: str | os.PathLike[str] | None = None,
-    heldout: Mapping[str, Any] | None = None, *, process: Process | None = None, mesh: Mesh | None = None,
+    heldout: Mapping[str, Any] | None = None, *, process: Noising | None = None, mesh: Mesh | None = None,
     rules: AxisRules = RULES, watch: Watch | None = None, on_record: Callable[[dict[str, Any]], None] | None = None,
     show: bool = True,
 ) -> tuple[Model, History]:  # fmt: skip
@@ -112,14 +113,15 @@ def latest_weights(model: Model, config: DiffusionConfig, workdir: str | os.Path
 def _run(
     spec: ModelSpec, start: Callable[[], Params], table: str, metadata: Mapping[str, Any], label: str, batches: Batches,
     config: DiffusionConfig, workdir: str | os.PathLike[str] | None, heldout: Mapping[str, Any] | None, *,
-    process: Process | None, mesh: Mesh | None, rules: AxisRules, watch: Watch | None,
+    process: Noising | None, mesh: Mesh | None, rules: AxisRules, watch: Watch | None,
     on_record: Callable[[dict[str, Any]], None] | None, show: bool,
 ) -> tuple[Params, History]:  # fmt: skip
     """The averaged parameters after training, plain, and the records. `table`: what is trained, for people."""
-    process, dtype, frozen = process or Process(), jnp.dtype(config.compute_dtype), config.frozen_in(spec)
+    process, dtype, frozen = noising_for(spec, process), jnp.dtype(config.compute_dtype), config.frozen_in(spec)
     loss = diffusion_loss(
-        spec, process, class_dropout=config.class_dropout, dtype=dtype, plan=config.plan, remat=config.remat
-    )
+        spec, process, times=Times.parse(config.times), class_dropout=config.class_dropout, dtype=dtype, plan=config.plan,
+        remat=config.remat,
+    )  # fmt: skip
     errors = None
     if heldout is not None:
         errors = heldout_loss(spec, process, as_batch(heldout, spec), dtype=dtype, plan=config.plan, mesh=mesh, rules=rules)

@@ -8,7 +8,7 @@ from tiny_graft import batch, teacher
 
 from graftax import api
 from graftax.analyze.inputs import TimeBins, bin_of, noise_fraction, noised_batches, trajectory
-from graftax.diffusion import Process, heldout_set
+from graftax.diffusion import Flow, Process, heldout_set
 from graftax.errors import BadInput
 from graftax.spec import Prediction
 from graftax.testing import tiny_spec
@@ -71,6 +71,25 @@ def test_noised_batches_are_the_held_out_set():
         np.testing.assert_allclose(x, process.q_sample(part["image"], number, noise), rtol=1e-6)
         np.testing.assert_array_equal(t, process.timestep_map[number])
         np.testing.assert_array_equal(cond["y"], part["label"])
+
+
+def test_a_velocity_model_is_looked_at_at_its_own_times():
+    spec = tiny_spec(depth=1).replace(prediction=Prediction("velocity", "noise", False, scale=1000))
+    model = Model(spec, random_params(spec, jax.random.key(0)))
+    how = {"steps": 3, "shift": 3.0, "cfg_scale": 1.0}
+    inputs = list(trajectory(model, LABELS, batch_size=5, rng=KEY, **how))
+    np.testing.assert_allclose([t[0] for _, t, _ in inputs], 1000 * api.sampling_for(spec, **how).timesteps, rtol=1e-6)
+    x, t, cond = inputs[-1]
+    s = noise_fraction(spec, t[0])  # the last step takes it all away
+    assert relative(x - s * model(x, t, **cond), api.sample(model, LABELS, rng=KEY, **how)) <= 1e-5
+    for (x, t, _), (part, number, noise) in zip(
+        noised_batches(spec, batch(0, 7), None, batch_size=3), heldout_set(batch(0, 7), Flow(), batch_size=3).batches(),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(t, 1000 * number, rtol=1e-6)
+        np.testing.assert_allclose(x, Flow().q_sample(part["image"], number, noise), rtol=1e-6)
+    with pytest.raises(BadInput, match="expected a Flow"):
+        noised_batches(spec, batch(0, 7), Process())
 
 
 def test_time_bins():

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from graftax.diffusion import Process, heldout_set
+from graftax.diffusion import Flow, Process, Times, heldout_set
 from graftax.errors import BadInput
 from graftax.models import forward
 from graftax.spec import Prediction
 from graftax.testing import random_params, tiny_spec
 from graftax.train import diffusion_loss, heldout_loss
 from graftax.train.diffusion_task import DROP, NOISE, TIME
+from graftax.train.noising import noising_for
 
 SPEC = tiny_spec(depth=1)
 PROCESS = Process()
@@ -94,3 +95,53 @@ def test_misuse_is_refused() -> None:
         heldout_loss(SPEC, PROCESS, {**data, "label": data["label"][:3]})
     with pytest.raises(BadInput, match="batch_size"):
         heldout_loss(SPEC, PROCESS, data, batch_size=0)
+
+
+# --- Flows -------------------------------------------------------------------------------------------------------------
+
+FLOWS = {
+    "noise": Prediction("velocity", "noise", False), "scaled": Prediction("velocity", "noise", False, scale=1000),
+    "data": Prediction("velocity", "data", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_velocity_model_has_the_loss_of_its_path(name: str) -> None:
+    """By hand, as the network's own times and sign are; in training and on held-out data, with nothing dropped."""
+    spec = SPEC.replace(prediction=FLOWS[name])
+    params, data, key = random_params(spec, jax.random.key(1)), batch(), jax.random.key(7)
+
+    @jax.jit
+    def mse(image: Any, t: Any, y: Any, noise: Any) -> jax.Array:
+        s = t[:, None, None, None]
+        given = {"noise": t, "scaled": 1000 * t, "data": 1 - t}[name]
+        out, _ = forward(spec, params, (1 - s) * image + s * noise, given, {"y": y})
+        velocity = image - noise if name == "data" else noise - image
+        return jnp.mean((out[..., :4] - velocity) ** 2)
+
+    loss_fn = diffusion_loss(spec, times=Times.parse("logit_normal(0, 1)"), class_dropout=0.0)
+    drawn = loss_fn.draw(data, key)
+    np.testing.assert_allclose(drawn["t"], jax.nn.sigmoid(jax.random.normal(jax.random.fold_in(key, TIME), (COUNT,))), 1e-6)
+    loss, metrics = jax.jit(loss_fn)(params, data, key)
+    wanted = float(mse(data["image"], drawn["t"], data["label"], drawn["noise"]))
+    assert {"loss": float(loss), **metrics} == pytest.approx({"loss": wanted, "mse": wanted}, rel=1e-5)
+    ((arrays, t, noise),) = heldout_set(data, Flow()).batches()
+    wanted = float(mse(arrays["image"], t, arrays["label"], noise))
+    assert heldout_loss(spec, None, data)(params) == pytest.approx({"loss": wanted, "mse": wanted}, rel=1e-5)
+
+
+def test_steps_are_drawn_from_a_range() -> None:
+    data = {"image": np.zeros((2000, 1, 1, 1), np.float32), "label": np.zeros(2000, np.int32)}
+    drawn = diffusion_loss(SPEC, times=Times.parse("uniform(0.35, 0.8)")).draw(data, jax.random.key(3))["t"]
+    assert 350 <= int(drawn.min()) < 355
+    assert 795 < int(drawn.max()) < 800
+
+
+def test_a_process_is_for_its_kind_of_model() -> None:
+    flow = SPEC.replace(prediction=FLOWS["noise"])
+    assert (noising_for(SPEC), noising_for(flow)) == (PROCESS, Flow())
+    assert noising_for(SPEC, PROCESS.respaced(10)) == PROCESS.respaced(10)
+    with pytest.raises(BadInput, match=r"process: got Process\(.*, expected a Flow for Prediction\(target='velocity'"):
+        diffusion_loss(flow, PROCESS)
+    with pytest.raises(BadInput, match=r"process: got Flow\(\), expected a Process for Prediction\(target='eps'"):
+        heldout_loss(SPEC, Flow(), batch(4))

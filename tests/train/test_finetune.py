@@ -1,5 +1,6 @@
 """Whole models trained from Python: stage 2 and from scratch, from arrays, without any config file."""
 
+import dataclasses
 import functools
 import shutil
 from pathlib import Path
@@ -13,10 +14,11 @@ from PIL import Image
 
 import graftax
 from graftax.data.pipeline import batches
-from graftax.diffusion import Process
+from graftax.diffusion import Flow, Process
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.collect import spread
+from graftax.spec import Prediction
 from graftax.testing import random_params, tiny_spec
 from graftax.train import (
     DiffusionConfig,
@@ -153,6 +155,31 @@ def test_training_from_scratch_is_the_same_from_the_seeds_weights() -> None:
     start = Model(SPEC, graftax.models.init(SPEC, jax.random.fold_in(jax.random.key(5), FRESH)))
     same, _ = finetune(start, ARRAYS, short, show=False)
     assert_same(model.params, same.params)
+
+
+def test_a_velocity_model_learns_and_is_drawn() -> None:
+    """All images are 0.5 in every number: the loss of knowing nothing is 1.25, and at best next to nothing."""
+    spec = SPEC.replace(prediction=Prediction("velocity", "data", False))
+    data = {"image": np.full((8, 8, 8, 4), 0.5, np.float32), "label": np.arange(8)}
+    config = dataclasses.replace(
+        CONFIG, loop=LoopConfig(150, eval_every=0), batch_size=8, ema_decay=0.8, times="logit_normal(0, 1)",
+        optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=0),
+    )  # fmt: skip
+    model, history = train(spec, data, config, heldout=data, show=False)
+    start = heldout_loss(spec, Flow(), data)(graftax.models.init(spec, jax.random.key(0)))
+    assert start["loss"] == pytest.approx(1.25, rel=0.1)
+    assert history[-1]["loss"] < 0.3
+    drawn = graftax.sample(model, np.arange(4), steps=10, cfg_scale=1.0)
+    assert float(jnp.abs(drawn - 0.5).mean()) < 0.2
+
+
+def test_times_of_a_config_are_those_that_are_trained_at(run: Run) -> None:
+    """All else equal, the cleanest two steps alone."""
+    short = dataclasses.replace(CONFIG, loop=dataclasses.replace(CONFIG.loop, steps=1), times="uniform(0, 0.002)")
+    first = finetune(student(), ARRAYS, short, show=False)[1][0]["loss"]
+    assert first != pytest.approx(run[2][0]["loss"], rel=0.01)
+    with pytest.raises(BadInput, match="times: got even"):
+        dataclasses.replace(CONFIG, times="even")
 
 
 def refused(tmp_path: Path, message: str, model: Model, data: Any, config: DiffusionConfig = CONFIG) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from graftax.api import draw, settings_for
-from graftax.diffusion import Process, Sampling
+from graftax.diffusion import Sampling, Times
 from graftax.distill import DistillConfig, create_state, make_distill_step
 from graftax.distill.cost import stage1_flops
 from graftax.distill.groups import group_units
@@ -25,6 +25,7 @@ from graftax.models.cost import flops, train_flops
 from graftax.spec import ModelSpec
 from graftax.surgery.select import Site
 from graftax.train import DiffusionConfig, TrainState, diffusion_loss, make_step, training_tree
+from graftax.train.noising import noising_for
 from graftax.train.sharding import AxisRules, batch_sharding, replicated, tree_shardings
 from graftax.train.state import create_state as create_train_state
 
@@ -52,7 +53,7 @@ def stage1_program(
     teacher: ModelSpec, student: ModelSpec, units: Sequence[Site | MergedStep], config: DistillConfig, batch_size: int
 ) -> Program:
     """One update of all scions (`graftax.distill.distill_job`)."""
-    process = Process()
+    process = noising_for(teacher)
     source = Teacher(teacher, group_units(student, units), process, config)
 
     def trace(mesh: Mesh, rules: AxisRules) -> jax.stages.Traced:
@@ -70,8 +71,9 @@ def train_program(name: str, spec: ModelSpec, config: DiffusionConfig) -> Progra
     """One update of the whole model as `config` says (`graftax.train.train_job`): stage 2, or training from scratch."""
     dtype, frozen = jnp.dtype(config.compute_dtype), config.frozen_in(spec)
     loss = diffusion_loss(
-        spec, Process(), class_dropout=config.class_dropout, dtype=dtype, plan=config.plan, remat=config.remat
-    )
+        spec, times=Times.parse(config.times), class_dropout=config.class_dropout, dtype=dtype, plan=config.plan,
+        remat=config.remat,
+    )  # fmt: skip
 
     def initial(params: Any) -> TrainState:
         return create_train_state(training_tree(spec, params, frozen), config.optimiser.build(), frozen)
