@@ -10,8 +10,9 @@ from graftax import api
 from graftax.analyze.inputs import TimeBins, bin_of, noise_fraction, noised_batches, trajectory
 from graftax.diffusion import Flow, Process, heldout_set
 from graftax.errors import BadInput
+from graftax.models import Model
 from graftax.spec import Prediction
-from graftax.testing import tiny_spec
+from graftax.testing import random_params, tiny_spec
 
 LABELS = np.array([3, 1, 7, 2, 5])
 KEY = jax.random.key(5)

@@ -10,7 +10,7 @@ from graftax.distill.groups import group_sites
 from graftax.distill.teacher import Pairs, Teacher
 from graftax.errors import BadInput
 from graftax.models import Model
-from graftax.spec import Step
+from graftax.spec import Prediction, Step
 from graftax.surgery import Site
 from graftax.surgery.select import select
 
@@ -49,6 +49,18 @@ def test_a_respaced_process_shows_the_model_its_original_times() -> None:
     few = pairs(original, mixed(original), short, "unroll", steps)
     full = pairs(original, mixed(original), Process(), "unroll", jnp.asarray(short.timestep_map)[steps])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), few, full)
+
+
+def test_a_velocity_teacher_is_shown_its_own_path_and_times() -> None:
+    spec = teacher(depth=1).spec.replace(prediction=Prediction("velocity", "data", True))
+    of, data, t = Model(spec, teacher(depth=1).params), batch(0), jnp.linspace(0, 1, 8)
+    noise, far = jax.random.normal(jax.random.key(5), data["image"].shape), t[:, None, None, None]
+    _, taps = of.apply((1 - far) * data["image"] + far * noise, 1 - t, data["label"], capture=("mixer/in",))
+    source = Teacher(spec, group_sites(spec, [Site(0, "mixer")]), None, DistillConfig())
+    (found,) = source.pairs(source.prepare(of.params), data["image"], source.condition(data), t, noise)[0].values()
+    np.testing.assert_allclose(found[0], taps["mixer/in"], atol=1e-5)
+    with pytest.raises(BadInput, match=r"process: got Process.*, expected a Flow"):
+        Teacher(spec, group_sites(spec, [Site(0, "mixer")]), Process(), DistillConfig())
 
 
 def test_the_teacher_stops_at_its_last_site() -> None:
