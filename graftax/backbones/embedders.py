@@ -90,6 +90,36 @@ class TimestepEmbed(nn.Module):
         return nn.Dense(self.width, kernel_init=init, name="fc2")(x)
 
 
+class MLPEmbed(nn.Module):
+    """Vectors (b, c) -> (b, d): a two-layer SiLU MLP in float32, as pooled texts are embedded.
+
+    Attributes:
+        width: d.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.normal(0.02)
+        x = nn.silu(nn.Dense(self.width, kernel_init=init, name="fc1")(x.astype(jnp.float32)))
+        return nn.Dense(self.width, kernel_init=init, name="fc2")(x)
+
+
+def packed(x: jax.Array, patch: int) -> jax.Array:
+    """Images (b, h, w, c) as tokens (b, n, c p p) of p x p pixels in raster order, the channel slowest, as Flux packs them."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 5, 2, 4)
+    return x.reshape(b, -1, c * patch * patch)
+
+
+def unpacked(x: jax.Array, patch: int, grid: tuple[int, int]) -> jax.Array:
+    """Inverse of `packed`: tokens (b, n, c p p) on a grid of rows and columns -> (b, h, w, c)."""
+    (rows, columns), channels = grid, x.shape[-1] // patch**2
+    x = x.reshape(len(x), rows, columns, channels, patch, patch).transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(len(x), rows * patch, columns * patch, channels)
+
+
 class FinalLayer(nn.Module):
     """Tokens (b, n, d) and conditioning (b, d) or (b, n, d) -> image (b, h, w, channels); starts at zero output.
 
@@ -100,6 +130,7 @@ class FinalLayer(nn.Module):
         dtype: matmul type.
         table: shift and scale are the conditioning plus a row each of a table (2, d), as in PixArt (arXiv 2310.00426),
             and no linear map of it.
+        packed: a token's numbers are in the order of `packed`.
     """
 
     patch: int
@@ -107,6 +138,7 @@ class FinalLayer(nn.Module):
     grid: tuple[int, int]
     dtype: DTypeLike | None = None
     table: bool = False
+    packed: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
@@ -120,5 +152,7 @@ class FinalLayer(nn.Module):
         shift, scale = vectors(shift_scale, 2)  # (b, 1, d) or (b, n, d)
         x = modulate(layer_norm(x), shift, scale)
         x = nn.Dense(p * p * self.channels, dtype=self.dtype, kernel_init=zeros, name="linear")(x)  # (b, n, p p c)
+        if self.packed:
+            return unpacked(x.astype(jnp.float32), p, self.grid)
         x = x.astype(jnp.float32).reshape(b, rows, columns, p, p, self.channels)
         return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * p, columns * p, self.channels)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import difflib
 
 from graftax.backbones.dit import zoo as dit
+from graftax.backbones.flux import zoo as flux
 from graftax.backbones.pixart import zoo as pixart
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
 
-Published = dit.Published | pixart.Published
-FAMILIES = (dit, pixart)
-ZOO: dict[str, Published] = {**dit.ZOO, **pixart.ZOO}
+Published = dit.Published | pixart.Published | flux.Published
+FAMILIES = (dit, pixart, flux)
+ZOO: dict[str, Published] = {**dit.ZOO, **pixart.ZOO, **flux.ZOO}
 """Every published model by its name."""
 
 
 def find(name: str) -> Published:
     """The published model of that name, its organisation in front or not. Raises `BadInput` naming the nearest ones."""
-    known = name.removeprefix("grafting/").removeprefix("PixArt-alpha/")
+    known = name.removeprefix("grafting/").removeprefix("PixArt-alpha/").removeprefix(f"{flux.OWNER}/")
     if known in ZOO:
         return ZOO[known]
     near = [other for other in ZOO if name in other] or difflib.get_close_matches(name, ZOO, n=3, cutoff=0)

@@ -8,12 +8,13 @@ from jax.typing import DTypeLike
 
 from graftax.blocks.base import BlockKind, Context, Run, Slot, State, Tap, Taps, alone, as_state, bind, part
 from graftax.blocks.dit import DiTBlock
+from graftax.blocks.flux import DoubleBlock, SingleBlock
 from graftax.blocks.pixart import PixArtBlock
 from graftax.errors import BadInput, did_you_mean
 from graftax.ops import Operator
 from graftax.spec import BlockSpec, ModelSpec, OpSpec, Sizes
 
-_KINDS: tuple[BlockKind, ...] = (DiTBlock(), PixArtBlock())
+_KINDS: tuple[BlockKind, ...] = (DiTBlock(), PixArtBlock(), DoubleBlock(), SingleBlock())
 BLOCKS: dict[str, BlockKind] = {kind.kind: kind for kind in _KINDS}
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Training from scratch as config files say it: a DiT, a PixArt, or one of the small networks of the demos."""
+"""Training from scratch as config files say it: a DiT, a PixArt, a Flux, or one of the small networks of the demos."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from graftax import config as configs
 from graftax.backbones.dit.config import DiTConfig
+from graftax.backbones.flux.config import FluxConfig
 from graftax.backbones.pixart.config import PixArtConfig
 from graftax.checkpoint import save_model
 from graftax.checkpoint.paths import work_path, write_text
@@ -83,6 +84,19 @@ class PixArtPretraining(Pretraining):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FluxPretraining(Pretraining):
+    """A Flux, which draws what a text says.
+
+    Attributes:
+        model: its sizes.
+        training: how it is trained.
+    """
+
+    model: FluxConfig
+    training: DiffusionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class AutoencoderPretraining(Pretraining):
     """The small autoencoder that gives latents.
 
@@ -109,12 +123,12 @@ class ClassifierPretraining(Pretraining):
 
 
 TASKS: dict[str, type[Pretraining]] = {
-    "dit": DiTPretraining, "pixart": PixArtPretraining, "autoencoder": AutoencoderPretraining,
-    "classifier": ClassifierPretraining,
+    "dit": DiTPretraining, "pixart": PixArtPretraining, "flux": FluxPretraining,
+    "autoencoder": AutoencoderPretraining, "classifier": ClassifierPretraining,
 }  # fmt: skip
 
 
-MODELS = (DiTPretraining, PixArtPretraining)
+MODELS = (DiTPretraining, PixArtPretraining, FluxPretraining)
 """Those of diffusion models."""
 
 
@@ -172,7 +186,7 @@ def make_record(config: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def _model(config: DiTPretraining | PixArtPretraining, data: Images, folder: Path) -> None:
+def _model(config: DiTPretraining | PixArtPretraining | FluxPretraining, data: Images, folder: Path) -> None:
     spec, stage = _vetted(config, data), config.training
     model, _ = train(
         spec, data.batches(stage.batch_size, stage.loop.seed), stage, folder, heldout_of(data), mesh=config.mesh.build(),
@@ -182,7 +196,7 @@ def _model(config: DiTPretraining | PixArtPretraining, data: Images, folder: Pat
     save_model(folder / "model", spec, model.params, {**model.meta.to_dict(), "source": source, "data": [data.described]})
 
 
-def _vetted(config: DiTPretraining | PixArtPretraining, data: Images) -> ModelSpec:
+def _vetted(config: DiTPretraining | PixArtPretraining | FluxPretraining, data: Images) -> ModelSpec:
     """What is trained. Raises `BadInput` where mesh or data do not fit it."""
     spec = config.model.spec()
     config.mesh.check_heads(spec.sizes.heads)

@@ -1,0 +1,54 @@
+"""`FluxConfig`: sizes of a Flux, as config files say them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graftax.backbones.flux.variants import CHANNELS, PATCH, flux_spec, variant
+from graftax.errors import BadInput
+from graftax.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class FluxConfig:
+    """Sizes of a Flux: a published one by name alone, or every size.
+
+    Attributes:
+        variant: "flux-schnell" or "flux-dev".
+        input_size: side of the (latent) image.
+        patch_size: side of a token in it.
+        in_channels: of the image.
+        hidden_size: width of a token.
+        double: number of blocks of two streams.
+        single: number of blocks of one.
+        num_heads: of attention.
+        text_width: of a text's tokens.
+        text_tokens: of a text.
+        pooled_width: of a pooled text.
+        guidance: whether it is a condition.
+    """
+
+    variant: str | None = None
+    input_size: int | None = None
+    patch_size: int = PATCH
+    in_channels: int = CHANNELS
+    hidden_size: int | None = None
+    double: int | None = None
+    single: int | None = None
+    num_heads: int | None = None
+    text_width: int | None = None
+    text_tokens: int | None = None
+    pooled_width: int | None = None
+    guidance: bool = False
+
+    def spec(self) -> ModelSpec:
+        """The `ModelSpec`. Raises `BadInput` where sizes are missing or do not fit together."""
+        if self.variant is not None:
+            return variant(self.variant)
+        names = (
+            "input_size", "hidden_size", "double", "single", "num_heads", "text_width", "text_tokens", "pooled_width"
+        )  # fmt: skip
+        sizes = {name: getattr(self, name) for name in names}
+        if missing := [name for name, value in sizes.items() if value is None]:
+            raise BadInput(f"model: neither variant nor {', '.join(missing)}; expected one or the other")
+        return flux_spec(patch_size=self.patch_size, in_channels=self.in_channels, guidance=self.guidance, **sizes)
