@@ -58,8 +58,9 @@ def flux_spec(
     made = square(
         input_size=input_size, patch_size=patch_size, hidden_size=hidden_size, num_heads=num_heads,
         in_channels=in_channels, text_width=text_width, text_tokens=text_tokens, pooled_width=pooled_width,
-        blocks=double + single,
     )  # fmt: skip
+    if min(double, single) < 0 or not double + single:
+        raise BadInput(f"double and single: got {double} and {single}, expected blocks of either kind")
     sizes = replace(made, text=text_tokens)
     axes = axes_text(default_axes(sizes.head_dim) if rope_axes is None else rope_axes, sizes)
     frame = flux_frame(
