@@ -107,7 +107,7 @@ class MLPEmbed(nn.Module):
 
 
 def packed(x: jax.Array, patch: int) -> jax.Array:
-    """Images (b, h, w, c) as tokens (b, n, c p p) of p x p pixels in raster order, the channel slowest, as Flux packs them."""
+    """Images (b, h, w, c) as tokens (b, n, c p p) of p x p pixels in raster order, the channel slowest, as in Flux."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 5, 2, 4)
     return x.reshape(b, -1, c * patch * patch)

@@ -1,4 +1,4 @@
-"""The blocks of Flux (Black Forest Labs, FLUX.1): text and image beside each other in one attention, then as one sequence."""
+"""The blocks of Flux (Black Forest Labs, FLUX.1): text and image beside each other, then as one sequence."""
 
 from __future__ import annotations
 

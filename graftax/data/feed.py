@@ -19,8 +19,8 @@ from graftax.progress import say
 from graftax.spec import ModelSpec
 
 KEYS = ("image", "label")
-TEXT_KEYS = ("image", "text", "text_mask", "resolution", "aspect_ratio")
-"""What batches of models hold that look at a text; all but the first two only where a model takes it."""
+TEXT_KEYS = ("image", "text", "text_mask", "pooled", "guidance", "resolution", "aspect_ratio")
+"""What batches of models hold that read a text; all but the first two only where a model takes it."""
 
 
 def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None = None) -> Any:
@@ -74,7 +74,7 @@ def as_batch(batch: Any, spec: ModelSpec | None = None) -> dict[str, Any]:
     fits = image.ndim == 4 and (spec is None or image.shape[1:] == spec.image_shape)
     if not fits or not jnp.issubdtype(image.dtype, jnp.floating):
         raise BadInput(f"data image: {image.dtype}{image.shape}, expected batches of floats (b, {expected})")
-    if spec is not None and spec.sizes.context and len(arrays.get("text", ())) != len(image):
+    if spec is not None and _reads_text(spec) and len(arrays.get("text", ())) != len(image):
         found = {name: array.shape for name, array in arrays.items()}
         raise BadInput(f"data: a batch is {found}, expected text ({len(image)}, ...) beside image")
     if label is None:
@@ -92,7 +92,12 @@ def as_batch(batch: Any, spec: ModelSpec | None = None) -> dict[str, Any]:
 
 def _has_texts(arrays: Mapping[str, Any], spec: ModelSpec | None) -> bool:
     """Whether texts go with images, as the model says, or, where there is none, the arrays."""
-    return "text" in arrays and "label" not in arrays if spec is None else bool(spec.sizes.context)
+    return "text" in arrays and "label" not in arrays if spec is None else _reads_text(spec)
+
+
+def _reads_text(spec: ModelSpec) -> bool:
+    """Whether a model is conditioned on texts: in a stream of their own, or looked at."""
+    return bool(spec.sizes.context or spec.sizes.text) and not spec.classes
 
 
 def _array(value: Any) -> Any:

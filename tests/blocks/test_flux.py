@@ -17,9 +17,7 @@ from graftax.ops.norms import layer_norm
 from graftax.surgery import graft, replace, select
 from graftax.testing import assert_same_leaves, random_params
 
-SPEC = flux_spec(
-    input_size=8, hidden_size=16, num_heads=2, double=2, single=2, text_width=6, text_tokens=3, pooled_width=4
-)
+SPEC = flux_spec(input_size=8, hidden_size=16, num_heads=2, double=2, single=2, text_width=6, text_tokens=3, pooled_width=4)
 KEY, RNG = jax.random.key(0), np.random.default_rng(0)
 X, T = RNG.standard_normal((2, 8, 8, 16), np.float32), np.array([0.1, 0.9], np.float32)
 COND = {"text": RNG.standard_normal((2, 3, 6), np.float32), "pooled": RNG.standard_normal((2, 4), np.float32)}

@@ -6,7 +6,7 @@ import pytest
 
 from graftax.backbones.dit import variant
 from graftax.backbones.dit.zoo import ZOO
-from graftax.backbones.pixart.zoo import ZOO as PIXARTS
+from graftax.backbones.zoo import ZOO as ALL
 from graftax.models.cost import count_params, flops
 from graftax.pages.describe import describe
 from graftax.spec import Adapter, Step
@@ -102,7 +102,7 @@ def test_a_mesh(run):
 def test_the_list_of_models(run):
     code, out, _ = run("zoo")
     assert code == 0
-    assert len(out.splitlines()) == 1 + len(ZOO) + len(PIXARTS) == 32
+    assert len(out.splitlines()) == 1 + len(ALL)
     line = next(line for line in out.splitlines() if line.startswith(SWA))
     assert line.split() == [SWA, "3.09", "675,129,632", "231.14", "blocks[75%].mixer=swa(window=4)"]
 

@@ -80,9 +80,7 @@ class Flux:
         """The conditioning vector (b, d), as `vec_of`."""
         return vec_of(spec, params, t, cond)
 
-    def head(
-        self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None
-    ) -> jax.Array:
+    def head(self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None) -> jax.Array:
         """The velocity (b, h, w, c) of the image's tokens."""
         return place(call(self._final(spec, dtype), params["final"], state["img"], context.vec), "batch", None, None, None)
 
@@ -122,7 +120,9 @@ class Flux:
     def null(self, spec: ModelSpec, params: Params, cond: Cond) -> Cond:
         """None: Flux is distilled from a guided model. Raises `BadInput`."""
         how = "dev's guidance is a condition, guidance=3.5" if spec.option("guidance") else "this one draws without guidance"
-        raise BadInput(f"unconditional twin: Flux has none, {how}; expected cfg_scale=1, null_cond, or in training class_dropout=0")
+        raise BadInput(
+            f"unconditional twin: Flux has none, {how}; expected cfg_scale=1, null_cond, or in training class_dropout=0"
+        )
 
     def example(self, spec: ModelSpec, count: int) -> Cond:
         """A text of zeros, and the authors' own guidance."""

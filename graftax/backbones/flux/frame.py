@@ -1,4 +1,7 @@
-"""What surrounds the blocks of a Flux: the conditioning vector, and the places of tokens (black-forest-labs/flux, `model.py`)."""
+"""What surrounds the blocks of a Flux: the conditioning vector and the places of tokens.
+
+The semantics are those of the authors' code (black-forest-labs/flux, `model.py`).
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,9 @@ def axes_text(value: object, sizes: Sizes) -> str:
     except (TypeError, ValueError):
         axes = ()
     if sum(axes) != sizes.head_dim:
-        raise BadInput(f"rope_axes: got {value!r}, expected three even numbers that add up to {sizes.head_dim}, as (16, 56, 56)")
+        raise BadInput(
+            f"rope_axes: got {value!r}, expected three even numbers that add up to {sizes.head_dim}, as (16, 56, 56)"
+        )
     return ",".join(map(str, axes))
 
 
@@ -64,7 +69,7 @@ def declare_vec(module: nn.Module, spec: ModelSpec) -> None:
 
 
 def vec_of(spec: ModelSpec, params: Params, t: jax.Array, cond: Cond) -> jax.Array:
-    """The conditioning vector (b, d): embeddings of t (b,) in 0..1, of guidance (b,) and of the pooled text (b, c), added."""
+    """The conditioning vector (b, d): embeddings of t (b,) in 0..1, guidance (b,) and the pooled text (b, c), added."""
     vec = call(TimestepEmbed(spec.width), params["t_embedder"], SCALE * t.astype(jnp.float32))
     if spec.option("guidance"):
         guidance = SCALE * cond["guidance"].astype(jnp.float32)

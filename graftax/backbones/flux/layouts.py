@@ -1,8 +1,8 @@
 """File formats of Flux: the authors' own, of one file, and the folders of Hugging Face diffusers.
 
-One table has the names of both (black-forest-labs/flux, `model.py`; diffusers' FluxTransformer2DModel). The authors keep
-queries, keys and values in one tensor, in single blocks together with the MLP's first layer; diffusers keeps each apart. In
-both a single block's output layer is one tensor, of columns for the mixer, then for the MLP.
+The authors keep queries, keys and values in one tensor, in single blocks together with the MLP's first layer; diffusers
+(class FluxTransformer2DModel) keeps each apart. In both a single block's output layer is one tensor, of columns for the
+mixer, then for the MLP. What tensors are called stands in `graftax.backbones.flux.names`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from graftax.backbones.config_json import WEIGHTS, shown
 from graftax.backbones.flux.backbone import OWN
 from graftax.backbones.flux.frame import axes_of, axes_text, default_axes
+from graftax.backbones.flux.names import DOUBLE, DOUBLE_SCALES, QKV, SINGLE_SCALES, STEM, Names
 from graftax.backbones.flux.variants import (
     INPUT_SIZE,
     PATCH,
@@ -32,54 +33,12 @@ from graftax.spec import BlockSpec, ModelSpec, OpSpec, Option, Sizes, op, sequen
 KNOWN_HEAD = 128
 """Channels of a head in the published models, of which the rotary axes are known."""
 
-Names = tuple[str, ...]
-
-STEM: dict[str, tuple[str, str]] = {
-    "x_embedder": ("img_in", "x_embedder"),
-    "text_embedder": ("txt_in", "context_embedder"),
-    "t_embedder/fc1": ("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
-    "t_embedder/fc2": ("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2"),
-    "guidance_embedder/fc1": ("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
-    "guidance_embedder/fc2": ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
-    "pooled_embedder/fc1": ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
-    "pooled_embedder/fc2": ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
-    "final/adaln": ("final_layer.adaLN_modulation.1", "norm_out.linear"),
-    "final/linear": ("final_layer.linear", "proj_out"),
-}
-"""Our linear layers outside the blocks, and what each format calls them."""
-
-_QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
-DOUBLE: dict[str, tuple[Names, Names]] = {
-    "img/adaln": (("img_mod.lin",), ("norm1.linear",)),
-    "txt/adaln": (("txt_mod.lin",), ("norm1_context.linear",)),
-    "attn/img/qkv": (("img_attn.qkv",), _QKV),
-    "attn/txt/qkv": (("txt_attn.qkv",), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
-    "attn/img/proj": (("img_attn.proj",), ("attn.to_out.0",)),
-    "attn/txt/proj": (("txt_attn.proj",), ("attn.to_add_out",)),
-    "img/mlp/fc1": (("img_mlp.0",), ("ff.net.0.proj",)),
-    "img/mlp/fc2": (("img_mlp.2",), ("ff.net.2",)),
-    "txt/mlp/fc1": (("txt_mlp.0",), ("ff_context.net.0.proj",)),
-    "txt/mlp/fc2": (("txt_mlp.2",), ("ff_context.net.2",)),
-}
-"""Likewise in a block of two streams: one tensor, or several to join."""
-
-DOUBLE_SCALES = {
-    "attn/img/q_norm": ("img_attn.norm.query_norm.scale", "attn.norm_q.weight"),
-    "attn/img/k_norm": ("img_attn.norm.key_norm.scale", "attn.norm_k.weight"),
-    "attn/txt/q_norm": ("txt_attn.norm.query_norm.scale", "attn.norm_added_q.weight"),
-    "attn/txt/k_norm": ("txt_attn.norm.key_norm.scale", "attn.norm_added_k.weight"),
-}
-SINGLE_SCALES = {
-    "mixer/q_norm": ("norm.query_norm.scale", "attn.norm_q.weight"),
-    "mixer/k_norm": ("norm.key_norm.scale", "attn.norm_k.weight"),
-}
-
 
 class FluxLayout(Layout):
     """What both formats share.
 
     Attributes:
-        column: of the tables above.
+        column: of the tables of names.
         double: how names of blocks of two streams begin.
         single: likewise of one.
         scale: of single blocks' queries, whose length is a head's.
@@ -118,7 +77,7 @@ class FluxLayout(Layout):
         out = ("linear2", "proj_out")[self.column]
         keys = _linear("adaln", (("modulation.lin", "norm.linear")[self.column],))
         if self.column:
-            keys += [*_linear("mixer/qkv", _QKV), *_linear("mlp/fc1", ("proj_mlp",))]
+            keys += [*_linear("mixer/qkv", QKV), *_linear("mlp/fc1", ("proj_mlp",))]
         else:
             keys += _linear("mixer/qkv", ("linear1",), (0, 0, 3 * inner))
             keys += _linear("mlp/fc1", ("linear1",), (0, 3 * inner, 3 * inner + hidden))
@@ -152,7 +111,9 @@ class FluxLayout(Layout):
     def _sizes(self, shapes: Shapes, overrides: Mapping[str, Option], width: int, guidance: bool) -> Sizes:
         single = f"{self.single}.0.{SINGLE_SCALES['mixer/q_norm'][self.column]}"
         double = f"{self.double}.0.{DOUBLE_SCALES['attn/img/q_norm'][self.column]}"
-        (name, k) = next(((name, shapes[name][0]) for name in (double, single) if len(shapes.get(name, ())) == 1), (double, 0))
+        (name, k) = next(
+            ((name, shapes[name][0]) for name in (double, single) if len(shapes.get(name, ())) == 1), (double, 0)
+        )
         if k < 1 or width % k:
             raise BadInput(f"{name} {shapes.get(name)}: expected (k,), k a divisor of the width {width}")
         side = _count(overrides, "input_size", INPUT_SIZE)
@@ -189,11 +150,14 @@ class FluxLayout(Layout):
                 raise BadInput(f"export: blocks[{i}] is of the kind {block.kind!r}, but Flux files hold double and single")
             if (expected := plain(block)) != block:
                 slot = next(slot for slot in block.slots if block[slot] != expected[slot])
-                raise BadInput(f"export: blocks[{i}].{slot} is {block[slot]}, but Flux files hold {expected[slot]}; save a folder")
+                raise BadInput(
+                    f"export: blocks[{i}].{slot} is {block[slot]}, but Flux files hold {expected[slot]}; save a folder"
+                )
         kinds = [block.kind for block in spec.blocks]
         if kinds != sorted(kinds) or spec.program != sequential(spec.depth) or spec.adapters:
             raise BadInput(
-                "export: expected double, then single blocks, run in order and without adapters; merge_lora(), or save a folder"
+                "export: expected double, then single blocks, run in order and without adapters; merge_lora(), or save a "
+                "folder"
             )
         if spec.option("patch") != PATCH:
             raise BadInput(f"export: the patch is {spec.option('patch')}, but Flux files hold {PATCH} alone")
@@ -233,7 +197,7 @@ class DiffusersFlux(FluxLayout):
 
     def check(self, spec: ModelSpec) -> None:
         super().check(spec)
-        mlps = {op for block in spec.blocks for _, op in block.ops if op.kind == "mlp"}
+        mlps = {held for block in spec.blocks for _, held in block.ops if held.kind == "mlp"}
         if other := sorted(str(one) for one in mlps if one.option("ratio") != 4):
             raise BadInput(f"export to diffusers: got {other[0]}, expected mlp(ratio=4.0) everywhere")
 
@@ -308,20 +272,20 @@ def _channels(shapes: Shapes, first: str, last: str) -> int:
     numbers, out = _columns(shapes, first), shapes[f"{last}.weight"][:1]
     if out != (numbers,) or numbers % PATCH**2:
         raise BadInput(
-            f"{first}.weight {shapes[f'{first}.weight']} and {last}.weight {shapes[f'{last}.weight']}: expected (d, 4 c) and "
-            "(4 c, d); models that see another image beside (Fill, Canny, Depth) are not read"
+            f"{first}.weight {shapes[f'{first}.weight']} and {last}.weight {shapes[f'{last}.weight']}: expected (d, 4 c) "
+            "and (4 c, d); models that see another image beside (Fill, Canny, Depth) are not read"
         )
     return numbers // PATCH**2
 
 
 def _axes(overrides: Mapping[str, Option], sizes: Sizes) -> str:
     """A head's rotary channels: as user or config say, else those of the published models."""
-    value = overrides.get("rope_axes", None if sizes.head_dim != KNOWN_HEAD else ",".join(map(str, default_axes(KNOWN_HEAD))))
-    if value is None:
+    if "rope_axes" not in overrides and sizes.head_dim != KNOWN_HEAD:
         raise BadInput(
-            f"rope_axes: not stored in tensors and heads of {sizes.head_dim} are no published Flux's; give rope_axes=(.., .., ..)"
+            f"rope_axes: not stored in tensors and heads of {sizes.head_dim} are no published Flux's; give rope_axes=..., "
+            "(16, 56, 56) in these"
         )
-    return axes_text(value, sizes)
+    return axes_text(overrides.get("rope_axes", default_axes(KNOWN_HEAD)), sizes)
 
 
 def _count(overrides: Mapping[str, Option], name: str, usual: int) -> int:

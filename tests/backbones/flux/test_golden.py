@@ -1,4 +1,4 @@
-"""Flux against the reference modules: every tap that they give, both variants, both layouts, and programs of other orders."""
+"""Flux against the reference modules: every tap that they give, both variants, both layouts, and rewritten programs."""
 
 import functools
 import json

@@ -38,7 +38,9 @@ def test_there_and_back_in_both_formats(name, source, tmp_path):
     graftax.export(model, tmp_path / "back")
     assert_same_tensors(tmp_path / "back.safetensors", GOLDENS / name / "original.safetensors")
     assert_same_tensors(tmp_path / "back" / WEIGHTS, GOLDENS / name / "diffusers" / WEIGHTS)
-    theirs, ours = (json.loads((one / "config.json").read_text()) for one in (GOLDENS / name / "diffusers", tmp_path / "back"))
+    theirs, ours = (
+        json.loads((one / "config.json").read_text()) for one in (GOLDENS / name / "diffusers", tmp_path / "back")
+    )
     assert {**ours, "out_channels": None} == {key: value for key, value in theirs.items() if key != "_diffusers_version"}
     assert graftax.load(tmp_path / "back").spec == model.spec
     assert graftax.load(tmp_path / "back.safetensors").spec == model.spec  # it carries its spec
@@ -79,7 +81,9 @@ def test_a_pipeline_in_shards_and_a_config_of_older_releases(tmp_path):
     placed = {name: file for file, names in shards.items() for name in names}
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": placed}))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in ("axes_dims_rope", "out_channels")}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k not in ("axes_dims_rope", "out_channels")})
+    )
     with pytest.raises(BadInput, match="rope_axes: not stored in tensors and heads of 16 are no published Flux's"):
         graftax.load(tmp_path / "pipeline")
     found, whole = graftax.load(tmp_path / "pipeline", **TOLD), graftax.load(GOLDENS / "dev" / "diffusers")
@@ -102,9 +106,7 @@ def test_true_sizes_are_recognised_without_overrides(name, original, diffusers):
     assert shapes[1]["single_transformer_blocks.37.proj_out.weight"] == (3072, 15360)
 
 
-SPEC = flux_spec(
-    input_size=8, hidden_size=16, num_heads=2, double=2, single=3, text_width=6, text_tokens=3, pooled_width=4
-)
+SPEC = flux_spec(input_size=8, hidden_size=16, num_heads=2, double=2, single=3, text_width=6, text_tokens=3, pooled_width=4)
 MODEL = Model(SPEC, random_params(SPEC, jax.random.key(0)))
 
 
@@ -156,11 +158,11 @@ def zeros(*shape):
         (lambda t: t.pop("single_blocks.1.linear1.bias"), TOLD, "tensors missing: single_blocks.1.linear1.bias"),
         (lambda t: t.pop("double_blocks.0.txt_attn.qkv.weight"), TOLD, "tensors missing: double_blocks.0.txt_attn.qkv"),
         (lambda t: t.update(more=zeros(1)), TOLD, "tensors unexpected: more"),
-        (lambda t: t.update({"single_blocks.0.linear2.weight": zeros(32, 9)}), TOLD, r"linear2.weight \(32, 9\) \(expected \(32, 160"),
+        (lambda t: t.update({"single_blocks.0.linear2.weight": zeros(32, 9)}), TOLD, r"\(32, 9\) \(expected \(32, 160"),
         (lambda t: t.update({"img_in.weight": zeros(32, 96)}), TOLD, r"img_in.weight \(32, 96\).*Fill, Canny, Depth"),
-        (lambda t: t.update({"double_blocks.0.img_attn.norm.query_norm.scale": zeros(5)}), TOLD, r"scale \(5,\): expected \(k,\)"),
+        (lambda t: t.update({"double_blocks.0.img_attn.norm.query_norm.scale": zeros(5)}), TOLD, r"\(5,\): expected \(k,\)"),
         (lambda t: None, {}, "rope_axes: not stored in tensors and heads of 16 are no published Flux's"),
-        (lambda t: None, {"rope_axes": (4, 6, 8)}, r"rope_axes: got \(4, 6, 8\), expected three even numbers that add up to 16"),
+        (lambda t: None, {"rope_axes": (4, 6, 8)}, r"rope_axes: got \(4, 6, 8\), expected three even numbers that add"),
         (lambda t: None, {"rope_axes": (5, 5, 6)}, r"rope_axes: got \(5, 5, 6\)"),
         (lambda t: None, {"rope_axes": (8, 8)}, r"rope_axes: got \(8, 8\)"),
         (lambda t: None, {"rope_axes": 16}, "rope_axes: got 16"),

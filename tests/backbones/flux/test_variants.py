@@ -70,7 +70,9 @@ SIZES = {
 
 def test_sizes_of_a_training_from_scratch():
     training = {"loop": {"steps": 1}, "batch_size": 2}
-    found = pretraining_of({"task": "flux", "workdir": "runs/flux", "model": {**SIZES, "guidance": True}, "training": training})
+    found = pretraining_of(
+        {"task": "flux", "workdir": "runs/flux", "model": {**SIZES, "guidance": True}, "training": training}
+    )
     assert isinstance(found, FluxPretraining)
     spec = found.model.spec()
     assert (spec.depth, spec.width, spec.option("guidance"), spec.option("channels")) == (3, 16, True, 16)
