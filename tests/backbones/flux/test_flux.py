@@ -12,7 +12,7 @@ import graftax
 from graftax.backbones.embedders import packed, unpacked
 from graftax.backbones.flux import BACKBONE, flux_spec
 from graftax.backbones.flux.frame import rope
-from graftax.distill import DistillConfig, distill
+from graftax.data.feed import as_batches
 from graftax.errors import BadInput
 from graftax.models import Model, forward, param_shapes
 from graftax.models.collect import collect
@@ -20,7 +20,7 @@ from graftax.models.cost import count_params, flops
 from graftax.models.network import init
 from graftax.pages.describe import describe
 from graftax.spec import ModelSpec, Sizes
-from graftax.surgery import graft, lora, merge_lora, replace
+from graftax.surgery import graft, lora, merge_lora
 from graftax.testing import random_params
 from graftax.train.sharding import MeshConfig
 from graftax.train.sharding_report import sharding_report, state_shapes
@@ -193,13 +193,21 @@ def test_inference_in_bfloat16():
 
 
 @pytest.mark.slow
-def test_stage_1_and_adapters_after_a_graft():
-    student = graft(MODEL, replace("single[1:].mixer", "hyena_x", kernel=4), jax.random.key(1))
-    data = {"image": X, **COND}
-    student, history = distill(MODEL, student, data, DistillConfig(steps=1, calibration=1), batch_size=2, show=False)
-    assert np.isfinite(history[-1]["loss"])
-    student = graft(student, lora("single[*].mixer", "double[0].attn", "blocks/.*/txt/mlp", rank=2), jax.random.key(2))
-    assert relative(graft(student, merge_lora(), jax.random.key(0))(X, T, **COND), student(X, T, **COND)) < 1e-5
+def test_adapters_in_both_kinds_of_blocks():
+    student = graft(MODEL, lora("single[*].mixer", "double[0].attn", "blocks/.*/txt/mlp", rank=2), jax.random.key(2))
+    assert len(student.spec.adapters) == 3 * 2 + 4 + 2 * 2
+    params = jax.tree.map(lambda leaf: leaf + 0.1, student.params["lora"])
+    moved = student.replace(params={**student.params, "lora": params})
+    assert relative(moved(X, T, **COND), out()) > 1e-2
+    assert relative(graft(moved, merge_lora(), jax.random.key(0))(X, T, **COND), moved(X, T, **COND)) < 1e-5
+
+
+def test_batches_bring_all_conditions():
+    batch = next(as_batches({"image": X, **COND}, 2, spec=SPEC))
+    assert set(batch) == {"image", *COND}
+    assert {name: array.shape for name, array in BACKBONE.condition(batch).items()} == {k: v.shape for k, v in COND.items()}
+    with pytest.raises(BadInput, match=r"expected text \(2, ...\) beside image"):
+        as_batches({"image": X}, 2, spec=SPEC)
 
 
 HLO_LINES = 12_000
