@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from graftax.backbones.embedders import FREQUENCIES, FinalLayer, packed
-from graftax.backbones.flux.frame import axes_text, declare_vec, rope, vec_of
+from graftax.backbones.flux.frame import axes_text, declare_vec, needed, rope, vec_of
 from graftax.backbones.overrides import check_names, refuse_contradictions
 from graftax.backbones.times import check_times
 from graftax.blocks import Context, State
@@ -24,8 +24,8 @@ from graftax.ops.base import Params, call
 from graftax.ops.placement import place
 from graftax.spec import ModelSpec, Option
 
-COUNTS = ("channels", "patch", "pooled_width", "text_width")
-"""Whole numbers among the frame's options, from 1."""
+COUNTS = {"channels": 1, "patch": 1, "pooled_width": 0, "text_width": 1}
+"""Whole numbers among the frame's options, and the least that each may be; 0: a model that takes no pooled text."""
 
 OPTIONS = (*COUNTS, "guidance", "rope_axes")
 OWN = ("num_heads", "rope_axes", "text_tokens", "input_size")
@@ -47,10 +47,10 @@ class Flux:
         """Raise `BadInput` where the frame's options are not those of a Flux."""
         if unknown := sorted(dict(spec.frame).keys() - set(OPTIONS)):
             raise BadInput(f"ModelSpec.frame {unknown[0]}: not known, expected {OPTIONS}")
-        for name in COUNTS:
+        for name, least in COUNTS.items():
             value = spec.option(name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BadInput(f"ModelSpec.frame {name}: got {value!r}, expected an integer from 1")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise BadInput(f"ModelSpec.frame {name}: got {value!r}, expected an integer from {least}")
         if not isinstance(spec.option("guidance"), bool):
             raise BadInput(f"ModelSpec.frame guidance: got {spec.option('guidance')!r}, expected true or false")
         axes_text(spec.option("rope_axes"), spec.sizes)
@@ -96,26 +96,24 @@ class Flux:
         if x.shape[3] != channels or x.shape[1] % patch or x.shape[2] % patch or not x.shape[1] * x.shape[2]:
             raise BadInput(f"x: shape {x.shape}, expected (b, h, w, {channels}), h and w multiples of the patch {patch}")
         check_times(spec, t)
-        needed = {"text", "pooled", *(("guidance",) if spec.option("guidance") else ())}
-        if set(cond) != needed:
-            raise BadInput(f"conditions: got {sorted(cond)}, expected {sorted(needed)}{_why(spec, cond)}")
+        names = needed(spec)
+        if set(cond) != {*names}:
+            raise BadInput(f"conditions: got {sorted(cond)}, expected {sorted(names)}{_why(spec, cond)}")
         count, text, width = len(x), cond["text"], spec.option("text_width")
         if text.ndim != 3 or text.shape[::2] != (count, width) or not text.shape[1]:
             raise BadInput(f"text: {text.dtype}{text.shape}, expected float embeddings ({count}, m, {width}), m >= 1")
         for name, shape in {"pooled": (count, spec.option("pooled_width")), "guidance": (count,)}.items():
-            if name in needed and cond[name].shape != shape:
+            if name in names and cond[name].shape != shape:
                 raise BadInput(f"{name}: shape {cond[name].shape}, expected {shape}")
-        for name in sorted(needed):
+        for name in sorted(names):
             if name != "guidance" and not jnp.issubdtype(cond[name].dtype, jnp.floating):
                 raise BadInput(f"{name}: {cond[name].dtype}{cond[name].shape}, expected float embeddings")
             if not all_known(cond[name], jnp.isfinite):
                 raise BadInput(f"{name}: holds NaN or infinite numbers, expected finite ones")
 
     def condition(self, batch: Mapping[str, Any]) -> Cond:
-        """`text` (b, m, c) and `pooled` (b, c) of a batch and, where it has one, `guidance` (b,)."""
-        if missing := [name for name in ("text", "pooled") if name not in batch]:
-            raise BadInput(f"batch: holds {sorted(batch)}, expected {missing[0]} too, which a Flux is conditioned on")
-        return {name: batch[name] for name in ("text", "pooled", "guidance") if name in batch}
+        """`text` (b, m, c) of a batch and, where it has them, `pooled` (b, c) and `guidance` (b,)."""
+        return {name: batch[name] for name in ("text", "pooled", "guidance") if name in batch or name == "text"}
 
     def null(self, spec: ModelSpec, params: Params, cond: Cond) -> Cond:
         """None: Flux is distilled from a guided model. Raises `BadInput`."""
@@ -127,8 +125,9 @@ class Flux:
     def example(self, spec: ModelSpec, count: int) -> Cond:
         """A text of zeros, and the authors' own guidance."""
         text = jnp.zeros((count, spec.sizes.text, spec.option("text_width")))
-        cond = {"text": text, "pooled": jnp.zeros((count, spec.option("pooled_width")))}
-        return {**cond, "guidance": jnp.full(count, USUAL)} if spec.option("guidance") else cond
+        pooled = jnp.zeros((count, spec.option("pooled_width")))
+        found = {"text": text, "pooled": pooled, "guidance": jnp.full(count, USUAL)}
+        return {name: found[name] for name in needed(spec)}
 
     def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
         """Nothing that is not said by `graftax.diffusion.Sampling` already."""
@@ -147,8 +146,8 @@ class Flux:
         """Parameters and FLOPs outside the blocks, in closed form."""
         d, n, m, numbers = spec.width, spec.tokens, spec.sizes.text, spec.option("patch") ** 2 * spec.option("channels")
         text, pooled, sinusoids = spec.option("text_width"), spec.option("pooled_width"), 1 + spec.option("guidance")
-        matrices = sinusoids * d * (FREQUENCIES + d) + d * (pooled + d)
-        trained = d * (numbers + text) + 2 * d + matrices + 2 * (sinusoids + 1) * d
+        matrices = sinusoids * d * (FREQUENCIES + d) + (pooled > 0) * d * (pooled + d)
+        trained = d * (numbers + text) + 2 * d + matrices + 2 * (sinusoids + (pooled > 0)) * d
         trained += 2 * d * d + 2 * d + d * numbers + numbers
         return FrameCost(trained, 0, 2 * d * (n * numbers + m * text) + 2 * matrices, 2 * n * d * numbers + 4 * d * d)
 

@@ -24,7 +24,7 @@ class FluxConfig:
         num_heads: of attention.
         text_width: of a text's tokens.
         text_tokens: of a text.
-        pooled_width: of a pooled text.
+        pooled_width: of a pooled text; 0: the model takes none, as suits texts of one encoder alone.
         guidance: whether it is a condition.
     """
 

@@ -60,18 +60,31 @@ def rope(spec: ModelSpec, words: int) -> Rope:
     return tables(np.concatenate([np.zeros((words, 3)), image]), axes_of(spec), THETA)
 
 
+def needed(spec: ModelSpec) -> list[str]:
+    """Names of the conditions that a model takes."""
+    has = {"text": True, "pooled": spec.option("pooled_width"), "guidance": spec.option("guidance")}
+    return [name for name, there in has.items() if there]
+
+
 def declare_vec(module: nn.Module, spec: ModelSpec) -> None:
     """Create the parameters that `vec_of` reads inside `module`."""
     TimestepEmbed(spec.width, name="t_embedder")(jnp.zeros(1))
     if spec.option("guidance"):
         TimestepEmbed(spec.width, name="guidance_embedder")(jnp.zeros(1))
-    MLPEmbed(spec.width, name="pooled_embedder")(jnp.zeros((1, spec.option("pooled_width"))))
+    if width := spec.option("pooled_width"):
+        MLPEmbed(spec.width, name="pooled_embedder")(jnp.zeros((1, width)))
 
 
 def vec_of(spec: ModelSpec, params: Params, t: jax.Array, cond: Cond) -> jax.Array:
-    """The conditioning vector (b, d): embeddings of t (b,) in 0..1, guidance (b,) and the pooled text (b, c), added."""
+    """The conditioning vector (b, d): embeddings of t (b,) in 0..1, guidance (b,) and the pooled text (b, c), those
+    that the model has, added. Raises `BadInput` where one is missing, as in a batch of training data.
+    """
+    if missing := [name for name in needed(spec) if name not in cond and name != "text"]:
+        raise BadInput(f"conditions: got {sorted(cond)}, expected {missing[0]} too, which this model is conditioned on")
     vec = call(TimestepEmbed(spec.width), params["t_embedder"], SCALE * t.astype(jnp.float32))
     if spec.option("guidance"):
         guidance = SCALE * cond["guidance"].astype(jnp.float32)
         vec += call(TimestepEmbed(spec.width), params["guidance_embedder"], guidance)
-    return vec + call(MLPEmbed(spec.width), params["pooled_embedder"], cond["pooled"])
+    if spec.option("pooled_width"):
+        vec += call(MLPEmbed(spec.width), params["pooled_embedder"], cond["pooled"])
+    return vec

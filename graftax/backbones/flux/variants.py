@@ -52,13 +52,16 @@ def flux_spec(
     """Spec of a Flux of `double` blocks of two streams, then `single` blocks of one.
 
     `input_size` is the side of the (latent) image, `text_width` and `text_tokens` are those of the text, `pooled_width` that
-    of the pooled text, `guidance` whether it is a condition, `rope_axes` a head's rotary channels for index, row and column
-    (None: in Flux's proportions), `mixer` that of the single blocks. Raises `BadInput` on sizes that do not go together.
+    of the pooled text (0: none), `guidance` whether it is a condition, `rope_axes` a head's rotary channels for index, row
+    and column (None: in Flux's proportions), `mixer` that of the single blocks. Raises `BadInput` on sizes that do not go
+    together.
     """
     made = square(
         input_size=input_size, patch_size=patch_size, hidden_size=hidden_size, num_heads=num_heads,
-        in_channels=in_channels, text_width=text_width, text_tokens=text_tokens, pooled_width=pooled_width,
+        in_channels=in_channels, text_width=text_width, text_tokens=text_tokens,
     )  # fmt: skip
+    if not isinstance(pooled_width, int) or isinstance(pooled_width, bool) or pooled_width < 0:
+        raise BadInput(f"pooled_width: got {pooled_width!r}, expected an integer from 0")
     if min(double, single) < 0 or not double + single:
         raise BadInput(f"double and single: got {double} and {single}, expected blocks of either kind")
     sizes = replace(made, text=text_tokens)

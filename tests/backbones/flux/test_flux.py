@@ -94,9 +94,9 @@ def test_there_is_no_unconditional_twin():
         BACKBONE.null(SPEC, MODEL.params, COND)
     with pytest.raises(BadInput, match="Flux has none, this one draws without guidance"):
         BACKBONE.null(SCHNELL, {}, BARE)
-    with pytest.raises(BadInput, match=r"batch: holds .*, expected pooled too"):
-        BACKBONE.condition({"image": X, "text": COND["text"]})
     assert set(BACKBONE.condition({"image": X, **COND, "label": T})) == set(COND)
+    with pytest.raises(BadInput, match=r"conditions: got \['text'\], expected pooled too"):
+        forward(SPEC, MODEL.params, X, T, BACKBONE.condition({"text": COND["text"]}))
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,20 @@ def test_batches_bring_all_conditions():
     assert {name: array.shape for name, array in BACKBONE.condition(batch).items()} == {k: v.shape for k, v in COND.items()}
     with pytest.raises(BadInput, match=r"expected text \(2, ...\) beside image"):
         as_batches({"image": X}, 2, spec=SPEC)
+
+
+def test_a_model_without_a_pooled_text(tmp_path):
+    """As one is trained on texts of one encoder; no file of others holds it."""
+    spec = flux_spec(**{**SIZES, "pooled_width": 0}, double=1, single=1)
+    model = Model(spec, random_params(spec, jax.random.key(0)))
+    assert model(X, T, text=COND["text"]).shape == X.shape
+    assert count_params(spec) == sum(leaf.size for leaf in jax.tree.leaves(param_shapes(spec)))
+    assert set(BACKBONE.example(spec, 1)) == {"text"}
+    assert set(BACKBONE.condition({"image": X, "text": X, "text_mask": X})) == {"text"}
+    with pytest.raises(BadInput, match=r"got \['pooled', 'text'\], expected \['text'\]"):
+        model(X, T, **BARE)
+    with pytest.raises(BadInput, match="a Flux without a pooled text"):
+        graftax.export(model, tmp_path / "model.safetensors")
 
 
 HLO_LINES = 12_000
