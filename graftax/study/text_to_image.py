@@ -143,7 +143,8 @@ def _own_encoder(name: str, spec: ModelSpec) -> str:
 def _read(source: str, dtype: str | None, spec: ModelSpec, prompts: Sequence[str]) -> ReadTexts:
     """The prompts as `source` reads them; nothing else is kept of it. Raises `BadInput` where the model takes no such."""
     # What is not said by a pipeline is as long as the model takes it.
-    length = None if source in VOCABULARIES or reads_words(spec) or is_pipeline(source) else spec.sizes.context
+    told = source in VOCABULARIES or reads_words(spec) or is_pipeline(source)
+    length = None if told else spec.sizes.context or spec.sizes.text
     encoder: TextEncoder = api.text_encoder(source, max_length=length, dtype=dtype)
     if dtype is not None and isinstance(encoder, SceneWords):
         raise BadInput(f"text_dtype: got {dtype}, expected none for the words of {source}, which have no weights")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from graftax.backbones import words
 from graftax.backbones.embedders import FREQUENCIES, FinalLayer, packed
 from graftax.backbones.flux.frame import axes_text, declare_vec, needed, rope, vec_of
 from graftax.backbones.overrides import check_names, refuse_contradictions
@@ -27,8 +28,8 @@ from graftax.spec import ModelSpec, Option
 COUNTS = {"channels": 1, "patch": 1, "pooled_width": 0, "text_width": 1}
 """Whole numbers among the frame's options, and the least that each may be; 0: a model that takes no pooled text."""
 
-OPTIONS = (*COUNTS, "guidance", "rope_axes")
-OWN = ("num_heads", "rope_axes", "text_tokens", "input_size")
+OPTIONS = tuple(sorted({*COUNTS, *words.OPTIONS, words.VOCABULARY, "guidance", "rope_axes"}))
+OWN = ("num_heads", "rope_axes", "text_tokens", "input_size", words.VOCABULARY)
 """Overrides that are no option of an operator."""
 
 GUIDANCES = (1.0, 2.0, 3.5, 5.0, 7.0)
@@ -47,13 +48,16 @@ class Flux:
         """Raise `BadInput` where the frame's options are not those of a Flux."""
         if unknown := sorted(dict(spec.frame).keys() - set(OPTIONS)):
             raise BadInput(f"ModelSpec.frame {unknown[0]}: not known, expected {OPTIONS}")
-        for name, least in COUNTS.items():
+        for name, least in (COUNTS | words.OPTIONS if words.reads_words(spec) else COUNTS).items():
             value = spec.option(name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise BadInput(f"ModelSpec.frame {name}: got {value!r}, expected an integer from {least}")
         if not isinstance(spec.option("guidance"), bool):
             raise BadInput(f"ModelSpec.frame guidance: got {spec.option('guidance')!r}, expected true or false")
         axes_text(spec.option("rope_axes"), spec.sizes)
+        words.check_vocabulary(spec)
+        if words.reads_words(spec) and spec.option("pooled_width"):
+            raise BadInput(f"ModelSpec.frame pooled_width: got {spec.option('pooled_width')}, expected 0 beside words")
         if spec.sizes.context or not spec.sizes.text or not spec.tokens:
             raise BadInput(f"ModelSpec.sizes: {spec.sizes}, expected image tokens, a text stream and no context")
 
@@ -61,6 +65,8 @@ class Flux:
         """Create the parameters outside the blocks inside `module`."""
         d = spec.width
         tokens = _linear(d, name="x_embedder")(packed(jnp.zeros((1, *spec.image_shape)), spec.option("patch")))
+        if words.reads_words(spec):
+            words.declare(module, spec)
         _linear(d, name="text_embedder")(jnp.zeros((1, 1, spec.option("text_width"))))
         declare_vec(module, spec)
         self._final(spec, None, name="final")(tokens, jnp.zeros((1, d)))
@@ -71,7 +77,7 @@ class Flux:
         """Tokens (b, n, d) of the images x (b, h, w, c) and (b, m, d) of the text; the conditioning vector (b, d) and the
         rotary positions."""
         img = call(_linear(spec.width, dtype), params["x_embedder"], packed(x.astype(jnp.float32), spec.option("patch")))
-        txt = call(_linear(spec.width, dtype), params["text_embedder"], cond["text"])
+        txt = call(_linear(spec.width, dtype), params["text_embedder"], _text(spec, params, cond["text"]))
         vec = place(self.vec(spec, params, t, cond), None, None)  # whole in between, as in a DiT
         state = {"txt": place(txt.astype(jnp.float32), *STREAM), "img": place(img.astype(jnp.float32), *STREAM)}
         return state, Context(place(vec, "batch", "width"), rope=rope(spec, txt.shape[1]))
@@ -100,14 +106,14 @@ class Flux:
         if set(cond) != {*names}:
             raise BadInput(f"conditions: got {sorted(cond)}, expected {sorted(names)}{_why(spec, cond)}")
         count, text, width = len(x), cond["text"], spec.option("text_width")
-        if text.ndim != 3 or text.shape[::2] != (count, width) or not text.shape[1]:
+        if words.reads_words(spec):
+            words.check(spec, count, text)
+        elif text.ndim != 3 or text.shape[::2] != (count, width) or not text.shape[1] or not _floats(text):
             raise BadInput(f"text: {text.dtype}{text.shape}, expected float embeddings ({count}, m, {width}), m >= 1")
         for name, shape in {"pooled": (count, spec.option("pooled_width")), "guidance": (count,)}.items():
-            if name in names and cond[name].shape != shape:
-                raise BadInput(f"{name}: shape {cond[name].shape}, expected {shape}")
+            if name in names and (cond[name].shape != shape or not _floats(cond[name])):
+                raise BadInput(f"{name}: {cond[name].dtype}{cond[name].shape}, expected floats {shape}")
         for name in sorted(names):
-            if name != "guidance" and not jnp.issubdtype(cond[name].dtype, jnp.floating):
-                raise BadInput(f"{name}: {cond[name].dtype}{cond[name].shape}, expected float embeddings")
             if not all_known(cond[name], jnp.isfinite):
                 raise BadInput(f"{name}: holds NaN or infinite numbers, expected finite ones")
 
@@ -116,15 +122,19 @@ class Flux:
         return {name: batch[name] for name in ("text", "pooled", "guidance") if name in batch or name == "text"}
 
     def null(self, spec: ModelSpec, params: Params, cond: Cond) -> Cond:
-        """None: Flux is distilled from a guided model. Raises `BadInput`."""
+        """The empty caption, of a model that reads words. Raises `BadInput` for others: Flux is distilled from a guided
+        model."""
+        if words.reads_words(spec):
+            return {**cond, "text": words.empty(*cond["text"].shape).astype(cond["text"].dtype)}
         how = "dev's guidance is a condition, guidance=3.5" if spec.option("guidance") else "this one draws without guidance"
         raise BadInput(
             f"unconditional twin: Flux has none, {how}; expected cfg_scale=1, null_cond, or in training class_dropout=0"
         )
 
     def example(self, spec: ModelSpec, count: int) -> Cond:
-        """A text of zeros, and the authors' own guidance."""
-        text = jnp.zeros((count, spec.sizes.text, spec.option("text_width")))
+        """A text of zeros, or of empty words, and the authors' own guidance."""
+        shape = (count, spec.sizes.text)
+        text = jnp.full(shape, words.END) if words.reads_words(spec) else jnp.zeros((*shape, spec.option("text_width")))
         pooled = jnp.zeros((count, spec.option("pooled_width")))
         found = {"text": text, "pooled": pooled, "guidance": jnp.full(count, USUAL)}
         return {name: found[name] for name in needed(spec)}
@@ -149,7 +159,9 @@ class Flux:
         matrices = sinusoids * d * (FREQUENCIES + d) + (pooled > 0) * d * (pooled + d)
         trained = d * (numbers + text) + 2 * d + matrices + 2 * (sinusoids + (pooled > 0)) * d
         trained += 2 * d * d + 2 * d + d * numbers + numbers
-        return FrameCost(trained, 0, 2 * d * (n * numbers + m * text) + 2 * matrices, 2 * n * d * numbers + 4 * d * d)
+        own, own_flops = words.cost(spec) if words.reads_words(spec) else (0, 0)
+        embed = 2 * d * (n * numbers + m * text) + 2 * matrices + own_flops
+        return FrameCost(trained + own, 0, embed, 2 * n * d * numbers + 4 * d * d)
 
     def override(self, spec: ModelSpec, overrides: Mapping[str, Option]) -> ModelSpec:
         """`spec`: its file says all by now. Raises `BadInput` on what is unknown or contradicts it."""
@@ -160,7 +172,19 @@ class Flux:
             given = overrides.get(name, value)
             if (axes_text(given, spec.sizes) if name == "rope_axes" else given) != value:
                 raise BadInput(f"override {name}={given!r}: the file says {value}")
-        return spec
+        return words.with_vocabulary(spec, overrides.get(words.VOCABULARY))
+
+
+def _text(spec: ModelSpec, params: Params, text: jax.Array) -> jax.Array:
+    """Embeddings (b, m, c) of a text as they are given, or of its words (b, m), zeros where it is filled up."""
+    if not words.reads_words(spec):
+        return text
+    embedded, mask = words.embedded(spec, params, text)
+    return embedded * mask[..., None]
+
+
+def _floats(array: jax.Array) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 def _linear(width: int, dtype: DTypeLike | None = None, name: str | None = None) -> nn.Dense:

@@ -26,6 +26,10 @@ class FluxConfig:
         text_tokens: of a text.
         pooled_width: of a pooled text; 0: the model takes none, as suits texts of one encoder alone.
         guidance: whether it is a condition.
+        words: of the vocabulary that the model reads by a text encoder of its own; 0: texts come embedded.
+        text_blocks: of that encoder.
+        text_heads: of its attention.
+        vocabulary: whose words they are, "scenes".
     """
 
     variant: str | None = None
@@ -40,6 +44,10 @@ class FluxConfig:
     text_tokens: int | None = None
     pooled_width: int | None = None
     guidance: bool = False
+    words: int = 0
+    text_blocks: int = 2
+    text_heads: int = 4
+    vocabulary: str = ""
 
     def spec(self) -> ModelSpec:
         """The `ModelSpec`. Raises `BadInput` where sizes are missing or do not fit together."""
@@ -51,4 +59,7 @@ class FluxConfig:
         sizes = {name: getattr(self, name) for name in names}
         if missing := [name for name, value in sizes.items() if value is None]:
             raise BadInput(f"model: neither variant nor {', '.join(missing)}; expected one or the other")
-        return flux_spec(patch_size=self.patch_size, in_channels=self.in_channels, guidance=self.guidance, **sizes)
+        return flux_spec(
+            patch_size=self.patch_size, in_channels=self.in_channels, guidance=self.guidance, words=self.words,
+            text_blocks=self.text_blocks, text_heads=self.text_heads, vocabulary=self.vocabulary, **sizes,
+        )  # fmt: skip

@@ -159,7 +159,7 @@ class FluxLayout(Layout):
                 "export: expected double, then single blocks, run in order and without adapters; merge_lora(), or save a "
                 "folder"
             )
-        if not spec.option("pooled_width"):
+        if not spec.option("pooled_width"):  # so is one that reads words
             raise BadInput("export: a Flux without a pooled text, but Flux files hold the weights of one; save a folder")
         if spec.option("patch") != PATCH:
             raise BadInput(f"export: the patch is {spec.option('patch')}, but Flux files hold {PATCH} alone")

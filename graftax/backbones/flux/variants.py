@@ -48,13 +48,15 @@ def flux_spec(
     *, input_size: int, hidden_size: int, num_heads: int, double: int, single: int, patch_size: int = PATCH,
     in_channels: int = CHANNELS, text_width: int = TEXT_WIDTH, text_tokens: int = TEXT_TOKENS[False],
     pooled_width: int = POOLED_WIDTH, guidance: bool = False, rope_axes: object = None, mixer: OpSpec | None = None,
+    words: int = 0, text_blocks: int = 2, text_heads: int = 4, vocabulary: str = "",
 ) -> ModelSpec:  # fmt: skip
     """Spec of a Flux of `double` blocks of two streams, then `single` blocks of one.
 
     `input_size` is the side of the (latent) image, `text_width` and `text_tokens` are those of the text, `pooled_width` that
     of the pooled text (0: none), `guidance` whether it is a condition, `rope_axes` a head's rotary channels for index, row
-    and column (None: in Flux's proportions), `mixer` that of the single blocks. Raises `BadInput` on sizes that do not go
-    together.
+    and column (None: in Flux's proportions), `mixer` that of the single blocks. With `words` the model reads
+    numbers of so many words by a text encoder of its own (`graftax.backbones.words`), of `text_blocks` blocks with
+    `text_heads` heads; `vocabulary` names whose words they are. Raises `BadInput` on sizes that do not go together.
     """
     made = square(
         input_size=input_size, patch_size=patch_size, hidden_size=hidden_size, num_heads=num_heads,
@@ -70,6 +72,9 @@ def flux_spec(
         patch_size=patch_size, in_channels=in_channels, text_width=text_width, pooled_width=pooled_width, guidance=guidance,
         rope_axes=axes,
     )  # fmt: skip
+    if words:
+        frame += (("words", words), ("text_blocks", text_blocks), ("text_heads", text_heads))
+        frame += (("vocabulary", vocabulary),) if vocabulary else ()
     blocks = (double_block(sizes),) * double + (single_block(sizes, mixer),) * single
     return ModelSpec("flux", sizes, frame, PREDICTION, blocks)
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from graftax.backbones import words
 from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, sinusoids
 from graftax.backbones.overrides import check_names, refuse_contradictions
-from graftax.backbones.pixart import words
 from graftax.backbones.pixart.frame import MICRO, PARTS, SizeEmbed, declare_text, size_params, text_cost, text_of
 from graftax.backbones.times import STEPS, check_times
 from graftax.blocks import Context, State

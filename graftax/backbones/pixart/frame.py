@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from graftax.backbones import words
 from graftax.backbones.embedders import FREQUENCIES, TimestepEmbed
-from graftax.backbones.pixart import words
 from graftax.models.backbone import Cond
 from graftax.ops.base import Params, call
 from graftax.ops.mlp import gelu

@@ -52,7 +52,7 @@ def pixart_spec(
 
     `input_size` is the side of the (latent) image, `text_width` and `text_tokens` are those of the caption's embedding,
     `null_tokens` rows of the learned null caption (0: none), `micro` whether the original image's size is a condition. With
-    `words` the model reads numbers of so many words by a text encoder of its own (`graftax.backbones.pixart.words`), of
+    `words` the model reads numbers of so many words by a text encoder of its own (`graftax.backbones.words`), of
     `text_blocks` blocks with `text_heads` heads; `vocabulary` names whose words they are. Raises `BadInput` on sizes that do
     not go together.
     """

@@ -60,9 +60,9 @@ def relative(found, expected):
         ({**COND, "text": COND["text"][:, :, :5]}, r"text: float32\(2, 3, 5\), expected float embeddings \(2, m, 6\)"),
         ({**COND, "text": COND["text"][:, :0]}, r"text: float32\(2, 0, 6\)"),
         ({**COND, "text": np.ones((2, 3, 6), int)}, r"text: int.*, expected float embeddings"),
-        ({**COND, "pooled": COND["pooled"][:, :3]}, r"pooled: shape \(2, 3\), expected \(2, 4\)"),
+        ({**COND, "pooled": COND["pooled"][:, :3]}, r"pooled: float32\(2, 3\), expected floats \(2, 4\)"),
         ({**COND, "pooled": COND["pooled"] * np.nan}, "pooled: holds NaN"),
-        ({**COND, "guidance": np.float32(3.5)}, r"guidance: shape \(\), expected \(2,\)"),
+        ({**COND, "guidance": np.float32(3.5)}, r"guidance: float32\(\), expected floats \(2,\)"),
         ({**COND, "guidance": np.full(2, np.inf)}, "guidance: holds NaN or infinite"),
     ],
 )
@@ -222,6 +222,24 @@ def test_a_model_without_a_pooled_text(tmp_path):
         model(X, T, **BARE)
     with pytest.raises(BadInput, match="a Flux without a pooled text"):
         graftax.export(model, tmp_path / "model.safetensors")
+
+
+def test_a_model_that_reads_words(tmp_path):
+    """Its text encoder is among its parameters; its unconditional twin is the empty caption."""
+    spec = flux_spec(**{**SIZES, "text_width": 8, "pooled_width": 0}, double=1, single=1, words=10, text_heads=2)
+    model, text = Model(spec, random_params(spec, jax.random.key(0))), np.array([[5, 7, 2], [4, 2, 0]])
+    assert count_params(spec) == sum(leaf.size for leaf in jax.tree.leaves(param_shapes(spec)))
+    first = model(X, T, text=text)
+    assert relative(model(X, T, text=text[::-1]), first) > 1e-3
+    null = BACKBONE.null(spec, model.params, {"text": jnp.asarray(text)})
+    np.testing.assert_array_equal(null["text"], [[2, 0, 0]] * 2)
+    assert BACKBONE.example(spec, 2)["text"].shape == (2, 3)
+    graftax.save(model, tmp_path / "folder")
+    assert graftax.load(tmp_path / "folder", vocabulary="scenes").spec == spec.with_frame(vocabulary="scenes")
+    with pytest.raises(BadInput, match=r"text: words 0\.\.10, expected 0\.\.9"):
+        model(X, T, text=text + 3 * (text == 7))
+    with pytest.raises(BadInput, match="pooled_width: got 4, expected 0 beside words"):
+        BACKBONE.check(spec.with_frame(pooled_width=4))
 
 
 HLO_LINES = 12_000

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import graftax
-from graftax.backbones.pixart import pixart_spec, words
+from graftax.backbones import words
+from graftax.backbones.pixart import pixart_spec
 from graftax.errors import BadInput
 from graftax.models import Model, init
 from graftax.models.cost import count_params

@@ -96,8 +96,8 @@ def check(spec: ModelSpec, count: int, text: jax.Array) -> None:
 
 
 def cost(spec: ModelSpec) -> tuple[int, int]:
-    """Parameters, and FLOPs for one text of `sizes.context` words."""
-    sizes, m = encoder(spec), spec.sizes.context
+    """Parameters, and FLOPs for one text of as many words as the model was made for."""
+    sizes, m = encoder(spec), spec.sizes.context or spec.sizes.text
     d, inner, hidden, blocks = sizes.d_model, sizes.num_heads * sizes.d_kv, sizes.d_ff, sizes.num_layers
     matrices = 4 * d * inner + 3 * d * hidden
     tables = sizes.vocab_size * d + sizes.relative_attention_num_buckets * sizes.num_heads
