@@ -131,7 +131,7 @@ def _fitting(known: Mapping[str, Layout], tensors: Mapping[str, np.ndarray], con
     alike = [layout for layout in known.values() if bool(layout.folder) == bool(config)]
     if config:
         alike = [layout for layout in alike if config.get("_class_name") in layout.classes]
-    fitting = [layout for layout in alike if layout.fits(shapes, config)] or alike
+    fitting = [layout for layout in alike if layout.fits(layout.own(shapes), config)] or alike
     if not fitting:
         what = f"a {shown(str(config.get('_class_name')))}" if config else "no layout of ours"
         classes = sorted({name for layout in known.values() for name in layout.classes})
@@ -142,7 +142,7 @@ def _fitting(known: Mapping[str, Layout], tensors: Mapping[str, np.ndarray], con
 def _read(
     layout: Layout, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], overrides: Mapping[str, Option]
 ) -> tuple[ModelSpec, dict[str, Any]]:
-    spec = layout.spec({name: tuple(array.shape) for name, array in tensors.items()}, config, overrides)
+    spec = layout.spec({name: tuple(array.shape) for name, array in layout.own(tensors).items()}, config, overrides)
     params = params_from(layout, spec, tensors)
     return find_overridden(spec, overrides), params
 

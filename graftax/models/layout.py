@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,7 @@ from graftax.spec import ModelSpec, Option
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 Config = Mapping[str, Any]
+T = TypeVar("T")
 NAMED_AT_MOST = 5
 _AXES = {"linear": (1, 0), "patch": (2, 3, 1, 0)}  # (out, in) -> (in, out); (d, c, p, p) -> (p, p, c, d)
 
@@ -63,12 +64,20 @@ class Layout(ABC):
             one file.
         classes: names of the class in that `config.json`.
         entry: of a PyTorch checkpoint, under which its family looks for the tensors; "" where they are all that it holds.
+        prefix: what the family's files put before the names of its tensors, as other networks' may stand beside them. It is
+            no part of the names that the methods below give and take.
     """
 
     name: ClassVar[str]
     folder: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[tuple[str, ...]] = ()
     entry: ClassVar[str] = ""
+    prefix: ClassVar[str] = ""
+
+    def own(self, tensors: Mapping[str, T]) -> Mapping[str, T]:
+        """A file's tensors, or their shapes, without `prefix`: those alone that have it, if there are any, else all."""
+        own = {name.removeprefix(self.prefix): one for name, one in tensors.items() if name.startswith(self.prefix)}
+        return own or tensors
 
     @abstractmethod
     def fits(self, shapes: Shapes, config: Config) -> bool:
@@ -133,7 +142,7 @@ def params_from(layout: Layout, spec: ModelSpec, tensors: Mapping[str, np.ndarra
     (five of them, then a count), and copies that differ.
     """
     expected, unread = tensor_shapes(layout, spec), layout.unread(spec)
-    tensors = {name: array for name, array in tensors.items() if name not in unread}
+    tensors = {name: array for name, array in layout.own(tensors).items() if name not in unread}
     refuse("tensors missing", [name for name in expected if name not in tensors])
     refuse("tensors unexpected", [name for name in tensors if name not in expected])
     differ = {name: shape for name, shape in expected.items() if tensors[name].shape != shape}
@@ -173,7 +182,7 @@ def tensors_from(layout: Layout, spec: ModelSpec, params: Params) -> dict[str, n
         copied = key.join == "copies" or len(key.names) == 1
         pieces = [tensor] * len(key.names) if copied else np.split(tensor, len(key.names))
         found.update(zip(key.names, pieces, strict=True))
-    return found
+    return {layout.prefix + name: tensor for name, tensor in found.items()}
 
 
 def to_ours(turn: str, array: np.ndarray) -> np.ndarray:

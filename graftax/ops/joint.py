@@ -73,7 +73,7 @@ class JointMHA(Operator):
     Attributes:
         qk_norm: norms of queries and keys, one of `graftax.ops.attention_normed.NORMS`.
         bias: which projections have one, one of `BIASES` there.
-        text_out: whether the text gets an answer; SD3's last block has no use for one and returns {"img": ..} alone.
+        text_out: whether the text gets an answer, else zeros: SD3's last block has no use for one.
     """
 
     qk_norm: str = "none"
@@ -109,7 +109,7 @@ class JointMHA(Operator):
         q, k = turned(q, k, rope)
         mixed = self.mix(q.astype(v.dtype)[:, 0 if self.text_out else m :], k.astype(v.dtype), v)
         if not self.text_out:
-            return {"img": self.img.out(mixed)}
+            return {"txt": jnp.zeros_like(streams["txt"]), "img": self.img.out(mixed)}
         return {"txt": self.txt.out(mixed[:, :m]), "img": self.img.out(mixed[:, m:])}
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
