@@ -35,6 +35,25 @@ def sinusoidal_positions(width: int, grid: tuple[int, int]) -> np.ndarray:
     return np.concatenate([np.tile(columns, (grid[0], 1)), np.repeat(rows, grid[1], axis=0)], axis=1)[None]
 
 
+def placed_sinusoids(rows: np.ndarray, columns: np.ndarray, width: int) -> jax.Array:
+    """`sinusoidal_positions` of tokens at any places `rows` (r,) and `columns` (s,) of a grid: (1, r s, width).
+
+    Only `sinusoids` of the two axes are computed beforehand, so that large tables cost nothing where they are traced.
+    """
+    shape = (len(rows), len(columns), width // 2)
+    along = jnp.broadcast_to(jnp.asarray(sinusoids(columns, width)), shape)
+    down = jnp.broadcast_to(jnp.asarray(sinusoids(rows, width))[:, None], shape)
+    return jnp.concatenate([along, down], axis=-1).reshape(1, -1, width)
+
+
+def cropped(table: jax.Array, corner: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+    """The positions of a `grid` of tokens in a square table of them, (1, side^2, d), from its row and column `corner` on:
+    (1, rows * columns, d)."""
+    (top, left), (rows, columns), side = corner, grid, math.isqrt(table.shape[1])
+    square = table.reshape(1, side, side, -1)[:, top : top + rows, left : left + columns]
+    return square.reshape(1, rows * columns, -1)
+
+
 def timestep_features(t: jax.Array, compat: str = "dit") -> jax.Array:
     """t (b,) in [0, 1000) -> (b, 256): cosines then sines, in float32; frequencies 10000^(-i / 128), in diffusers / 127."""
     half = FREQUENCIES // 2
@@ -72,8 +91,24 @@ class PatchEmbed(nn.Module):
         return x @ kernel + bias
 
 
+class VectorEmbed(nn.Module):
+    """Numbers (b, c) -> (b, d): a two-layer SiLU MLP in float32.
+
+    Attributes:
+        width: d.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, numbers: jax.Array) -> jax.Array:
+        init = nn.initializers.normal(0.02)
+        x = nn.silu(nn.Dense(self.width, kernel_init=init, name="fc1")(numbers.astype(jnp.float32)))
+        return nn.Dense(self.width, kernel_init=init, name="fc2")(x)
+
+
 class TimestepEmbed(nn.Module):
-    """t (b,) -> (b, d): sinusoids, then a two-layer SiLU MLP; all in float32.
+    """t (b,) -> (b, d): sinusoids, then `VectorEmbed`; all in float32.
 
     Attributes:
         width: d.
@@ -85,9 +120,9 @@ class TimestepEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
-        init = nn.initializers.normal(0.02)
-        x = nn.silu(nn.Dense(self.width, kernel_init=init, name="fc1")(timestep_features(t, self.compat)))
-        return nn.Dense(self.width, kernel_init=init, name="fc2")(x)
+        embed = VectorEmbed(self.width)
+        nn.share_scope(self, embed)
+        return embed(timestep_features(t, self.compat))
 
 
 class MLPEmbed(nn.Module):

@@ -7,18 +7,22 @@ import difflib
 from graftax.backbones.dit import zoo as dit
 from graftax.backbones.flux import zoo as flux
 from graftax.backbones.pixart import zoo as pixart
+from graftax.backbones.sd3 import zoo as sd3
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
 
-Published = dit.Published | pixart.Published | flux.Published
-FAMILIES = (dit, pixart, flux)
-ZOO: dict[str, Published] = {**dit.ZOO, **pixart.ZOO, **flux.ZOO}
+Published = dit.Published | pixart.Published | flux.Published | sd3.Published
+FAMILIES = (dit, pixart, sd3, flux)
+ZOO: dict[str, Published] = {**dit.ZOO, **pixart.ZOO, **sd3.ZOO, **flux.ZOO}
 """Every published model by its name."""
+
+OWNERS = ("grafting", "PixArt-alpha", "stabilityai", flux.OWNER)
+"""Organisations whose name may stand before a model's."""
 
 
 def find(name: str) -> Published:
     """The published model of that name, its organisation in front or not. Raises `BadInput` naming the nearest ones."""
-    known = name.removeprefix("grafting/").removeprefix("PixArt-alpha/").removeprefix(f"{flux.OWNER}/")
+    known = name.rpartition("/")[2] if name.rpartition("/")[0] in OWNERS else name
     if known in ZOO:
         return ZOO[known]
     near = [other for other in ZOO if name in other] or difflib.get_close_matches(name, ZOO, n=3, cutoff=0)

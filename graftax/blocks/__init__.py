@@ -10,11 +10,14 @@ from graftax.blocks.base import BlockKind, Context, Run, Slot, State, Tap, Taps,
 from graftax.blocks.dit import DiTBlock
 from graftax.blocks.flux import DoubleBlock, SingleBlock
 from graftax.blocks.pixart import PixArtBlock
+from graftax.blocks.sd3 import SD3Block, SD3DualBlock, SD3LastBlock
 from graftax.errors import BadInput, did_you_mean
 from graftax.ops import Operator
 from graftax.spec import BlockSpec, ModelSpec, OpSpec, Sizes
 
-_KINDS: tuple[BlockKind, ...] = (DiTBlock(), PixArtBlock(), DoubleBlock(), SingleBlock())
+_KINDS: tuple[BlockKind, ...] = (
+    DiTBlock(), PixArtBlock(), SD3Block(), SD3DualBlock(), SD3LastBlock(), DoubleBlock(), SingleBlock(),
+)  # fmt: skip
 BLOCKS: dict[str, BlockKind] = {kind.kind: kind for kind in _KINDS}
 
 __all__ = [

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from graftax.backbones import words
-from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, sinusoids
+from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, placed_sinusoids
 from graftax.backbones.overrides import check_names, refuse_contradictions
 from graftax.backbones.pixart.frame import MICRO, PARTS, SizeEmbed, declare_text, size_params, text_cost, text_of
 from graftax.backbones.times import STEPS, check_times
@@ -86,11 +86,8 @@ class PixArt:
         """
         base, interpolation = spec.option("base"), spec.option("interpolation")
         # Rounded to float32 on the way, as those who trained with such places did.
-        places = [np.arange(side, dtype=np.float32) / (side / base) / interpolation for side in spec.sizes.grid]
-        rows, columns = (jnp.asarray(sinusoids(along, spec.width)) for along in places)  # (side, d / 2): of 2K's no 75 MB
-        shape = (*spec.sizes.grid, spec.width // 2)
-        table = [jnp.broadcast_to(columns, shape), jnp.broadcast_to(rows[:, None], shape)]
-        return jnp.concatenate(table, axis=-1).reshape(1, -1, spec.width)
+        rows, columns = (np.arange(side, dtype=np.float32) / (side / base) / interpolation for side in spec.sizes.grid)
+        return placed_sinusoids(rows, columns, spec.width)
 
     def vec(self, spec: ModelSpec, params: Params, t: jax.Array, cond: Cond) -> jax.Array:
         """The conditioning vector (b, d): the embedding of t (b,), plus those of the image's size side by side."""
