@@ -58,9 +58,17 @@ def test_one_layout_into_the_other(name, tmp_path):
     again = graftax.load(tmp_path / "folder")
     assert again.spec == model.spec
     assert_trees_close(again.params, model.params, rtol=0, atol=0)
-    diffusers = pytest.importorskip("diffusers")
+
+
+@pytest.mark.slow
+def test_diffusers_opens_and_computes_the_same(tmp_path):
+    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    graftax.export(graftax.load(GOLDENS / "sd35_medium" / FILE, **TOLD), tmp_path / "folder")
     theirs = diffusers.SD3Transformer2DModel.from_pretrained(tmp_path / "folder")
-    assert len(theirs.transformer_blocks) == model.spec.depth
+    given = {name: torch.from_numpy(array) for name, array in np.load(GOLDENS / "sd35_medium" / "io.npz").items()}
+    with torch.no_grad():
+        out = theirs(given["x"], given["text"], given["pooled"], given["t"], return_dict=False)[0]
+    np.testing.assert_allclose(out, given["out"], atol=2e-5)
 
 
 def test_a_bundle_and_a_file_without_the_prefix(tmp_path):
