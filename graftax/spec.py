@@ -25,7 +25,7 @@ MERGES = ("mean", "sum", "project")
 TARGETS = ("eps", "velocity", "x0")
 TIMES = ("index", "noise", "data")
 
-BACKBONES = {name: f"graftax.backbones.{name}" for name in ("dit", "pixart", "sd3", "flux")}
+BACKBONES = {name: f"graftax.backbones.{name}" for name in ("dit", "pixart", "sd3", "flux", "auraflow")}
 """Backbones by name, and the module that is each. A module is imported when a model of its kind is first computed
 (`graftax.models.backbone.find`). To add one: write its folder, name it here."""
 

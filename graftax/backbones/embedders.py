@@ -54,14 +54,15 @@ def cropped(table: jax.Array, corner: tuple[int, int], grid: tuple[int, int]) ->
     return square.reshape(1, rows * columns, -1)
 
 
-def timestep_features(t: jax.Array, compat: str = "dit") -> jax.Array:
-    """t (b,) in [0, 1000) -> (b, 256): cosines then sines, in float32; frequencies 10000^(-i / 128), in diffusers / 127."""
+def timestep_features(t: jax.Array, compat: str = "dit", scale: float = 1.0) -> jax.Array:
+    """t (b,), `scale` t in [0, 1000] -> (b, 256): cosines then sines, in float32; frequencies 10000^(-i / 128), in diffusers
+    / 127. Angles are rounded as scale * (t * frequency)."""
     half = FREQUENCIES // 2
     last = half - 1 if compat == "diffusers" else half
     # By numpy, rounded once: XLA's exp is off by an ulp here and there, which at t = 999 turns angles by up to 6e-5.
     exponents = -math.log(10000) * np.arange(half, dtype=np.float32) / np.float32(last)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
-    angles = t.astype(jnp.float32)[:, None] * frequencies
+    angles = scale * (t.astype(jnp.float32)[:, None] * frequencies)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
@@ -107,38 +108,45 @@ class VectorEmbed(nn.Module):
         return nn.Dense(self.width, kernel_init=init, name="fc2")(x)
 
 
+class FlatPatchEmbed(nn.Module):
+    """(b, h, w, c) -> (b, n, d): as `PatchEmbed`, of a patch's numbers in a row, [channel, row, column], where the authors
+    have a linear layer in place of a convolution.
+
+    Attributes:
+        width: d.
+        patch: p.
+        dtype: matmul type.
+    """
+
+    width: int
+    patch: int
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        linear = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+        nn.share_scope(self, linear)  # its kernel (c p p, d) and bias are this module's own
+        return linear(packed(x, self.patch))
+
+
 class TimestepEmbed(nn.Module):
     """t (b,) -> (b, d): sinusoids, then `VectorEmbed`; all in float32.
 
     Attributes:
         width: d.
         compat: as in `timestep_features`.
+        scale: likewise.
     """
 
     width: int
     compat: str = "dit"
+    scale: float = 1.0
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         embed = VectorEmbed(self.width)
         nn.share_scope(self, embed)
-        return embed(timestep_features(t, self.compat))
-
-
-class MLPEmbed(nn.Module):
-    """Vectors (b, c) -> (b, d): a two-layer SiLU MLP in float32, as pooled texts are embedded.
-
-    Attributes:
-        width: d.
-    """
-
-    width: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.initializers.normal(0.02)
-        x = nn.silu(nn.Dense(self.width, kernel_init=init, name="fc1")(x.astype(jnp.float32)))
-        return nn.Dense(self.width, kernel_init=init, name="fc2")(x)
+        return embed(timestep_features(t, self.compat, self.scale))
 
 
 def packed(x: jax.Array, patch: int) -> jax.Array:
@@ -177,8 +185,7 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
-        b, _, d = x.shape
-        p, (rows, columns) = self.patch, self.grid
+        p, d = self.patch, x.shape[-1]
         zeros = nn.initializers.zeros
         if self.table:
             shift_scale = jnp.concatenate([c, c], axis=-1) + self.param("table", zeros, (2, d), jnp.float32).reshape(-1)
@@ -187,7 +194,11 @@ class FinalLayer(nn.Module):
         shift, scale = vectors(shift_scale, 2)  # (b, 1, d) or (b, n, d)
         x = modulate(layer_norm(x), shift, scale)
         x = nn.Dense(p * p * self.channels, dtype=self.dtype, kernel_init=zeros, name="linear")(x)  # (b, n, p p c)
-        if self.packed:
-            return unpacked(x.astype(jnp.float32), p, self.grid)
-        x = x.astype(jnp.float32).reshape(b, rows, columns, p, p, self.channels)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * p, columns * p, self.channels)
+        return unpacked(x.astype(jnp.float32), p, self.grid) if self.packed else image_of(x, self.grid, p)
+
+
+def image_of(x: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
+    """Patches (b, n, p p c), numbers in the order [row, column, channel] -> the image (b, h, w, c) float32."""
+    (rows, columns), p = grid, patch
+    x = x.astype(jnp.float32).reshape(len(x), rows, columns, p, p, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), rows * p, columns * p, -1)

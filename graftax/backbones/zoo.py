@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 
+from graftax.backbones.auraflow import zoo as auraflow
 from graftax.backbones.dit import zoo as dit
 from graftax.backbones.flux import zoo as flux
 from graftax.backbones.pixart import zoo as pixart
@@ -11,12 +12,12 @@ from graftax.backbones.sd3 import zoo as sd3
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
 
-Published = dit.Published | pixart.Published | flux.Published | sd3.Published
-FAMILIES = (dit, pixart, sd3, flux)
-ZOO: dict[str, Published] = {**dit.ZOO, **pixart.ZOO, **sd3.ZOO, **flux.ZOO}
+Published = dit.Published | pixart.Published | sd3.Published | flux.Published | auraflow.Published
+FAMILIES = (dit, pixart, sd3, flux, auraflow)
+ZOO: dict[str, Published] = {name: found for family in FAMILIES for name, found in family.ZOO.items()}
 """Every published model by its name."""
 
-OWNERS = ("grafting", "PixArt-alpha", "stabilityai", flux.OWNER)
+OWNERS = ("grafting", "PixArt-alpha", "stabilityai", "fal", flux.OWNER)
 """Organisations whose name may stand before a model's."""
 
 

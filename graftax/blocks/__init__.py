@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from jax.typing import DTypeLike
 
+from graftax.blocks.auraflow import AuraJoint, AuraSingle
 from graftax.blocks.base import BlockKind, Context, Run, Slot, State, Tap, Taps, alone, as_state, bind, part
 from graftax.blocks.dit import DiTBlock
 from graftax.blocks.flux import DoubleBlock, SingleBlock
@@ -16,7 +17,8 @@ from graftax.ops import Operator
 from graftax.spec import BlockSpec, ModelSpec, OpSpec, Sizes
 
 _KINDS: tuple[BlockKind, ...] = (
-    DiTBlock(), PixArtBlock(), SD3Block(), SD3DualBlock(), SD3LastBlock(), DoubleBlock(), SingleBlock(),
+    DiTBlock(), PixArtBlock(), SD3Block(), SD3DualBlock(), SD3LastBlock(), DoubleBlock(), SingleBlock(), AuraJoint(),
+    AuraSingle(),
 )  # fmt: skip
 BLOCKS: dict[str, BlockKind] = {kind.kind: kind for kind in _KINDS}
 

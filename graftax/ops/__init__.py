@@ -22,16 +22,17 @@ from graftax.ops.linear import LinearAttention
 from graftax.ops.mamba2 import Mamba2
 from graftax.ops.mlp import MLP
 from graftax.ops.mlp_hyena import MLPHyenaX, MLPHyenaXSplit
-from graftax.ops.modulation import AdaLN, AdaLNLowRank, AdaLNShared
+from graftax.ops.modulation import AdaLN, AdaLNLowRank, AdaLNNoBias, AdaLNShared
 from graftax.ops.norms import LayerNorm, RMSNorm
+from graftax.ops.swiglu import SwiGLU
 from graftax.ops.window import SWA
 from graftax.ops.window_2d import SWA2D
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
     MHA, MHAKV, MHANormed, CrossMHA, JointMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2,
-    LinearAttention, Clear, MLP, MLPHyenaX, MLPHyenaXSplit, Affine, AffineMLP,
-    AdaLN, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
+    LinearAttention, Clear, MLP, MLPHyenaX, MLPHyenaXSplit, SwiGLU, Affine, AffineMLP,
+    AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {}
 LEAF_AXES: dict[str, tuple[str | None, ...]] = {}

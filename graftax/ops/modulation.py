@@ -65,17 +65,19 @@ class SiluLinear(nn.Module):
     Attributes:
         features: numbers that come out.
         dtype: matmul type.
+        bias: whether there is a b.
     """
 
     features: int
     dtype: DTypeLike | None = None
+    bias: bool = True
 
     @nn.compact
     def __call__(self, vec: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.zeros, (vec.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.bias else None
         u, kernel, bias = promote_dtype(nn.silu(vec), kernel, bias, dtype=self.dtype)
-        return u @ kernel + bias
+        return u @ kernel if bias is None else u @ kernel + bias
 
 
 def linear_cost(width: int, features: int) -> Cost:
@@ -146,6 +148,35 @@ class AdaLN(Modulation):
 
     def cost(self) -> Cost:
         return linear_cost(self.width, self.features)
+
+
+class AdaLNNoBias(Modulation):
+    """W silu(vec), one W for every block: AuraFlow's, without a bias."""
+
+    kind = "adaln_no_bias"
+    torch_keys = (TorchKey("kernel", "1.weight", "linear"),)
+    axes: ClassVar[Axes] = {"adaln_no_bias/kernel": IN_HIDDEN}
+
+    @nn.compact
+    def __call__(self, *, vec: jax.Array) -> jax.Array:
+        linear = SiluLinear(self.features, self.dtype, bias=False)
+        nn.share_scope(self, linear)
+        return linear(vec)
+
+    def affine(self, weights: Params, shared: Params | None) -> Affine:
+        return np.asarray(weights["kernel"], np.float64), np.zeros(self.features)
+
+    def fit(
+        self, wanted: Sequence[Affine], u: Activated, shared: Params | None = None
+    ) -> tuple[list[Params], Params | None]:
+        # ||W u + b - K u||^2 is least on average for K = W + v b, u v the best stand-in for 1: E[u u^T] v = E[u]. Directions
+        # in which u is next to nothing stay out of v, or it would explode once training moves u there.
+        second = u.covariance + np.outer(u.mean, u.mean)
+        one = np.linalg.pinv(second, rcond=1e-6, hermitian=True) @ u.mean
+        return [_params(kernel=kernel + np.outer(one, bias)) for kernel, bias in wanted], None
+
+    def cost(self) -> Cost:
+        return Cost(self.width * self.features, 2 * self.width * self.features)
 
 
 class AdaLNShared(Modulation):

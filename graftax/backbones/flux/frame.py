@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from graftax.backbones.embedders import MLPEmbed, TimestepEmbed
+from graftax.backbones.embedders import VectorEmbed, TimestepEmbed
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond
 from graftax.ops.base import Params, call
@@ -72,7 +72,7 @@ def declare_vec(module: nn.Module, spec: ModelSpec) -> None:
     if spec.option("guidance"):
         TimestepEmbed(spec.width, name="guidance_embedder")(jnp.zeros(1))
     if width := spec.option("pooled_width"):
-        MLPEmbed(spec.width, name="pooled_embedder")(jnp.zeros((1, width)))
+        VectorEmbed(spec.width, name="pooled_embedder")(jnp.zeros((1, width)))
 
 
 def vec_of(spec: ModelSpec, params: Params, t: jax.Array, cond: Cond) -> jax.Array:
@@ -86,5 +86,5 @@ def vec_of(spec: ModelSpec, params: Params, t: jax.Array, cond: Cond) -> jax.Arr
         guidance = SCALE * cond["guidance"].astype(jnp.float32)
         vec += call(TimestepEmbed(spec.width), params["guidance_embedder"], guidance)
     if spec.option("pooled_width"):
-        vec += call(MLPEmbed(spec.width), params["pooled_embedder"], cond["pooled"])
+        vec += call(VectorEmbed(spec.width), params["pooled_embedder"], cond["pooled"])
     return vec
