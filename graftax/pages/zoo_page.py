@@ -14,10 +14,10 @@ def listing(models: Iterable[Published]) -> str:
     """Published models, one line each, without a line end."""
     models = list(models)
     width = max(len(model.name) for model in models)
-    lines = [f"{'name':<{width}}   FID   parameters    GFLOPs  edit"]
+    lines = [f"{'name':<{width}}   FID      parameters    GFLOPs  edit"]
     for model in models:
         fid = f"{model.scores.fid:5.2f}" if model.scores else f"{'-':>5}"
-        numbers = f"{fid}  {model.params:11,}  {model.flops / 1e9:8.2f}"
+        numbers = f"{fid}  {model.params:14,}  {model.flops / 1e9:8.2f}"
         lines.append(f"{model.name:<{width}} {numbers}  {model.edit}".rstrip())
     return "\n".join(lines)
 

@@ -155,6 +155,24 @@ def test_known_moments_are_those_of_the_samples():
     np.testing.assert_allclose(moments.power(wanted[0]), np.square(u @ wanted[0][0] + wanted[0][1]).mean(0), rtol=1e-5)
 
 
+def test_without_a_bias_it_is_the_least_squares_optimum():
+    """Of maps of u without a constant; where the bias was zero all stays as it was."""
+    student = graft(MODEL, replace("blocks[1,3].adaln", "adaln_no_bias"), RNG)
+    u, wanted = sampled()
+    for i in (1, 3):
+        assert student.params["blocks"][f"0{i}"]["adaln"].keys() == {"kernel"}
+        kernel, bias = modulation_at(student.spec, student.params, Site(i, "adaln"))
+        target = u @ wanted[i][0] + wanted[i][1]
+        assert not bias.any()
+        left = [np.square(u @ found - target).sum() for found in (kernel, np.linalg.lstsq(u, target, rcond=None)[0])]
+        np.testing.assert_allclose(*left, rtol=1e-3)
+    back = graft(student, replace("blocks[1,3].adaln", "adaln"), RNG)
+    assert_same_function(student, back)
+    again = graft(back, replace("blocks[1,3].adaln", "adaln_no_bias"), RNG)
+    assert_trees_close(again.params, student.params, rtol=1e-6, atol=1e-7)
+    assert count_params(SPEC) - count_params(student.spec) == 2 * 6 * D
+
+
 def test_random_modulations_are_drawn_and_start_at_zero():
     student = graft(MODEL, replace("blocks[1].adaln", "adaln_lowrank", rank=2, init="random"), RNG)
     fresh = student.params["blocks"]["01"]["adaln"]

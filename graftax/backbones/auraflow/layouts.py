@@ -108,7 +108,7 @@ class _AuraFlow(Layout):
         size, tokens = overrides.get("input_size", own_side(positions) * patch), overrides.get("text_tokens", TEXT_TOKENS)
         return auraflow_spec(
             input_size=size, patch_size=patch, in_channels=numbers // patch**2,  # pyright: ignore[reportArgumentType]
-            joint=depths["aura_joint"], single=depths["aura_single"], hidden_size=found["x_embedder/bias"][0],
+            joint=depths["aura_joint"], single=depths["aura_single"], hidden_size=self.width(shapes),
             num_heads=heads, positions=positions, text_width=found["text_embedder/kernel"][1],
             text_tokens=tokens, registers=found["registers"][1], mlp_hidden=self._hidden(shapes),  # pyright: ignore
         )  # fmt: skip
