@@ -105,12 +105,12 @@ class _AuraFlow(Layout):
         if math.isqrt(positions) ** 2 != positions or not positions:
             raise BadInput(f"{self._name('pos_embed')}: {positions} positions, expected a square number")
         depths = {kind: _depth(shapes, f"{self.prefix}{names[self.column]}") for kind, names in GROUPS.items()}
-        size, tokens = overrides.get("input_size", own_side(positions) * patch), overrides.get("text_tokens", TEXT_TOKENS)
+        told: dict[str, Any] = {"input_size": own_side(positions) * patch, "text_tokens": TEXT_TOKENS}
+        told |= {name: value for name, value in overrides.items() if name in told}
         return auraflow_spec(
-            input_size=size, patch_size=patch, in_channels=numbers // patch**2,  # pyright: ignore[reportArgumentType]
-            joint=depths["aura_joint"], single=depths["aura_single"], hidden_size=self.width(shapes),
-            num_heads=heads, positions=positions, text_width=found["text_embedder/kernel"][1],
-            text_tokens=tokens, registers=found["registers"][1], mlp_hidden=self._hidden(shapes),  # pyright: ignore
+            patch_size=patch, in_channels=numbers // patch**2, joint=depths["aura_joint"], single=depths["aura_single"],
+            hidden_size=self.width(shapes), num_heads=heads, positions=positions, registers=found["registers"][1],
+            text_width=found["text_embedder/kernel"][1], mlp_hidden=self._hidden(shapes), **told,
         )  # fmt: skip
 
     def width(self, shapes: Shapes) -> int:

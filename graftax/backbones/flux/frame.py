@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from graftax.backbones.embedders import VectorEmbed, TimestepEmbed
+from graftax.backbones.embedders import TimestepEmbed, VectorEmbed
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond
 from graftax.ops.base import Params, call
