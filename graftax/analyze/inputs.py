@@ -39,6 +39,7 @@ Input = tuple[jax.Array, jax.Array, Cond]
 """x_t (b, h, w, c), t (b,) as the network takes it, and its conditions, for a class model {"y": (b,)}. `noised_batches`
 makes them from data, `trajectory` without any."""
 
+
 def trajectory(
     model: Model, labels: ArrayLike | None = None, *, cond: Mapping[str, ArrayLike] | None = None,
     sampling: Sampling | None = None, rng: jax.Array | None = None, batch_size: int = 50, dtype: DTypeLike | None = None,

@@ -157,6 +157,7 @@ def test_training_from_scratch_is_the_same_from_the_seeds_weights() -> None:
     assert_same(model.params, same.params)
 
 
+@pytest.mark.slow
 def test_a_velocity_model_learns_and_is_drawn() -> None:
     """All images are 0.5 in every number: the loss of knowing nothing is 1.25, and at best next to nothing."""
     spec = SPEC.replace(prediction=Prediction("velocity", "data", False))
