@@ -17,15 +17,11 @@ FAMILIES = (dit, pixart, sd3, flux, auraflow)
 ZOO: dict[str, Published] = {name: found for family in FAMILIES for name, found in family.ZOO.items()}
 """Every published model by its name."""
 
-OWNERS = ("grafting", "PixArt-alpha", "stabilityai", "fal", flux.OWNER)
-"""Organisations whose name may stand before a model's."""
-
 
 def find(name: str) -> Published:
     """The published model of that name, its organisation in front or not. Raises `BadInput` naming the nearest ones."""
-    known = name.rpartition("/")[2] if name.rpartition("/")[0] in OWNERS else name
-    if known in ZOO:
-        return ZOO[known]
+    if entry := next((entry for family in FAMILIES if (entry := family.published(name))), None):
+        return entry
     near = [other for other in ZOO if name in other] or difflib.get_close_matches(name, ZOO, n=3, cutoff=0)
     raise BadInput(f"zoo: no model {name!r} among {len(ZOO)}; nearest are {', '.join(near[:3])}")
 

@@ -107,8 +107,7 @@ class Layout(ABC):
         return ()
 
     def unread(self, spec: ModelSpec) -> tuple[str, ...]:
-        """Names of tensors that a file may have and that nothing is read from, since everybody computes them; one that ends
-        in "." stands for all that begin so, the other networks of a bundle."""
+        """Names of tensors that a file may have and that nothing is read from, since everybody computes them."""
         return ()
 
     def config(self, spec: ModelSpec) -> dict[str, Any]:
@@ -143,9 +142,7 @@ def params_from(layout: Layout, spec: ModelSpec, tensors: Mapping[str, np.ndarra
     (five of them, then a count), and copies that differ.
     """
     expected, unread = tensor_shapes(layout, spec), layout.unread(spec)
-    others = tuple(start for start in unread if start.endswith("."))
-    own = layout.own(tensors)
-    tensors = {name: array for name, array in own.items() if name not in unread and not name.startswith(others)}
+    tensors = {name: array for name, array in layout.own(tensors).items() if name not in unread}
     refuse("tensors missing", [name for name in expected if name not in tensors])
     refuse("tensors unexpected", [name for name in tensors if name not in expected])
     differ = {name: shape for name, shape in expected.items() if tensors[name].shape != shape}

@@ -89,11 +89,9 @@ class _AuraFlow(Layout):
 
     Attributes:
         column: of the tables above, whose names it has.
-        prefix: what stands before every name.
     """
 
     column: ClassVar[int] = 0
-    prefix: ClassVar[str] = ""
 
     def sized(self, shapes: Shapes, overrides: Mapping[str, Option], patch: int, heads: int) -> ModelSpec:
         """The spec whose tensors these are. Raises `BadInput` naming those that are missing or of impossible shapes."""
@@ -104,7 +102,7 @@ class _AuraFlow(Layout):
             raise BadInput(f"{name}: {numbers} numbers to a token, expected a multiple of {patch**2}")
         if math.isqrt(positions) ** 2 != positions or not positions:
             raise BadInput(f"{self._name('pos_embed')}: {positions} positions, expected a square number")
-        depths = {kind: _depth(shapes, f"{self.prefix}{names[self.column]}") for kind, names in GROUPS.items()}
+        depths = {kind: _depth(shapes, names[self.column]) for kind, names in GROUPS.items()}
         told: dict[str, Any] = {"input_size": own_side(positions) * patch, "text_tokens": TEXT_TOKENS}
         told |= {name: value for name, value in overrides.items() if name in told}
         return auraflow_spec(
@@ -125,7 +123,7 @@ class _AuraFlow(Layout):
             for leaf in STEM
         ]
         for i, block in enumerate(spec.blocks):
-            start = f"{self.prefix}{GROUPS[block.kind][self.column]}.{numbers[block.kind]}."
+            start = f"{GROUPS[block.kind][self.column]}.{numbers[block.kind]}."
             numbers[block.kind] += 1
             for leaf, names in BLOCKS[block.kind].items():
                 theirs = tuple(start + name for name in names[self.column].split())
@@ -142,7 +140,7 @@ class _AuraFlow(Layout):
             )
 
     def _name(self, leaf: str) -> str:
-        return self.prefix + STEM[leaf][self.column]
+        return STEM[leaf][self.column]
 
     def _swaps(self, leaf: str) -> bool:
         return leaf == SWAPPED and self.column == 1
@@ -160,14 +158,14 @@ class _AuraFlow(Layout):
     def _hidden(self, shapes: Shapes) -> int:
         """Width inside of the channel mixers, of the first block's."""
         for kind, leaf in (("aura_joint", "img/mlp/w1/kernel"), ("aura_single", "mlp/w1/kernel")):
-            name = f"{self.prefix}{GROUPS[kind][self.column]}.0.{BLOCKS[kind][leaf][self.column]}"
+            name = f"{GROUPS[kind][self.column]}.0.{BLOCKS[kind][leaf][self.column]}"
             if shapes.get(name):
                 return shapes[name][0]
         raise BadInput(f"tensors missing: {name}")
 
 
 class AuraFlowFile(_AuraFlow):
-    """The authors' state dict, also in one file with the text encoder and the VAE, which are not read."""
+    """The authors' state dict, the prefix before its names or not, also beside a text encoder and a VAE, which are not read."""
 
     name = "auraflow"
     prefix = "model."
@@ -178,17 +176,6 @@ class AuraFlowFile(_AuraFlow):
     def spec(self, shapes: Shapes, config: Config, overrides: Mapping[str, Option]) -> ModelSpec:
         check_names(overrides, OWN)
         return self.sized(shapes, overrides, 2, heads_of(self.width(shapes), overrides, {WIDTH: HEADS}, "AuraFlow"))
-
-    def unread(self, spec: ModelSpec) -> tuple[str, ...]:
-        return ("text_encoders.", "vae.")
-
-
-class BareAuraFlowFile(AuraFlowFile):
-    """The same without "model." before the names, as diffusers' loader of single files has it."""
-
-    name = "auraflow-bare"
-    prefix = ""
-
 
 class DiffusersAuraFlow(_AuraFlow):
     """A folder of diffusers' AuraFlowTransformer2DModel, or its pipeline's `transformer/`."""
@@ -228,7 +215,7 @@ class DiffusersAuraFlow(_AuraFlow):
         }  # fmt: skip
 
 
-LAYOUTS: tuple[Layout, ...] = (AuraFlowFile(), BareAuraFlowFile(), DiffusersAuraFlow())
+LAYOUTS: tuple[Layout, ...] = (AuraFlowFile(), DiffusersAuraFlow())
 
 
 def _depth(shapes: Shapes, group: str) -> int:

@@ -23,6 +23,8 @@ INPUT_SIZE, PATCH, CHANNELS = 128, 2, 16
 QK_NORMS = ("none", "rms")
 """Norms of queries and keys: none in SD3, with a scale for each channel of a head in SD3.5."""
 
+PREDICTION = Prediction("velocity", "noise", variance=False, scale=1000.0)
+
 HEADS = {1536: 24, 2432: 38}
 """Width -> heads of the published models."""
 
@@ -64,7 +66,7 @@ def sd3_spec(
         ("pooled_width", pooled_width),
     )  # fmt: skip
     blocks = tuple(made_once[kind] for kind in (*kinds, "sd3_last"))
-    return ModelSpec("sd3", sizes, frame, Prediction("velocity", "noise", variance=False), blocks)
+    return ModelSpec("sd3", sizes, frame, PREDICTION, blocks)
 
 
 def _block(kind: str, sizes: Sizes, qk_norm: str) -> BlockSpec:
