@@ -102,7 +102,9 @@ def test_a_mesh(run):
 def test_the_list_of_models(run):
     code, out, _ = run("zoo")
     assert code == 0
-    assert len(out.splitlines()) == 1 + len(ALL)
+    assert [line.split()[0] for line in out.splitlines()[1:]] == list(ALL)
+    assert len(ZOO) == 24
+    assert ZOO.keys() < ALL.keys()
     line = next(line for line in out.splitlines() if line.startswith(SWA))
     assert line.split() == [SWA, "3.09", "675,129,632", "231.14", "blocks[75%].mixer=swa(window=4)"]
 

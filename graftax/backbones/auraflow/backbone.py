@@ -36,7 +36,7 @@ class AuraFlow:
     fixed = ()
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise `BadInput` where the frame's options are not those of an AuraFlow."""
+        """Raise `BadInput` where the frame's options are not an AuraFlow's, or a joint block gives its text no answer."""
         if unknown := sorted(dict(spec.frame).keys() - set(OPTIONS)):
             raise BadInput(f"ModelSpec.frame {unknown[0]}: not known, expected {OPTIONS}")
         for name in OPTIONS:
@@ -50,6 +50,9 @@ class AuraFlow:
         if spec.prediction != (expected := Prediction("velocity", "noise", variance=False)):
             raise BadInput(f"ModelSpec.prediction: got {spec.prediction}, expected {expected}")
         _check_grid(spec, spec.sizes.grid, "ModelSpec.sizes.grid")
+        for i, block in enumerate(spec.blocks):
+            if block.kind == "aura_joint" and not block["attn"].option("text_out", True):
+                raise BadInput(f"blocks[{i}].attn: {block['attn']}, expected text_out=True: the block needs both answers")
 
     def declare(self, module: nn.Module, spec: ModelSpec) -> None:
         """Create the parameters outside the blocks inside `module`."""

@@ -93,6 +93,11 @@ def test_frames_that_are_none(change, message):
         BACKBONE.check(SPEC.replace(**change))
 
 
+def test_joint_blocks_need_both_answers():
+    with pytest.raises(BadInput, match=r"blocks\[1\]\.attn: joint_mha\(.*\), expected text_out=True"):
+        graft(MODEL, replace("aura_joint[1].attn", "joint_mha", text_out=False), jax.random.key(0))
+
+
 def test_a_spec_comes_back_from_json():
     assert ModelSpec.from_json(SPEC.to_json()) == SPEC
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import graftax
 from graftax.backbones.auraflow import auraflow_spec, variant
-from graftax.backbones.auraflow.layouts import AuraFlowFile, BareAuraFlowFile, DiffusersAuraFlow
+from graftax.backbones.auraflow.layouts import AuraFlowFile, DiffusersAuraFlow
 from graftax.backbones.auraflow.variants import VARIANTS
 from graftax.checkpoint.tensors import read_tensors
 from graftax.errors import BadInput
@@ -119,7 +119,7 @@ def test_diffusers_reads_what_we_write(tmp_path):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_true_sizes_are_recognised_without_overrides(name):
     spec = variant(name)
-    for layout in (AuraFlowFile(), BareAuraFlowFile(), DiffusersAuraFlow()):
+    for layout in (AuraFlowFile(), DiffusersAuraFlow()):
         shapes, config = tensor_shapes(layout, spec), layout.config(spec)
         assert layout.fits(shapes, config)
         assert layout.spec(shapes, config, {}) == spec
@@ -150,10 +150,10 @@ def change(name, shape):
 @pytest.mark.parametrize(
     ("alter", "told", "message"),
     [
-        (change("modF.1.weight", None), TOLD, "tensors missing: model.modF.1.weight"),
-        (change("double_layers.1.attn.w2k.weight", None), TOLD, "tensors missing: model.double_layers.1.attn.w2k.weight"),
+        (change("modF.1.weight", None), TOLD, "tensors missing: modF.1.weight"),
+        (change("double_layers.1.attn.w2k.weight", None), TOLD, "tensors missing: double_layers.1.attn.w2k.weight"),
         (change("single_layers.3.mlp.c_proj.weight", (16, 9)), TOLD, r"single_layers.3.mlp.c_proj.weight \(16, 9\) \(exp"),
-        (change("init_x_linear.bias", (17,)), TOLD, r"tensors mis-shaped: model.init_x_linear.bias \(17,\) \(expected"),
+        (change("init_x_linear.bias", (17,)), TOLD, r"tensors mis-shaped: init_x_linear.bias \(17,\) \(expected"),
         (change("init_x_linear.weight", (16, 15)), TOLD, "init_x_linear.weight: 15 numbers to a token, expected a multiple"),
         (change("positional_encoding", (1, 63, 16)), TOLD, "positional_encoding: 63 positions, expected a square number"),
         (change("positional_encoding", (64, 16)), TOLD, r"positional_encoding \(64, 16\) \(expected 3 axes\)"),
