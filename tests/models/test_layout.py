@@ -63,3 +63,18 @@ def test_a_fused_tensor_of_another_size_is_named():
     tensors["in.weight"] = tensors["in.weight"][:-1]
     with pytest.raises(BadInput, match=r"tensors mis-shaped: in\.weight .*expected \(80, 16\)"):
         params_from(Fused(), SPEC, tensors)
+
+
+def test_tensors_under_a_prefix_stand_beside_others():
+    class Prefixed(Fused):
+        prefix = "model.net."
+
+    layout = Prefixed()
+    tensors = tensors_from(layout, SPEC, PARAMS)
+    assert all(name.startswith("model.net.") for name in tensors)
+    bare = {name.removeprefix("model.net."): tensor for name, tensor in tensors.items()}
+    assert tensor_shapes(layout, SPEC).keys() == bare.keys()
+    for file in (tensors, {**tensors, "vae.ids": np.zeros(3, int)}, bare):
+        jax.tree.map(np.testing.assert_array_equal, params_from(layout, SPEC, file), PARAMS)
+    with pytest.raises(BadInput, match="tensors unexpected: more"):
+        params_from(layout, SPEC, {**tensors, "model.net.more": np.zeros(3)})

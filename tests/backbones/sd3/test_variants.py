@@ -45,7 +45,8 @@ def test_the_list_of_models():
         assert entry.url.startswith("https://huggingface.co/stabilityai/stable-diffusion-3")
         assert entry.url.endswith(f"/{name}.safetensors")
         assert "Community License" in entry.licence
-        assert published(f"{name}.safetensors") is published(f"models/{entry.folder}/transformer") is find(name) is entry
+        assert published(f"{name}.safetensors") is published(f"models/{entry.folder}/transformer") is entry
+        assert find(name) is find(f"stabilityai/{entry.folder}") is entry
         assert spec_of(name) == spec_of(entry.variant) == spec_of(f"stabilityai/{entry.folder}") == spec
     assert published("sd4_medium.safetensors") is None
     with pytest.raises(BadInput, match=r"nearest are sd3\.5_large"):
