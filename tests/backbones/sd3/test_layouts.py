@@ -111,7 +111,7 @@ def test_true_sizes_are_recognised_without_overrides(name):
 
 
 def test_numbers_of_tensors_are_those_of_the_true_files():
-    """Table 1 of the facts."""
+    """As of the authors' and of diffusers' modules, buffers included."""
     counts = {"sd3-medium": (491, 683), "sd3.5-medium": (665, 909), "sd3.5-large": (923, 1227)}
     for name, expected in counts.items():
         assert tuple(len(tensor_shapes(layout, variant(name))) for layout in (SD3File(), DiffusersSD3())) == expected
