@@ -112,12 +112,9 @@ class MHANormed(MHA):
 
     @classmethod
     def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
-        normed = "ln_q.weight" in shapes
         bias = {(True, True): "all", (True, False): "in", (False, False): "none"}.get(
             ("qkv.bias" in shapes, "proj.bias" in shapes)
         )
-        if bias is None or (not normed and bias == "all"):  # that is `mha`
-            return None
-        absent = {"all": (), "in": ("proj.bias",), "none": ("qkv.bias", "proj.bias")}[bias]
-        expected = {key.name for key in cls.torch_keys if normed or not key.name.startswith("ln_")} - {*absent}
-        return {"qk_norm": "rms" if normed else "none", "bias": bias} if set(shapes) == expected else None
+        absent = {"all": (), "in": ("proj.bias",), "none": ("qkv.bias", "proj.bias")}.get(bias or "", ())
+        names = {key.name for key in cls.torch_keys} - {*absent}  # those without norms are a damaged `mha`
+        return {"qk_norm": "rms", "bias": bias} if bias and set(shapes) == names else None
