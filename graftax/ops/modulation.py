@@ -154,7 +154,6 @@ class AdaLNNoBias(Modulation):
     """W silu(vec), one W for every block: AuraFlow's, without a bias."""
 
     kind = "adaln_no_bias"
-    torch_keys = (TorchKey("kernel", "1.weight", "linear"),)
     axes: ClassVar[Axes] = {"adaln_no_bias/kernel": IN_HIDDEN}
 
     @nn.compact
@@ -162,6 +161,11 @@ class AdaLNNoBias(Modulation):
         linear = SiluLinear(self.features, self.dtype, bias=False)
         nn.share_scope(self, linear)
         return linear(vec)
+
+    @classmethod
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
+        """Never: in files of other families a kernel alone is a damaged `AdaLN`."""
+        return None
 
     def affine(self, weights: Params, shared: Params | None) -> Affine:
         return np.asarray(weights["kernel"], np.float64), np.zeros(self.features)

@@ -86,7 +86,7 @@ def parts_of(name: str) -> dict[str, Any]:
     "text_encoder", "text_encoder_2" and so on with "prompting", how prompts are treated, and "vae", those that are there.
     """
     try:
-        root, found = fetched(name, text_encoder.PART, vae_files.PART, weights=False), dict[str, Any]()
+        root, found = fetched(name, *text_encoder.PARTS, vae_files.PART, weights=False), dict[str, Any]()
     except Absent:
         return {}
     if not (root / PIPELINE).is_file():

@@ -165,7 +165,7 @@ class _AuraFlow(Layout):
 
 
 class AuraFlowFile(_AuraFlow):
-    """The authors' state dict, the prefix before its names or not, also beside a text encoder and a VAE, which are not read."""
+    """The authors' state dict, its names with the prefix or without, also beside other networks, which are not read."""
 
     name = "auraflow"
     prefix = "model."

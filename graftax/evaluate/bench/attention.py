@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -110,8 +111,10 @@ def _block(name: str, mixer: Operator, sizes: Sizes) -> tuple[Callable[[Any, jax
     held["mixer"] = mixer
     normal = functools.partial(jax.random.normal, key)
     shared = {read: normal(a.shape) for read, a in held["adaln"].example()[1].get("shared", {}).items()}
-    text, mask = normal((1, sizes.context, sizes.width)), jnp.arange(sizes.context)[None] < sizes.context // 2
-    context = Context(normal((1, sizes.width)), shared, *((text, mask) if sizes.context else ()))
+    context = Context(normal((1, sizes.width)), shared)
+    if sizes.context:
+        mask = jnp.arange(sizes.context)[None] < sizes.context // 2
+        context = dataclasses.replace(context, text=normal((1, sizes.context, sizes.width)), text_mask=mask)
 
     def initial(operator: Operator) -> Any:
         inputs, reads = operator.example()
