@@ -5,8 +5,7 @@
 Every graft goes through stage 1, then twice through stage 2: all weights, and adapters (LoRA) alone. The commands `graftax
 graft`, `distill` and `finetune` take the first graft of this file.
 
-Expect about 540 s of processor time, half of it compiling. The teacher, "scenes", does not ship yet; with one of your own:
---config.teacher=runs/scenes/model.
+@@
 """
 
 from typing import Any
