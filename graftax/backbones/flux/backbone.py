@@ -141,8 +141,10 @@ class Flux:
 
     def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
         """How the authors draw images, by Euler's method and without classifier-free guidance: schnell in 4 steps, dev in 28
-        with a shift that grows with the image."""
+        with a shift that grows with the image. Models of words are nobody's distillates: 28 steps, guidance 3.5."""
         euler = {"sampler": "euler", "cfg_scale": 1.0, "cfg_channels": None}
+        if words.reads_words(spec):
+            return {**euler, "steps": 28, "cfg_scale": 3.5}
         if not spec.option("guidance"):
             return {**euler, "steps": 4}
         return {**euler, "steps": 28, "shift": resolution_shift(spec.sizes.image)}

@@ -10,9 +10,10 @@ import pytest
 
 import graftax
 from graftax.backbones.embedders import packed, unpacked
-from graftax.backbones.flux import BACKBONE, flux_spec
+from graftax.backbones.flux import BACKBONE, flux_spec, variant
 from graftax.backbones.flux.frame import rope
 from graftax.data.feed import as_batches
+from graftax.diffusion import Sampling
 from graftax.errors import BadInput
 from graftax.models import Model, forward, param_shapes
 from graftax.models.collect import collect
@@ -265,3 +266,11 @@ def test_a_training_step_of_true_depth_is_short():
     text = jax.jit(step).lower(params, jax.eval_shape(optimiser.init, params), *batch).compile().as_text()
     lines = text[text.find("\n%") :].count("\n")  # without its tables of source lines
     assert 1_000 < lines <= HLO_LINES
+
+
+def test_how_each_is_drawn():
+    dev, schnell = variant("flux-dev"), variant("flux-schnell")
+    assert BACKBONE.sampling(dev)["shift"] == pytest.approx(np.exp(1.15))  # at 4,096 tokens
+    assert Sampling(**BACKBONE.sampling(schnell)) == Sampling(sampler="euler", steps=4, cfg_scale=1.0, cfg_channels=None)
+    reading = flux_spec(**{**SIZES, "pooled_width": 0}, double=1, single=1, words=9, text_heads=2)
+    assert BACKBONE.sampling(reading)["cfg_scale"] == 3.5
