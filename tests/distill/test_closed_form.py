@@ -83,7 +83,8 @@ def test_every_operator_is_linear_in_its_last_layer(kind: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 16, 48), np.float32)
     weights = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes_of(operator))
-    out, features = jax.jit(functools.partial(apply_with_features, operator))(weights, x)
+    reads = operator.example()[1]
+    out, features = jax.jit(functools.partial(apply_with_features, operator, **reads))(weights, x)
     layer = weights[operator.readout]
     np.testing.assert_allclose(features @ layer["kernel"] + layer.get("bias", 0), out, atol=1e-5)
 
