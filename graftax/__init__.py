@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # as typing's, which takes a third of the time in which C
 if TYPE_CHECKING:
     from typing import Any
 
-    from graftax.api import export, graft, load, sample, save, text_encoder
+    from graftax.api import export, export_lora, graft, load, sample, save, text_encoder
     from graftax.diffusion import Sampling
     from graftax.errors import BadInput, GraftaxError, NonFinite, Preempted
     from graftax.models import Model
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         hybrid,
         inverse,
         lora,
+        lora_file,
         merge_lora,
         parallel_pairs,
         parse,
@@ -40,19 +41,19 @@ __version__ = "0.2.0"
 
 __all__ = [
     "BadInput", "BlockSpec", "GraftaxError", "Model", "ModelSpec", "NonFinite", "OpSpec", "Preempted", "Sampling", "Step",
-    "compose", "drop", "export", "graft", "hybrid", "inverse", "load", "lora", "merge_lora", "op", "parallel_pairs", "parse",
-    "replace", "replay", "resize", "sample", "save", "text_encoder", "tie",
+    "compose", "drop", "export", "export_lora", "graft", "hybrid", "inverse", "load", "lora", "lora_file", "merge_lora",
+    "op", "parallel_pairs", "parse", "replace", "replay", "resize", "sample", "save", "text_encoder", "tie",
 ]  # fmt: skip
 
 _HOMES = {
-    "api": ("export", "graft", "load", "sample", "save", "text_encoder"),
+    "api": ("export", "export_lora", "graft", "load", "sample", "save", "text_encoder"),
     "diffusion": ("Sampling",),
     "errors": ("BadInput", "GraftaxError", "NonFinite", "Preempted"),
     "models": ("Model",),
     "spec": ("BlockSpec", "ModelSpec", "OpSpec", "Step", "op"),
     "surgery": (
-        "compose", "drop", "hybrid", "inverse", "lora", "merge_lora", "parallel_pairs", "parse", "replace", "replay",
-        "resize", "tie",
+        "compose", "drop", "hybrid", "inverse", "lora", "lora_file", "merge_lora", "parallel_pairs", "parse", "replace",
+        "replay", "resize", "tie",
     ),
 }  # fmt: skip
 

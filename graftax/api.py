@@ -148,6 +148,18 @@ def export(model: Model, path: str | Path, layout: str | None = None) -> None:
     export_model(Path(as_path(path)), model.spec, model.params, layout, model.meta.to_dict())
 
 
+def export_lora(model: Model, path: str | Path, layout: str | None = None) -> None:
+    """Write a model's adapters alone as a LoRA file, a `.safetensors`, which `lora_file` puts back on such a model.
+
+    In diffusers' names (`transformer.LAYER.lora_A.weight`), or, where `layout` is the authors' of the family ("flux"), in
+    kohya's (`lora_unet_LAYER.lora_down.weight`). Raises `BadInput` on models without adapters and on adapters on kernels
+    that the layout does not have.
+    """
+    from graftax.checkpoint.lora_files import write_lora
+
+    write_lora(Path(as_path(path)), model.spec, model.params, layout)
+
+
 def sample(
     model: Model, labels: ArrayLike | None = None, *, cond: Mapping[str, ArrayLike] | None = None,
     null_cond: Mapping[str, ArrayLike] | None = None, sampling: Sampling | None = None, rng: jax.Array | None = None,
@@ -257,6 +269,6 @@ def sampler_steps(
 
 
 __all__ = [
-    "draw", "export", "graft", "load", "place", "read", "sample", "sampler_steps", "sampling_for", "save",
+    "draw", "export", "export_lora", "graft", "load", "place", "read", "sample", "sampler_steps", "sampling_for", "save",
     "settings_for", "text_encoder",
 ]  # fmt: skip

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "ops": CORE,
     "blocks": CORE | {"ops"},
     "models": CORE | {"ops", "blocks"},
-    "surgery": NETWORK,
+    "surgery": NETWORK | {"checkpoint"},  # an edit may be in a file
     "backbones": NETWORK | {"surgery", "nets"},
     "checkpoint": NETWORK,  # it asks the layouts of backbones that it knows by name alone
     "nets": CORE | {"checkpoint"},

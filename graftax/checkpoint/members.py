@@ -31,11 +31,11 @@ class Member:
     size: int
 
 
-def shown(text: object) -> str:
+def shown(text: object, longest: int = 60) -> str:
     """Untrusted text for an error message: short, on one line, without control characters."""
     if not isinstance(text, str):
         return type(text).__name__
-    return ascii(text[:60]) + ("..." if len(text) > 60 else "")
+    return ascii(text[:longest]) + ("..." if len(text) > longest else "")
 
 
 class _Bounded(io.FileIO):

@@ -121,10 +121,17 @@ class Layout(ABC):
 def tensor_shapes(layout: Layout, spec: ModelSpec) -> dict[str, Shape]:
     """The shape of every tensor in a file of `layout`."""
     ours: dict[str, Any] = flatten_dict(param_shapes(spec), sep="/")
-    found: dict[str, Shape] = {}
-    for key in layout.keys(spec):
+    keys = layout.keys(spec)
+    for key in keys:
         if key.leaf not in ours:
             raise BadInput(f"layout {layout.name!r}: {key.leaf} is no parameter of this model")
+    return shapes_of_keys(keys, ours)
+
+
+def shapes_of_keys(keys: Sequence[Key], ours: Mapping[str, Any]) -> dict[str, Shape]:
+    """The shapes of the tensors that `keys` name, from our leaves (arrays or shapes) by path."""
+    found: dict[str, Shape] = {}
+    for key in keys:
         rows, *rest = _shape_of(_to_theirs, key.turn, ours[key.leaf].shape)
         parts = len(key.names) if key.join == "rows" else 1
         shape = (rows // parts, *rest)

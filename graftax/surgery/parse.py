@@ -12,14 +12,15 @@ from graftax.surgery.grammar import Call, Pair, read
 from graftax.surgery.hybrid import hybrid
 from graftax.surgery.inverse import inverse
 from graftax.surgery.lora import lora, merge_lora
+from graftax.surgery.lora_file import lora_file
 from graftax.surgery.program import parallel, random_order, repeat, reverse, skip
 from graftax.surgery.replace import replace, resize
 from graftax.surgery.restructure import drop, parallel_pairs, tie
 
 EDITS: dict[str, Callable[..., Edit]] = {
     "replace": replace, "resize": resize, "hybrid": hybrid, "compose": compose, "inverse": inverse, "lora": lora,
-    "merge_lora": merge_lora, "skip": skip, "repeat": repeat, "reverse": reverse, "random_order": random_order,
-    "parallel": parallel, "parallel_pairs": parallel_pairs, "drop": drop, "tie": tie,
+    "lora_file": lora_file, "merge_lora": merge_lora, "skip": skip, "repeat": repeat, "reverse": reverse,
+    "random_order": random_order, "parallel": parallel, "parallel_pairs": parallel_pairs, "drop": drop, "tie": tie,
 }  # fmt: skip
 """The functions that make edits, by the names they have in texts. To add one: write it, name it here."""
 

@@ -46,6 +46,23 @@ def test_adapters_on_a_model_without_a_recipe(run, tmp_path, teacher):
     assert open_checkpoint(out)[2]["edits"][-1].startswith("compose(lora('blocks/.*/adaln', rank=4, alpha=16.0), lora(")
 
 
+def test_a_lora_file_is_put_on_and_written_again(run, refused, tmp_path, teacher):
+    """Grafted, written, put on the original again, replayed: one model."""
+    grafted, file, out = tmp_path / "grafted", tmp_path / "x.safetensors", tmp_path / "again"
+    assert run("graft", teacher, "--edit", "lora(blocks[*].mixer, rank=4)", "--out", grafted)[0] == 0
+    assert run("convert", grafted, file, "--adapters")[0] == 0
+    assert run("graft", teacher, "--edit", f"lora_file('{file}', strength=0.6)", "--out", out)[0] == 0
+    spec, _, meta = open_checkpoint(out)
+    assert meta["edits"] == [f"lora_file('{file}', strength=0.6)"]
+    assert {adapter.rank for adapter in spec.adapters} == {4}
+    assert [adapter.path for adapter in spec.adapters] == [one.path for one in open_checkpoint(grafted)[0].adapters]
+    assert run("replay", out, teacher, "--out", tmp_path / "replayed")[0] == 0
+    assert open_checkpoint(tmp_path / "replayed")[0] == spec
+    assert "no such file" in refused("graft", teacher, "--edit", "lora_file('none.safetensors')", "--out", tmp_path / "n")
+    assert "no adapters" in refused("convert", teacher, tmp_path / "y.safetensors", "--adapters")
+    assert "--adapters writes name.safetensors" in refused("convert", grafted, tmp_path / "y", "--adapters")
+
+
 @pytest.mark.parametrize(
     "text",
     ["lora()", "lora(blocks[*].mixer, rank=x)", "lora(blocks[*].mixer, 4)", "lora(, rank=4)", "lora(nothing)",

@@ -121,7 +121,7 @@ class DiffusersDiT(Layout):
 
     def keys(self, spec: ModelSpec) -> list[Key]:
         ours = [key for key in DiTFile().keys(spec) if key.leaf != "pos_embed"]
-        return [_renamed(key, spec.depth) for key in ours]
+        return [renamed for key in ours if (renamed := _renamed(key, spec.depth)).names]
 
     def computed(self, spec: ModelSpec) -> Params:
         return {"pos_embed": sinusoidal_positions(spec.width, spec.sizes.grid)}
@@ -192,11 +192,13 @@ FIXED = {
 
 
 def _renamed(key: Key, depth: int) -> Key:
-    """A key of Facebook's file as one of diffusers': one tensor, three to join, or a copy for every block."""
+    """A key of Facebook's file as one of diffusers': one tensor, three to join, a copy for every block, or none
+    where diffusers has no such operator."""
     layer, _, leaf = key.names[0].rpartition(".")
     if layer in _COPIED:
         names = tuple(f"transformer_blocks.{i}.norm1.emb.{_COPIED[layer]}.{leaf}" for i in range(depth))
         return Key(key.leaf, names, key.turn, "copies")
     if match := BLOCK.fullmatch(layer):
-        return Key(key.leaf, tuple(f"transformer_blocks.{match[1]}.{name}.{leaf}" for name in _IN_BLOCK[match[2]]), key.turn)
+        layers = _IN_BLOCK.get(match[2], ())
+        return Key(key.leaf, tuple(f"transformer_blocks.{match[1]}.{name}.{leaf}" for name in layers), key.turn)
     return Key(key.leaf, (f"{_STEM[layer]}.{leaf}",), key.turn)

@@ -141,7 +141,8 @@ class DiffusersPixArt(Layout):
         )
 
     def keys(self, spec: ModelSpec) -> list[Key]:
-        return [_renamed(key) for key in PixArtFile().keys(spec) if key.leaf != NULL.leaf]
+        found = [_renamed(key) for key in PixArtFile().keys(spec) if key.leaf != NULL.leaf]
+        return [key for key in found if key.names]
 
     def unheld(self, spec: ModelSpec) -> tuple[str, ...]:
         return (NULL.leaf,)
@@ -267,7 +268,8 @@ _TABLE = "scale_shift_table"
 
 
 def _renamed(key: Key) -> Key:
-    """A key of the authors' file as one of diffusers': one tensor, or several to join."""
+    """A key of the authors' file as one of diffusers': one tensor, several to join, or none where diffusers has no such
+    operator."""
     (name,) = key.names
     match = BLOCK.fullmatch(name)
     if name.endswith(_TABLE):
@@ -275,4 +277,4 @@ def _renamed(key: Key) -> Key:
     layer, _, leaf = (match[2] if match else name).rpartition(".")
     if not match:
         return Key(key.leaf, (f"{_STEM[layer]}.{leaf}",), key.turn)
-    return Key(key.leaf, tuple(f"transformer_blocks.{match[1]}.{one}.{leaf}" for one in _IN_BLOCK[layer]), key.turn)
+    return Key(key.leaf, tuple(f"transformer_blocks.{match[1]}.{one}.{leaf}" for one in _IN_BLOCK.get(layer, ())), key.turn)
