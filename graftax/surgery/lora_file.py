@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,11 @@ from flax.traverse_util import unflatten_dict
 from graftax.errors import BadInput
 from graftax.models.arguments import as_path
 from graftax.models.lora import LORA, materialise
+from graftax.models.lora_layers import LowRank
 from graftax.ops.base import Params
 from graftax.spec import Adapter, ModelSpec
 from graftax.surgery.check import leaves_by_path
 from graftax.surgery.edits import Edit
-
-if TYPE_CHECKING:
-    from graftax.models.lora_layers import LowRank
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from graftax.surgery import (
     inverse,
     looped_parallel,
     lora,
+    lora_file,
     merge_lora,
     parallel,
     parallel_pairs,
@@ -63,6 +64,10 @@ FORMS = {
         lora("blocks[50%].mixer", rank=4, alpha=8),
         lora("final", "true", "none", r"blocks/0\d/(mixer|mlp)/.*", 'it\'s "quoted"\\', "blocks/.*/adaln", alpha=0.5),
         lora(["a, b=c", "(d: e)", "[f]", "", " g "], rank=1),
+    ],
+    "lora_file": [
+        lora_file("x.safetensors"), lora_file("hf://ORG/NAME@main/x y.safetensors", 0.6), lora_file("blocks[0].mixer", -1),
+        lora_file(r"C:\loras\'a'.bin", strength=1e-3, merge=True), lora_file("none"), lora_file("a/b"),
     ],
     "merge_lora": [merge_lora()],
     "skip": [skip(1, 2)],
