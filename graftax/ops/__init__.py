@@ -18,6 +18,9 @@ from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
 from graftax.ops.hyena_2d import Hyena2D
 from graftax.ops.hyena_long import HyenaLong
 from graftax.ops.joint import JointMHA
+from graftax.ops.joint_clear import JointClear
+from graftax.ops.joint_hyena import JointHyenaX
+from graftax.ops.joint_linear import JointLinear
 from graftax.ops.linear import LinearAttention
 from graftax.ops.mamba2 import Mamba2
 from graftax.ops.mlp import MLP
@@ -30,8 +33,8 @@ from graftax.ops.window_2d import SWA2D
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, CrossMHA, JointMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2,
-    LinearAttention, Clear, MLP, MLPHyenaX, MLPHyenaXSplit, SwiGLU, Affine, AffineMLP,
+    MHA, MHAKV, MHANormed, CrossMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2, LinearAttention,
+    Clear, JointMHA, JointClear, JointLinear, JointHyenaX, MLP, MLPHyenaX, MLPHyenaXSplit, SwiGLU, Affine, AffineMLP,
     AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {}
@@ -76,7 +79,8 @@ def resolve(op: OpSpec, role: str, sizes: Sizes) -> OpSpec:
     """
     cls = operator_class(op.kind)
     if cls.role != role:
-        raise BadInput(f"operator {op.kind!r} has the role {cls.role}, expected one with the role {role}")
+        fit = sorted(kind for kind, other in OPERATORS.items() if other.role == role)
+        raise BadInput(f"operator {op.kind!r} has the role {cls.role}, expected one with the role {role}: {', '.join(fit)}")
     known = cls.options()
     for name, value in op.options:
         if name not in known:

@@ -41,9 +41,9 @@ class HeadNorm(nn.Module):
 
 
 def check_attention(op: OpSpec) -> None:
-    """Raise `BadInput` where `qk_norm` or `bias` of an operator is none of those that there are."""
+    """Raise `BadInput` where `qk_norm` or `bias` of an operator that has it is none of those that there are."""
     for name, known in {"qk_norm": NORMS, "bias": BIASES}.items():
-        if (value := op.option(name)) not in known:
+        if (value := op.option(name, known[0])) not in known:
             raise BadInput(f"{op.kind} {name}: got {value!r}, expected one of {known}{did_you_mean(str(value), known)}")
 
 

@@ -77,6 +77,30 @@ def _strips(
     return out[:, : rows.length, : columns.length].reshape(b, n, h, width)
 
 
+def disc_and_text(q: jax.Array, k: jax.Array, v: jax.Array, grid: tuple[int, int], radius: int) -> jax.Array:
+    """`disc_attention` for the image's queries; those of a text before them see everything.
+
+    k and v (b, m + n, h, k); q (b, m + n, h, k), or the image's alone (b, n, h, k) -> the same shape as q.
+    """
+    text = q.shape[1] - grid[0] * grid[1]
+    image = disc_attention(q[:, text:], k, v, grid, radius)
+    return jnp.concatenate([full_attention(q[:, :text], k, v), image], axis=1) if text else image
+
+
+def pairs_seen(sizes: Sizes, radius: int, asking: int) -> int:
+    """Pairs of a query and a key in `disc_and_text`; `asking`: queries, m + n or n."""
+    m, n = sizes.text, sizes.image
+    return (asking - n) * (m + n) + n * m + visible_pairs(sizes.grid, radius)
+
+
+def check_disc(op: OpSpec, sizes: Sizes) -> None:
+    """Raise `BadInput` where there is no disc, or no image for it."""
+    if op.option("radius") < 1:
+        raise BadInput(f"{op.kind} radius: got {op.option('radius')}, expected 1 or more")
+    if not sizes.image:
+        raise BadInput(f"{op.kind}: got {sizes.text} tokens of text and no image, expected an image")
+
+
 def visible_pairs(grid: tuple[int, int], radius: int) -> int:
     """Pairs of tokens of a `grid` of rows x columns that are nearer than `radius`, both orders and each with itself."""
     rows, columns = (np.arange(1 - length, length) for length in grid)
@@ -100,20 +124,14 @@ class Clear(MHA):
     torch_keys = linear_keys("qkv", "disc_qkv") + linear_keys("proj", "out_proj")
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        text = q.shape[1] - self.sizes.image
-        image = disc_attention(q[:, text:], k, v, self.sizes.grid, self.radius)
-        return jnp.concatenate([full_attention(q[:, :text], k, v), image], axis=1) if text else image
+        return disc_and_text(q, k, v, self.sizes.grid, self.radius)
 
     def pairs(self) -> int:
-        m, n = self.sizes.text, self.sizes.image
-        return m * (m + n) + n * m + visible_pairs(self.sizes.grid, self.radius)
+        return pairs_seen(self.sizes, self.radius, self.tokens)
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
-        if op.option("radius") < 1:
-            raise BadInput(f"clear radius: got {op.option('radius')}, expected 1 or more")
-        if not sizes.image:
-            raise BadInput(f"clear: got {sizes.text} tokens of text and no image, expected an image")
+        check_disc(op, sizes)
 
     @classmethod
     def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:

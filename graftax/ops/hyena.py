@@ -138,8 +138,7 @@ class _ShortHyena(Hyena):
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
-        if op.option("kernel") < 1:
-            raise BadInput(f"{cls.kind} kernel: got {op.option('kernel')}, expected 1 or more")
+        check_kernel(op)
 
     @classmethod
     def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
@@ -147,6 +146,12 @@ class _ShortHyena(Hyena):
             return None
         filters = [key.name for key in cls.torch_keys if key.layout == "conv"]
         return {"kernel": shapes[filters[0]][-1]}
+
+
+def check_kernel(op: OpSpec) -> None:
+    """Raise `BadInput` where a filter has no tap."""
+    if op.option("kernel") < 1:
+        raise BadInput(f"{op.kind} kernel: got {op.option('kernel')}, expected 1 or more")
 
 
 def filter_cost(channels: int, taps: int, tokens: int) -> tuple[int, int]:

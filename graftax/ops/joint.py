@@ -1,4 +1,8 @@
-"""Joint attention: image and text in one attention, each with projections of its own."""
+"""Joint operators: image and text mixed as one sequence, each with projections of its own.
+
+`Joint` has the projections, a subclass what happens between them. All joint operators of a model hold the same ones, so that any
+of them can start with those of any other.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from graftax.errors import BadInput
 from graftax.ops.attention import full_attention
 from graftax.ops.attention_normed import HeadNorm, check_attention, turned
-from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Params, dense
+from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Params, carried, dense
 from graftax.ops.placement import place
 from graftax.ops.rope import Rope
 from graftax.spec import OpSpec, Sizes
@@ -21,7 +26,7 @@ STREAMS = ("txt", "img")
 
 
 class Projections(nn.Module):
-    """One stream's part of a joint attention.
+    """One stream's part of a joint operator.
 
     Attributes:
         width: channels d of a token.
@@ -64,25 +69,21 @@ class Projections(nn.Module):
         return self.proj(place(mixed.reshape(*mixed.shape[:2], -1), "batch", None, "hidden"))
 
 
-class JointMHA(Operator):
-    """Attention of text and image together: {"txt": (b, m, d), "img": (b, n, d)} -> the same.
+class Joint(Operator):
+    """y = W_out mix(W_in u) of text and image side by side: {"txt": (b, m, d), "img": (b, n, d)} -> the same.
 
-    Queries, keys and values come from each stream's own projections, then all tokens look at all (MM-DiT, arXiv 2403.03206,
-    Section 4; Flux's double blocks with norms and the context's rotary positions).
+    Queries, keys and values come from each stream's own projections, and what `mix` makes of the sequence [txt | img] goes
+    back through them (MM-DiT, arXiv 2403.03206, Section 4). A subclass brings `mix` and its `core` cost.
 
     Attributes:
-        qk_norm: norms of queries and keys, one of `graftax.ops.attention_normed.NORMS`.
-        bias: which projections have one, one of `BIASES` there.
+        bias: which projections have one, one of `graftax.ops.attention_normed.BIASES`.
         text_out: whether the text gets an answer, else zeros: SD3's last block has no use for one.
     """
 
-    qk_norm: str = "none"
     bias: str = "all"
     text_out: bool = True
 
-    kind = "joint_mha"
     role = "joint"
-    reads = ("rope",)
     readout = ""
     axes: ClassVar[Axes] = {"qkv/kernel": OUT_HIDDEN, "proj/kernel": IN_HIDDEN}
 
@@ -91,53 +92,108 @@ class JointMHA(Operator):
         """Channels of all heads together, h k."""
         return self.sizes.heads * self.sizes.head_dim
 
+    @property
+    def head_norm(self) -> str:
+        """Norm of queries and keys, one of `graftax.ops.attention_normed.NORMS`."""
+        return "none"
+
+    @property
+    def asking(self) -> int:
+        """Tokens that get an answer."""
+        return self.tokens if self.text_out else self.sizes.image
+
     def setup(self) -> None:
         self.txt, self.img = self._projections(self.text_out), self._projections(True)
 
     def _projections(self, answers: bool) -> Projections:
         heads = (self.sizes.heads, self.sizes.head_dim)
-        return Projections(self.width, heads, self.qk_norm, self.bias, answers, self.init_style, self.dtype)
+        return Projections(self.width, heads, self.head_norm, self.bias, answers, self.init_style, self.dtype)
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         d, sizes = self.width, self.sizes
-        return ({"txt": jnp.zeros((1, sizes.text, d)), "img": jnp.zeros((1, sizes.image, d))},), {"rope": None}
+        streams = {"txt": jnp.zeros((1, sizes.text, d)), "img": jnp.zeros((1, sizes.image, d))}
+        return (streams,), dict.fromkeys(self.reads)
 
-    def __call__(self, streams: dict[str, jax.Array], *, rope: Rope | None) -> dict[str, jax.Array]:
+    def __call__(self, streams: dict[str, jax.Array], **reads: Any) -> dict[str, jax.Array]:
         m = streams["txt"].shape[1]
         parts = [getattr(self, name).split(streams[name]) for name in STREAMS]
         q, k, v = (jnp.concatenate(both, axis=1) for both in zip(*parts, strict=True))  # (b, m + n, h, k) each
-        q, k = turned(q, k, rope)
-        mixed = self.mix(q.astype(v.dtype)[:, 0 if self.text_out else m :], k.astype(v.dtype), v)
+        mixed = self.mix(q, k, v, **reads)
         if not self.text_out:
             return {"txt": jnp.zeros_like(streams["txt"]), "img": self.img.out(mixed)}
         return {"txt": self.txt.out(mixed[:, :m]), "img": self.img.out(mixed[:, m:])}
 
-    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """The attention proper, of all tokens with the text before the image: (b, m + n, h, k) each. Where the text gets no
-        answer, q is the image's alone."""
-        return full_attention(q, k, v)
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, **reads: Any) -> jax.Array:
+        """The operator proper, of all tokens with the text before the image: (b, m + n, h, k) each -> those that get an
+        answer (b, asking, h, k). `reads`: what it reads of the context."""
+        raise NotImplementedError
+
+    def answered(self, tokens: jax.Array) -> jax.Array:
+        """Of all tokens (b, m + n, ...) those that get an answer (b, asking, ...)."""
+        return tokens[:, tokens.shape[1] - self.asking :]
 
     def cost(self) -> Cost:
-        d, inner, m, n, h = self.width, self.inner, self.sizes.text, self.sizes.image, self.sizes.heads
+        d, inner, core = self.width, self.inner, self.core()
         answers = 1 + self.text_out
         params = 2 * 3 * d * inner + answers * inner * d
         params += 2 * 3 * inner * (self.bias != "none") + answers * d * (self.bias == "all")
-        params += 2 * 2 * self.sizes.head_dim * (self.qk_norm == "rms")
-        asking = n + m * self.text_out
-        projections = 2 * 3 * (m + n) * d * inner + 2 * asking * inner * d
-        return Cost(params, self.attended(asking) * (4 * inner + 2 * h), projections)
+        params += 2 * 2 * self.sizes.head_dim * (self.head_norm == "rms")
+        projections = 2 * 3 * self.tokens * d * inner + 2 * self.asking * inner * d
+        return Cost(params + core.params, core.op_flops, projections + core.featurizer_flops)
 
-    def attended(self, asking: int) -> int:
-        """Pairs of a query and a key that are counted, `asking` being the queries."""
-        return asking * self.tokens
+    def core(self) -> Cost:
+        """Cost of `mix`."""
+        raise NotImplementedError
 
     def transplant(
         self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
     ) -> Params | None:
-        """The projections and norms of another joint attention, where they are of the same shapes."""
-        same = jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, weights)
-        return weights if isinstance(donor, JointMHA) and same else None
+        """The projections of another joint operator, and its norms and filters where there is a place for them.
+
+        Raises `BadInput` where both have an option that decides on the shapes or the meaning of these, and not the same.
+        """
+        if not isinstance(donor, Joint):
+            return None
+        for name in ("qk_norm", "bias", "text_out"):
+            ours, theirs = (getattr(one, name, None) for one in (self, donor))
+            if None not in (ours, theirs) and ours != theirs:
+                raise BadInput(f"{self.kind} {name}: got {ours!r}, expected {theirs!r} as {donor.kind} has it")
+        streams = {stream: carried(fresh[stream], weights[stream]) for stream in STREAMS}
+        return {**carried(fresh, weights), **streams}
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
         check_attention(op)
+
+
+class JointMHA(Joint):
+    """Attention of text and image together, all tokens looking at all (MM-DiT, arXiv 2403.03206, Section 4; Flux's double
+    blocks with norms and the context's rotary positions).
+
+    Attributes:
+        qk_norm: norms of queries and keys, one of `graftax.ops.attention_normed.NORMS`.
+    """
+
+    qk_norm: str = "none"
+
+    kind = "joint_mha"
+    reads = ("rope",)
+
+    @property
+    def head_norm(self) -> str:
+        return self.qk_norm
+
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, *, rope: Rope | None) -> jax.Array:
+        q, k = turned(q, k, rope)
+        return self.attend(self.answered(q).astype(v.dtype), k.astype(v.dtype), v)
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """The attention proper: q (b, asking, h, k), k and v (b, m + n, h, k) -> (b, asking, h, k)."""
+        return full_attention(q, k, v)
+
+    def core(self) -> Cost:
+        return Cost(0, self.pairs() * (4 * self.inner + 2 * self.sizes.heads))
+
+    def pairs(self) -> int:
+        """Pairs of a query and a key that are counted."""
+        return self.asking * self.tokens

@@ -24,17 +24,33 @@ TAPS = 3
 """Rows and columns that the convolution on the values sees."""
 
 
-def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def linear_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, placed: tuple[jax.Array, jax.Array] | None = None
+) -> jax.Array:
     """q (k^T v) / (q sum k) for every head, over all keys, in memory and time linear in n.
 
-    q, k (b, n, h, k), features that are nowhere negative, and v (b, n, h, k) -> (b, n, h, k) in v's type. Sums over tokens
-    and what is computed from them are float32 (arXiv 2006.16236, Eq. 5).
+    q (b, n, h, k), k (b, m, h, k), features that are nowhere negative, and v (b, m, h, k) -> (b, n, h, k) in v's type. Sums
+    over tokens and what is computed from them are float32 (arXiv 2006.16236, Eq. 5). `placed`: q and k turned to their
+    rotary positions, which enter the numerator alone, so that what is divided by stays positive (arXiv 2104.09864, Eq. 19).
     """
-    state = jnp.einsum("bmhk,bmhc->bhkc", k, v, preferred_element_type=jnp.float32)
+    placed_q, placed_k = (q, k) if placed is None else placed
+    state = jnp.einsum("bmhk,bmhc->bhkc", placed_k, v, preferred_element_type=jnp.float32)
     total = k.sum(1, dtype=jnp.float32)  # (b, h, k)
-    q = q.astype(jnp.float32)
-    weighted, weights = jnp.einsum("bnhk,bhkc->bnhc", q, state), jnp.einsum("bnhk,bhk->bnh", q, total)
+    weighted = jnp.einsum("bnhk,bhkc->bnhc", placed_q.astype(jnp.float32), state)
+    weights = jnp.einsum("bnhk,bhk->bnh", q.astype(jnp.float32), total)
     return (weighted / (weights[..., None] + EPS)).astype(v.dtype)
+
+
+def linear_flops(queries: int, keys: int, inner: int, head_dim: int) -> int:
+    """FLOPs of `linear_attention` per image, `inner` the channels of all heads together: two products with a (k, k) matrix
+    for each head, and the normaliser: the sum of keys, its product with a query, the division."""
+    return 2 * (queries + keys) * inner * head_dim + (3 * queries + keys) * inner
+
+
+def check_feature(op: OpSpec) -> None:
+    """Raise `BadInput` where the feature map is none of those that there are."""
+    if op.option("feature") not in FEATURES:
+        raise BadInput(f"{op.kind} feature: got {op.option('feature')!r}, expected one of {sorted(FEATURES)}")
 
 
 class LinearAttention(MHA):
@@ -78,8 +94,7 @@ class LinearAttention(MHA):
 
     def cost(self) -> Cost:
         d, n, inner = self.width, self.tokens, self.inner
-        # Two products with a (k, k) matrix for each head, and the normaliser: the sum of keys, its product, the division.
-        core = 4 * n * inner * self.sizes.head_dim + 4 * n * inner
+        core = linear_flops(n, n, inner, self.sizes.head_dim)
         params, convolved = filter_cost(inner, TAPS**2, self.sizes.image) if self.conv else (0, 0)
         return Cost(4 * d * inner + 3 * inner + d + params, core, 8 * n * d * inner + convolved)
 
@@ -91,8 +106,7 @@ class LinearAttention(MHA):
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
-        if op.option("feature") not in FEATURES:
-            raise BadInput(f"linear feature: got {op.option('feature')!r}, expected one of {sorted(FEATURES)}")
+        check_feature(op)
         if op.option("conv") and not sizes.image:
             raise BadInput("linear conv: got True where there are no image tokens, expected conv=False")
 

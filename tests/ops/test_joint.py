@@ -4,71 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from joint_oracle import IMG, PLACES, RNG, ROPE, SIZES, TXT, assert_defined, attention, built, heads_of, turned
 
 from graftax import ops
 from graftax.errors import BadInput
 from graftax.ops.base import call, shapes_of
 from graftax.ops.rope import angles, rotate, tables
-from graftax.spec import Sizes, op
-
-SIZES = Sizes(12, 2, 6, (2, 3), text=5)
-RNG = np.random.default_rng(0)
-TXT, IMG = (RNG.standard_normal((2, t, 12)).astype(np.float32) for t in (5, 6))
-PLACES = np.array([(0, 0)] * 5 + [(i, j) for i in range(2) for j in range(3)], float)
-ROPE = tables(PLACES, (2, 4))
-
-
-def built(kind, **options):
-    spec = ops.resolve(op(kind, **options), ops.operator_class(kind).role, SIZES)
-    operator = ops.build(spec, SIZES)
-    keys = iter(jax.random.split(jax.random.key(1), 99))
-    params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape) * 0.5, shapes_of(operator))
-    return operator, jax.tree.map(np.asarray, params)
-
-
-def normed(x, norm, scale=None):
-    if norm == "rms":
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
-    if norm == "layer":
-        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    return x
-
-
-def turned(x, places):
-    """As complex numbers: channel pairs of the first axis, then of the second."""
-    rates = [places[:, :1] * 1.0, places[:, 1:] * 10_000.0 ** (-np.arange(2) * 2 / 4)]
-    turn = np.exp(1j * np.concatenate(rates, axis=1))[:, None]
-    z = (x[..., ::2] + 1j * x[..., 1::2]) * turn
-    return np.stack([z.real, z.imag], axis=-1).reshape(x.shape)
-
-
-def heads_of(x, p, norm):
-    qkv = x @ p["qkv"]["kernel"] + p["qkv"].get("bias", 0)
-    q, k, v = (part.reshape(*x.shape[:2], 2, 6) for part in np.split(qkv.astype(np.float64), 3, axis=-1))
-    scales = (p.get(f"{name}_norm", {}).get("scale") for name in "qk")
-    return *(normed(part, norm, scale) for part, scale in zip((q, k), scales, strict=True)), v
-
-
-def attention(q, k, v):
-    logits = np.einsum("bqhk,bmhk->bhqm", q, k) / np.sqrt(6)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    mixed = np.einsum("bhqm,bmhk->bqhk", weights / weights.sum(-1, keepdims=True), v)
-    return mixed.reshape(*mixed.shape[:2], -1)
+from graftax.spec import op
+from graftax.testing import assert_same_leaves
 
 
 @pytest.mark.parametrize("norm", ["none", "rms", "layer"])
 @pytest.mark.parametrize(("bias", "rope"), [("all", None), ("none", ROPE)])
 def test_joint_attention_by_its_definition(norm, bias, rope):
     operator, params = built("joint_mha", qk_norm=norm, bias=bias)
-    out = call(operator, params, {"txt": TXT, "img": IMG}, rope=rope)
-    parts = [heads_of(x, params[name], norm) for name, x in (("txt", TXT), ("img", IMG))]
-    q, k, v = (np.concatenate(both, axis=1) for both in zip(*parts, strict=True))
-    if rope is not None:
-        q, k = turned(q, PLACES), turned(k, PLACES)
-    mixed = attention(q, k, v)
-    for name, rows in (("txt", slice(0, 5)), ("img", slice(5, None))):
-        proj = params[name]["proj"]
-        np.testing.assert_allclose(out[name], mixed[:, rows] @ proj["kernel"] + proj.get("bias", 0), atol=1e-5)
+
+    def mix(q, k, v):
+        return attention(q, k, v) if rope is None else attention(turned(q, PLACES), turned(k, PLACES), v)
+
+    assert_defined(operator, params, norm, mix, rope)
 
 
 def test_a_text_without_an_answer():
@@ -99,6 +53,20 @@ def test_costs_count_every_parameter(options):
     for kind, chosen in (("joint_mha", options), ("mha_normed", alone)):
         operator, params = built(kind, **chosen)
         assert operator.cost().params == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_joint_attention_takes_over_all_or_says_what_differs():
+    operator, params = built("joint_mha", qk_norm="rms")
+    assert_same_leaves(operator.transplant(shapes_of(operator), operator, params), params)
+    for options, message in (
+        ({}, "joint_mha qk_norm: got 'none', expected 'rms' as joint_mha has it"),
+        ({"qk_norm": "rms", "bias": "none"}, "joint_mha bias: got 'none', expected 'all' as"),
+        ({"qk_norm": "rms", "text_out": False}, "joint_mha text_out: got False, expected True as"),
+    ):
+        other, fresh = built("joint_mha", **options)
+        with pytest.raises(BadInput, match=message):
+            other.transplant(fresh, operator, params)
+    assert operator.transplant(params, built("mha")[0], {}) is None
 
 
 def test_normed_attention_takes_over_projections():

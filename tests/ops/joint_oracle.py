@@ -1,0 +1,83 @@
+"""What the tests of joint operators share: two streams, weights, and the projections around every one of them in numpy."""
+
+import jax
+import numpy as np
+
+from graftax import ops
+from graftax.ops.base import shapes_of
+from graftax.ops.rope import tables
+from graftax.spec import Sizes, op
+
+SIZES = Sizes(12, 2, 6, (2, 3), text=5)
+RNG = np.random.default_rng(0)
+TXT, IMG = (RNG.standard_normal((2, t, 12)).astype(np.float32) for t in (5, 6))
+STREAMS = {"txt": TXT, "img": IMG}
+PLACES = np.array([(0, 0)] * 5 + [(i, j) for i in range(2) for j in range(3)], float)
+ROPE = tables(PLACES, (2, 4))
+
+
+def built(kind, **options):
+    spec = ops.resolve(op(kind, **options), ops.operator_class(kind).role, SIZES)
+    operator = ops.build(spec, SIZES)
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    params = jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape) * 0.5, shapes_of(operator))
+    return operator, jax.tree.map(np.asarray, params)
+
+
+def normed(x, norm, scale=None):
+    if norm == "rms":
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+    if norm == "layer":
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return x
+
+
+def turned(x, places):
+    """As complex numbers: channel pairs of the first axis, then of the second."""
+    rates = [places[:, :1] * 1.0, places[:, 1:] * 10_000.0 ** (-np.arange(2) * 2 / 4)]
+    turn = np.exp(1j * np.concatenate(rates, axis=1))[:, None]
+    z = (x[..., ::2] + 1j * x[..., 1::2]) * turn
+    return np.stack([z.real, z.imag], axis=-1).reshape(x.shape)
+
+
+def heads_of(x, p, norm):
+    qkv = x @ p["qkv"]["kernel"] + p["qkv"].get("bias", 0)
+    q, k, v = (part.reshape(*x.shape[:2], 2, 6) for part in np.split(qkv.astype(np.float64), 3, axis=-1))
+    scales = (p.get(f"{name}_norm", {}).get("scale") for name in "qk")
+    return *(normed(part, norm, scale) for part, scale in zip((q, k), scales, strict=True)), v
+
+
+def attention(q, k, v, mask=True):
+    logits = np.where(mask, np.einsum("bqhk,bmhk->bhqm", q, k) / np.sqrt(6), -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    mixed = np.einsum("bhqm,bmhk->bqhk", weights / weights.sum(-1, keepdims=True), v)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def definition(params, norm, mix):
+    """What a joint operator computes of the two streams, `mix` (q, k, v: (2, 11, 2, 6) float64) -> (2, 11, 12) being its
+    own part: {"txt": .., "img": ..}, only the latter where the text has no projection back."""
+    parts = [heads_of(x, params[name], norm) for name, x in (("txt", TXT), ("img", IMG))]
+    mixed = mix(*(np.concatenate(both, axis=1) for both in zip(*parts, strict=True)))
+    back = {name: (rows, params[name]["proj"]) for name, rows in (("txt", slice(5)), ("img", slice(5, None)))
+            if "proj" in params[name]}  # fmt: skip
+    return {name: mixed[:, rows] @ proj["kernel"] + proj.get("bias", 0) for name, (rows, proj) in back.items()}
+
+
+def assert_defined(operator, params, norm, mix, rope=None):
+    """Fail unless the operator computes its `definition`, and nothing for a text that gets no answer."""
+    reads = {"rope": rope} if "rope" in operator.reads else {}
+    out = jax.jit(lambda params, streams: operator.apply({"params": params}, streams, **reads))(params, STREAMS)
+    expected = definition(params, norm, mix)
+    assert set(out) == {"txt", "img"}
+    for name, stream in out.items():
+        np.testing.assert_allclose(stream, expected.get(name, 0 * TXT), atol=1e-5, err_msg=name)
+
+
+def assert_counted(operator, core_flops, featurizer_flops=0):
+    """Fail unless the cost has every parameter, `core_flops` of the operator proper, and those given beside the projections."""
+    cost, (m, n, d) = operator.cost(), (5, 6, 12)
+    asking = n + m * operator.text_out
+    assert cost.params == sum(leaf.size for leaf in jax.tree.leaves(shapes_of(operator)))
+    assert cost.op_flops == core_flops
+    assert cost.featurizer_flops == 2 * 3 * (m + n) * d * d + 2 * asking * d * d + featurizer_flops

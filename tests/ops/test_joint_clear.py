@@ -1,0 +1,64 @@
+"""Joint attention in a disc: pair by pair under its mask, what it takes over, cost."""
+
+import numpy as np
+import pytest
+from joint_oracle import PLACES, ROPE, SIZES, STREAMS, assert_counted, assert_defined, attention, built, turned
+
+from graftax import ops
+from graftax.errors import BadInput
+from graftax.ops import clear
+from graftax.spec import op
+from graftax.testing import assert_same_leaves
+
+
+def visible(radius):
+    """(11, 11), pair by pair: the 5 tokens of text see and are seen by all, those of the image the nearer ones."""
+    places = [None] * 5 + [(i, j) for i in range(2) for j in range(3)]
+    return np.array(
+        [[None in (a, b) or (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2 for b in places] for a in places]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "rope"),
+    [({"qk_norm": "rms"}, ROPE), ({"qk_norm": "layer", "bias": "none"}, None), ({"text_out": False}, ROPE)],
+)
+@pytest.mark.parametrize("in_strips", [False, True])
+def test_equals_masked_attention(options, rope, in_strips, monkeypatch):
+    if in_strips:
+        monkeypatch.setattr(clear, "DENSE_BELOW", dict.fromkeys(clear.DENSE_BELOW, 0))
+    operator, params = built("joint_clear", radius=2, **options)
+
+    def mix(q, k, v):
+        q, k = (q, k) if rope is None else (turned(q, PLACES), turned(k, PLACES))
+        return attention(q, k, v, visible(2))
+
+    assert_defined(operator, params, options.get("qk_norm", "none"), mix, rope)
+
+
+def test_takes_over_joint_attention():
+    donor, weights = built("joint_mha", qk_norm="rms")
+    wide, narrow = (built("joint_clear", radius=radius, qk_norm="rms") for radius in (9, 1))
+    taken = wide[0].transplant(wide[1], donor, weights)
+    assert_same_leaves(taken, weights)
+    dense, far, close = (one.apply({"params": weights}, STREAMS, rope=ROPE) for one in (donor, wide[0], narrow[0]))
+    for name in STREAMS:
+        np.testing.assert_allclose(far[name], dense[name], atol=1e-5)
+    np.testing.assert_allclose(close["txt"], dense["txt"], atol=1e-5)  # the text sees all anyway
+    assert abs(close["img"] - dense["img"]).max() > 0.01
+
+
+@pytest.mark.parametrize("text_out", [True, False])
+def test_cost_counts_the_pairs_that_are_visible(text_out):
+    operator, _ = built("joint_clear", radius=2, qk_norm="rms", text_out=text_out)
+    pairs = visible(2)[0 if text_out else 5 :].sum()
+    assert_counted(operator, pairs * (4 * 12 + 2 * 2))
+
+
+def test_refuses():
+    for options, message in (
+        ({"radius": 0}, "joint_clear radius: got 0"),
+        ({"bias": "some"}, "joint_clear bias: got 'some'"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            ops.resolve(op("joint_clear", **options), "joint", SIZES)
