@@ -1,7 +1,7 @@
 """Joint operators: image and text mixed as one sequence, each with projections of its own.
 
-`Joint` has the projections, a subclass what happens between them. All joint operators of a model hold the same ones, so that any
-of them can start with those of any other.
+`Joint` has the projections, a subclass what happens between them. All joint operators of a model hold the same ones, so that
+any of them can start with those of any other.
 """
 
 from __future__ import annotations

@@ -39,3 +39,9 @@ def test_names_choose_the_loss() -> None:
     assert float(regression_loss("l1", PREDICTION, TARGET)) == float(l1(PREDICTION, TARGET))
     assert float(regression_loss("l2", PREDICTION, TARGET)) == float(l2(PREDICTION, TARGET))
     assert float(regression_loss("huber", PREDICTION, TARGET, 0.4)) == float(huber(PREDICTION, TARGET, 0.4))
+
+
+def test_streams_count_alike_whatever_their_tokens() -> None:
+    prediction = {"txt": jnp.zeros((1, 2)), "img": jnp.zeros((4, 2))}
+    target = {"txt": jnp.ones((1, 2)), "img": jnp.full((4, 2), 3.0)}
+    assert float(regression_loss("l1", prediction, target)) == pytest.approx((1 + 3) / 2)

@@ -75,7 +75,7 @@ def assert_defined(operator, params, norm, mix, rope=None):
 
 
 def assert_counted(operator, core_flops, featurizer_flops=0):
-    """Fail unless the cost has every parameter, `core_flops` of the operator proper, and those given beside the projections."""
+    """Fail unless the cost has every parameter, these FLOPs of the operator proper, and those beside the projections."""
     cost, (m, n, d) = operator.cost(), (5, 6, 12)
     asking = n + m * operator.text_out
     assert cost.params == sum(leaf.size for leaf in jax.tree.leaves(shapes_of(operator)))
