@@ -69,6 +69,16 @@ def test_joint_attention_takes_over_all_or_says_what_differs():
     assert operator.transplant(params, built("mha")[0], {}) is None
 
 
+@pytest.mark.parametrize("kind", ["joint_mha", "joint_clear", "joint_linear", "joint_hyena_x"])
+def test_half_precision_stays_near(kind):
+    operator, params = built(kind, **({"qk_norm": "rms"} if kind != "joint_hyena_x" else {}))
+    inputs, reads = {"txt": TXT, "img": IMG}, {"rope": ROPE} if operator.reads else {}
+    exact, half = (call(one, params, inputs, **reads) for one in (operator, operator.with_dtype(jnp.bfloat16)))
+    for name, stream in half.items():
+        assert stream.dtype == jnp.bfloat16
+        assert jnp.abs(stream.astype(jnp.float32) - exact[name]).max() < 0.05 * jnp.abs(exact[name]).max()
+
+
 def test_normed_attention_takes_over_projections():
     plain, weights = built("mha")
     grafted, fresh = built("mha_normed", qk_norm="none", bias="all")
