@@ -13,6 +13,7 @@ from graftax.ops.attention_kv import MHAKV
 from graftax.ops.attention_normed import MHANormed
 from graftax.ops.base import Axes, Cost, Operator, TorchKey
 from graftax.ops.clear import Clear
+from graftax.ops.clear_normed import ClearNormed
 from graftax.ops.cross import CrossMHA
 from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
 from graftax.ops.hyena_2d import Hyena2D
@@ -34,8 +35,8 @@ from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
     MHA, MHAKV, MHANormed, CrossMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2, LinearAttention,
-    Clear, JointMHA, JointClear, JointLinear, JointHyenaX, MLP, MLPHyenaX, MLPHyenaXSplit, SwiGLU, Affine, AffineMLP,
-    AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
+    Clear, ClearNormed, JointMHA, JointClear, JointLinear, JointHyenaX, MLP, MLPHyenaX, MLPHyenaXSplit, SwiGLU,
+    Affine, AffineMLP, AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {}
 LEAF_AXES: dict[str, tuple[str | None, ...]] = {}

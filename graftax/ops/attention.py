@@ -69,6 +69,15 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     return out.astype(v.dtype).swapaxes(-2, -3)
 
 
+def projections_of(weights: Params) -> Params:
+    """The projections among an attention's weights, with biases of zero where they have none: {"qkv": .., "proj": ..}."""
+    layers = {name: weights[name] for name in ("qkv", "proj")}
+    return {
+        name: layer if "bias" in layer else {**layer, "bias": jnp.zeros_like(layer["kernel"][0])}
+        for name, layer in layers.items()
+    }
+
+
 class MHA(Operator):
     """Multi-head attention over all tokens (Vaswani et al. 2017, eq. 1; key layout of timm's Attention)."""
 
@@ -121,6 +130,5 @@ class MHA(Operator):
     def transplant(
         self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
     ) -> Params | None:
-        if not isinstance(donor, MHA):
-            return None
-        return {name: weights[name] for name in ("qkv", "proj")}
+        """Another attention's projections."""
+        return projections_of(weights) if isinstance(donor, MHA) else None

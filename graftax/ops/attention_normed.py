@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from graftax.errors import BadInput, did_you_mean
-from graftax.ops.attention import MHA, full_attention
+from graftax.ops.attention import MHA
 from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, TorchKey
 from graftax.ops.norms import layer_norm, rms_norm
 from graftax.ops.placement import place
@@ -86,7 +86,7 @@ class MHANormed(MHA):
         if self.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = turned(q, k, rope)
-        mixed = full_attention(q.astype(v.dtype), k.astype(v.dtype), v)
+        mixed = self.mix(q.astype(v.dtype), k.astype(v.dtype), v)
         return self.proj(place(mixed.reshape(*x.shape[:2], self.inner), "batch", None, "hidden"))
 
     def cost(self) -> Cost:

@@ -31,7 +31,7 @@ def counted_otherwise(kind):
     if kind == "swa_2d":
         window = SWA2D.options()["window"]
         return 4 * XL.width * XL.tokens * ((TILE + 2 * window) ** 2 - (2 * window + 1) ** 2)
-    if kind == "clear":  # one dense matrix at this size
+    if kind in ("clear", "clear_normed"):  # one dense matrix at this size
         hidden = XL.tokens**2 - visible_pairs(XL.sizes.grid, Clear.options()["radius"])
         return hidden * (4 * XL.width + 2 * XL.sizes.heads)
     if kind == "hyena_long":

@@ -54,6 +54,14 @@ def attention(q, k, v, mask=True):
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
+def visible(radius):
+    """(11, 11), pair by pair: the 5 tokens of text see and are seen by all, those of the image the nearer ones."""
+    places = [None] * 5 + [(i, j) for i in range(2) for j in range(3)]
+    return np.array(
+        [[None in (a, b) or (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2 for b in places] for a in places]
+    )
+
+
 def definition(params, norm, mix):
     """What a joint operator computes of the two streams, `mix` (q, k, v: (2, 11, 2, 6) float64) -> (2, 11, 12) being its
     own part: {"txt": .., "img": ..}, only the latter where the text has no projection back."""

@@ -87,6 +87,20 @@ def test_normed_attention_takes_over_projections():
     np.testing.assert_array_equal(call(grafted, taken, x, rope=None), call(plain, weights, x))
 
 
+@pytest.mark.parametrize("kind", ["mha", "swa", "clear", "linear", "mha_kv"])
+def test_other_attentions_take_over_projections_without_biases(kind):
+    """As AuraFlow's and Flux's single blocks have them: zeros stand for those."""
+    donor, weights = built("mha_normed", qk_norm="none", bias="none")
+    grafted, fresh = built(kind, **({"factor": 1} if kind == "mha_kv" else {}))
+    taken = grafted.transplant(fresh, donor, weights)
+    for name in ("qkv", "proj"):
+        assert taken[name]["kernel"] is weights[name]["kernel"]
+        assert not taken[name]["bias"].any()
+    if kind == "mha":
+        x = np.concatenate([TXT, IMG], axis=1)
+        np.testing.assert_array_equal(call(grafted, taken, x), call(donor, weights, x, rope=None))
+
+
 def test_rotation_keeps_lengths_and_sees_distances_alone():
     x = jnp.asarray(RNG.standard_normal((1, 11, 2, 6)), jnp.float32)
     out = rotate(x, ROPE)

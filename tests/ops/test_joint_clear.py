@@ -2,21 +2,13 @@
 
 import numpy as np
 import pytest
-from joint_oracle import PLACES, ROPE, SIZES, STREAMS, assert_counted, assert_defined, attention, built, turned
+from joint_oracle import PLACES, ROPE, SIZES, STREAMS, assert_counted, assert_defined, attention, built, turned, visible
 
 from graftax import ops
 from graftax.errors import BadInput
 from graftax.ops import clear
 from graftax.spec import op
 from graftax.testing import assert_same_leaves
-
-
-def visible(radius):
-    """(11, 11), pair by pair: the 5 tokens of text see and are seen by all, those of the image the nearer ones."""
-    places = [None] * 5 + [(i, j) for i in range(2) for j in range(3)]
-    return np.array(
-        [[None in (a, b) or (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2 for b in places] for a in places]
-    )
 
 
 @pytest.mark.parametrize(
