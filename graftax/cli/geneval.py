@@ -26,7 +26,7 @@ from graftax.errors import BadInput
 
 DRAWING = (
     "prompts", "per_prompt", "text_encoder", "text_dtype", "sampler", "steps", "cfg_scale", "cfg_channels", "eta", "spacing",
-    "last",
+    "last", "guidance",
 )  # fmt: skip
 """Flags that judging has no use for."""
 
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_overwrite(parser, "the scores in FOLDER")
     options.add_json(parser)
     options.add_sampling(parser)
+    options.add_guidance(parser)
     options.add_overrides(parser)
     parser.set_defaults(batch_size=16)
 
@@ -73,7 +74,7 @@ def _draw(args: argparse.Namespace) -> None:
     folder = options.own_output(args.folder, True, INDEX)
     draw, drawn = geneval(
         args.model, prompts, Path(args.prompts).name, lambda spec: options.sampling_of(args, spec), each,
-        text_encoder=args.text_encoder, text_dtype=args.text_dtype, latents=args.latents,
+        text_encoder=args.text_encoder, text_dtype=args.text_dtype, latents=args.latents, guidance=args.guidance,
         overrides=options.overrides_of(args),
     )  # fmt: skip
     draw_folder(prompts, draw, folder, drawn, batch_size=args.batch_size)

@@ -117,6 +117,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_guidance(parser: argparse.ArgumentParser) -> None:
+    """A condition of some models; guidance of the classifier-free kind is `--cfg-scale`."""
+    parser.add_argument(
+        "--guidance", type=float, metavar="G", help="of models that are conditioned on it, Flux-dev (its default: 3.5)"
+    )
+
+
 READER = (
     "what reads the prompts: a T5's or a pipeline's folder, or scenes (default: that of the model's own pipeline, or the "
     "words that the model says it reads)"

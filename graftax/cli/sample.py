@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from graftax.models import Model
     from graftax.spec import ModelSpec
 
-OF_CLASSES, OF_TEXTS = ("labels", "per_class"), ("prompt", "prompts", "per_prompt", "negative", "text_encoder", "text_dtype")
+OF_CLASSES = ("labels", "per_class")
+OF_TEXTS = ("prompt", "prompts", "per_prompt", "negative", "text_encoder", "text_dtype", "guidance")
 PER_CLASS, PER_PROMPT = 8, 1
 
 
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_text_encoder(parser)
     options.add_overwrite(parser)
     options.add_sampling(parser)
+    options.add_guidance(parser)
     options.add_overrides(parser)
 
 
@@ -147,7 +149,8 @@ def _of_texts(args: argparse.Namespace) -> Asked:
     prompts = [*(args.prompt or ()), *(read_prompts(args.prompts) if args.prompts is not None else ())]
     pipeline = open_pipeline(
         args.model, prompts, text_encoder=args.text_encoder, text_dtype=args.text_dtype, latents=args.latents,
-        negative=args.negative or "", vet=lambda spec: _vet(args, spec), overrides=options.overrides_of(args),
+        negative=args.negative or "", guidance=args.guidance, vet=lambda spec: _vet(args, spec),
+        overrides=options.overrides_of(args),
     )  # fmt: skip
     captions = [prompt for prompt in prompts for _ in range(each)]
     columns = each if each > 1 else math.ceil(len(prompts) ** 0.5)
@@ -160,7 +163,8 @@ def _of_texts(args: argparse.Namespace) -> Asked:
 def _vet(args: argparse.Namespace, spec: ModelSpec) -> None:
     from graftax.data.pixels import decoding
 
-    options.sampling_of(args, spec)
+    if args.negative and options.sampling_of(args, spec).cfg_scale == 1:
+        raise BadInput(f"--negative: got {args.negative!r} and no guidance (1), expected --cfg-scale above 1")
     if Path(args.out).suffix == ".png" and decoding.resolve(spec, args.latents, args.model) is None:
         raise BadInput(f"{args.out}: these latents have no decoder here, expected --latents or an .npz")
     _shape(args, spec)

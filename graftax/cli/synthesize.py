@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preview", type=int, default=16, metavar="N", help="images to decode (default: %(default)s)")
     options.add_overwrite(parser, "the set in OUT")
     options.add_sampling(parser)
+    options.add_guidance(parser)
     options.add_overrides(parser)
 
 
@@ -56,6 +57,6 @@ def run(args: argparse.Namespace) -> None:
     )  # fmt: skip
     synthesize(
         args.model, model, prompts, out, options.sampling_of(args, model.spec), per_prompt=args.per_prompt, null=args.null,
-        compute_dtype=args.compute_dtype, dtype=args.dtype, shard_size=args.shard_size, preview=args.preview, decode=decode,
-        afresh=args.overwrite,
+        guidance=args.guidance, compute_dtype=args.compute_dtype, dtype=args.dtype, shard_size=args.shard_size,
+        preview=args.preview, decode=decode, afresh=args.overwrite,
     )  # fmt: skip

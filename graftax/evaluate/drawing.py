@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,12 +109,28 @@ def draw_with(
 
 
 def whole_conditions(
-    spec: ModelSpec, cond: Mapping[str, Any], shape: tuple[int, ...] | None = None
+    spec: ModelSpec, cond: Mapping[str, Any], shape: tuple[int, ...] | None = None, guidance: float | None = None
 ) -> dict[str, np.ndarray]:
-    """`cond` (n, ...) and all else that a model is conditioned on, as for images of `shape`, None: of the model's own."""
+    """`cond` (n, ...) and all that a model is conditioned on beside classes and texts, as for images of `shape`, None: of
+    the model's own; `guidance` as in `guidance_of`."""
     count, sized = len(next(iter(cond.values()))), spec if shape is None else at_size(spec, np.empty((1, *shape)))
-    rest = {name: value for name, value in find(spec).example(sized, 1).items() if name not in cond}
+    rest = {name: value for name, value in find(spec).example(sized, 1).items() if name not in (*cond, *OF_TEXTS)}
+    if (given := guidance_of(spec, guidance)) is not None:
+        rest["guidance"] = np.full(1, given, np.float32)
     return {**{name: np.repeat(np.asarray(value), count, 0) for name, value in rest.items()}, **cond}
+
+
+def guidance_of(spec: ModelSpec, guidance: float | None = None) -> float | None:
+    """The guidance that a model is conditioned on, as Flux-dev is: the one given, else its authors' own; None where it takes
+    none. Raises `BadInput` where one is given to such a model, or it is below 0 or not finite."""
+    own = find(spec).example(spec, 1).get("guidance")
+    if guidance is None:
+        return None if own is None else float(own[0])
+    if own is None:
+        raise BadInput(f"guidance: got {guidance:g}, expected none: this {spec.backbone} is not conditioned on any")
+    if not (guidance >= 0 and math.isfinite(guidance)):
+        raise BadInput(f"guidance: got {guidance:g}, expected 0 or more, finite")
+    return guidance
 
 
 def shape_for(spec: ModelSpec, size: Sequence[int], side: int) -> tuple[int, int, int]:
@@ -135,6 +152,9 @@ def require_finite(drawn: np.ndarray, what: str) -> np.ndarray:
         raise NonFinite(f"{what}: not finite, the model's weights are damaged or the guidance is too strong")
     return drawn
 
+
+OF_TEXTS = ("text", "text_mask", "pooled")
+"""Conditions that come of prompts alone: nothing can stand for one that is missing."""
 
 Layout = Callable[[np.ndarray], np.ndarray]
 """From pictures (n, h, w, c) uint8 to one (H, W, c) that shows them."""

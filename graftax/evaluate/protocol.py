@@ -19,7 +19,7 @@ LABELS = ("balanced", "random")
 ROUNDINGS = ("nearest", "truncate")
 DIGITS = 12
 
-LATER = {"spacing": "linspace", "last": "zero", "shift": 1.0, "text": ""}
+LATER = {"spacing": "linspace", "last": "zero", "shift": 1.0, "text": "", "guidance": None}
 """Fields younger than the first results, and what those stand for: left out of the JSON there, so hashes stay."""
 
 
@@ -33,6 +33,7 @@ class Protocol:
         count: images.
         labels: "balanced" takes the classes in turn, "random" draws each (as DiT's published scores).
         text: what reads the prompts of a text-to-image model, by name and hash; "" for a model of classes.
+        guidance: that a model is conditioned on, as Flux-dev is; None of a model that takes none.
         decoder: what turned latents into pixels, by name and hash.
         rounding: of pixels in [-1, 1] to bytes: "nearest" as DiT's code, "truncate" as ADM's.
         dtype: of the model's matrix products.
@@ -45,6 +46,7 @@ class Protocol:
     count: int = 50_000
     labels: str = "random"
     text: str = ""
+    guidance: float | None = None
     decoder: str = "none"
     rounding: str = "nearest"
     dtype: str = "float32"
@@ -108,8 +110,9 @@ class Protocol:
 
     def __str__(self) -> str:
         what = f"prompts read by {self.text}" if self.text else f"{self.labels} classes"
+        how = str(self.sampling) if self.guidance is None else f"{self.sampling}, conditioned on guidance {self.guidance:g}"
         return (
-            f"{self.count:,} images of {what}, {self.sampling}, seed {self.seed}, decoder {self.decoder}, "
+            f"{self.count:,} images of {what}, {how}, seed {self.seed}, decoder {self.decoder}, "
             f"bytes by {self.rounding}, {self.dtype}"
         )
 

@@ -29,7 +29,7 @@ from graftax.data.pixels import decoding
 from graftax.data.text.captions import read_labels
 from graftax.data.text.store import TextStore, check_text, open_store
 from graftax.errors import BadInput, NonFinite
-from graftax.evaluate.drawing import SampleConfig, whole_conditions
+from graftax.evaluate.drawing import SampleConfig, guidance_of, whole_conditions
 from graftax.evaluate.pictures import save_png, to_uint8
 from graftax.evaluate.spread import Spread, spread
 from graftax.models import Model
@@ -97,16 +97,16 @@ def open_prompts(source: str, spec: ModelSpec) -> Prompts:
 
 def synthesize(
     name: str, model: Model, prompts: Prompts, out: str | Path, config: SampleConfig, *, per_prompt: int = 1,
-    null: str | None = None, compute_dtype: str = "float32", dtype: str = "float16", shard_size: int = 512,
-    preview: int = 16, decode: decoding.Decode | None = None, afresh: bool = False,
+    null: str | None = None, guidance: float | None = None, compute_dtype: str = "float32", dtype: str = "float16",
+    shard_size: int = 512, preview: int = 16, decode: decoding.Decode | None = None, afresh: bool = False,
 ) -> None:  # fmt: skip
     """Write, continue or repair the drawn latent set in the folder `out`; arguments are those of the command.
 
     `config.batch_size` images a compiled call are spread over this host's devices; hosts take shards in turn. `null`: what
-    guidance leads texts away from (`NULLS`; None: "empty" for embeddings, "model" for token ids). The first `preview` images
-    are decoded by `decode`, as of `decoding.decoder_for`; None: there is no way. It may be stopped or killed at any time.
-    Raises `BadInput` where arguments do not fit together or `out` holds something else, `NonFinite` where an image is not
-    finite.
+    guidance leads texts away from (`NULLS`; None: "empty" for embeddings, "model" for token ids); `guidance` as in
+    `drawing.guidance_of`. The first `preview` images are decoded by `decode`, as of `decoding.decoder_for`; None: there is
+    no way. It may be stopped or killed at any time. Raises `BadInput` where arguments do not fit together or `out` holds
+    something else, `NonFinite` where an image is not finite.
     """
     share = jax.process_index(), jax.process_count()
     for what, number, least in (("per_prompt", per_prompt, 1), ("shard_size", shard_size, 1), ("preview", preview, 0)):
@@ -117,7 +117,7 @@ def synthesize(
     for what, choice, known in (("null", null, NULLS), ("dtype", dtype, DTYPES)):
         if choice not in known:
             raise BadInput(f"{what}: got {choice!r}, expected one of {known}")
-    plan = _plan(name, model, prompts, Path(out), config, per_prompt, null, compute_dtype, dtype, shard_size)
+    plan = _plan(name, model, prompts, Path(out), config, per_prompt, null, guidance, compute_dtype, dtype, shard_size)
     _check_conditions(model, prompts, plan)
     hands = spread(model, config.sampling, config.seed, config.batch_size, compute_dtype)
     leads = share[0] == 0
@@ -138,11 +138,12 @@ def synthesize(
 
 def _plan(
     name: str, model: Model, prompts: Prompts, out: Path, config: SampleConfig, per_prompt: int, null: str,
-    compute_dtype: str, dtype: str, shard_size: int,
+    guidance: float | None, compute_dtype: str, dtype: str, shard_size: int,
 ) -> DrawnManifest:  # fmt: skip
     spec = model.spec
     protocol = {**dataclasses.asdict(config.sampling), "seed": config.seed, "dtype": compute_dtype}
     protocol |= {} if prompts.store is None else {"null": null}
+    protocol |= {} if (given := guidance_of(spec, guidance)) is None else {"guidance": given}
     names = decoding.class_names(spec, "auto", range(spec.classes))
     return DrawnManifest(
         model=name, model_sha256=sha256_of_arrays(model.params), prompts=prompts.source, prompts_sha256=prompts.sha256,
@@ -186,7 +187,7 @@ def _conditions(
     spec: ModelSpec, prompts: Prompts, plan: DrawnManifest, numbers: np.ndarray
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
     """All conditions (n, ...) of prompts `numbers` (n,), and their unconditional twin, None for the model's own."""
-    cond = whole_conditions(spec, prompts.conditions(numbers))
+    cond = whole_conditions(spec, prompts.conditions(numbers), guidance=plan.protocol.get("guidance"))
     if prompts.store is None or plan.protocol["null"] == OWN or plan.protocol["cfg_scale"] == 1:
         return cond, None
     return cond, {**cond, **prompts.conditions(np.full_like(numbers, prompts.store.empty))}

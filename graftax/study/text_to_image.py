@@ -22,7 +22,7 @@ from graftax.data.text.encoding import TextEncoder
 from graftax.data.text.memory import ReadTexts
 from graftax.data.text.vocabulary import VOCABULARIES, reads_words, words_of
 from graftax.errors import BadInput, naming
-from graftax.evaluate.drawing import SampleConfig, whole_conditions
+from graftax.evaluate.drawing import SampleConfig, guidance_of, whole_conditions
 from graftax.evaluate.geneval import Prompt, bound, drawn_by
 from graftax.evaluate.geneval.drawing import Draw
 from graftax.evaluate.geneval.folder import Drawn
@@ -44,6 +44,7 @@ class Pipeline:
         model: on the devices.
         texts: what the text encoder has made of the prompts.
         negative: the prompt that guidance leads away from.
+        guidance: that the model is conditioned on; None where it takes none.
         reader: the text encoder's name and hash, for protocols.
         decode: from the model's arrays to pixels; None where there is no way.
     """
@@ -51,12 +52,13 @@ class Pipeline:
     model: Model
     texts: ReadTexts
     negative: str
+    guidance: float | None
     reader: str
     decode: Decode | None
 
     def conditions(self, prompts: Sequence[str], shape: tuple[int, ...] | None = None) -> dict[str, np.ndarray]:
         """The model's conditions (b, ...) of some of the prompts, for images of `shape`, None: of the model's own."""
-        return whole_conditions(self.model.spec, self.texts(prompts), shape)
+        return whole_conditions(self.model.spec, self.texts(prompts), shape, self.guidance)
 
     def null(self, shape: tuple[int, ...] | None = None) -> dict[str, np.ndarray]:
         """Likewise (1, ...) of the negative prompt."""
@@ -65,21 +67,22 @@ class Pipeline:
 
 def open_pipeline(
     name: str, prompts: Sequence[str], *, text_encoder: str | None = None, text_dtype: str | None = None,
-    latents: str = "auto", negative: str = "", vet: Callable[[ModelSpec], object] = bool,
-    overrides: Mapping[str, Option] | None = None,
+    latents: str = "auto", negative: str = "", guidance: float | None = None,
+    vet: Callable[[ModelSpec], object] = bool, overrides: Mapping[str, Option] | None = None,
 ) -> Pipeline:  # fmt: skip
     """The pipeline around the model `name`, with the prompts read.
 
     `text_encoder`: a folder as in `graftax.text_encoder`, None: in the model's own pipeline, or the vocabulary that a model
-    of words says it reads; `text_dtype`: of its weights, None: as they are stored. `latents` as in `decoder_for`; `vet` may
-    refuse the model before any device is used. Raises `BadInput` where the model takes no texts, a part is missing or is
-    another's, and where a prompt is empty.
+    of words says it reads; `text_dtype`: of its weights, None: as they are stored. `latents` as in `decoder_for`,
+    `guidance` as in `guidance_of`; `vet` may refuse the model before any device is used. Raises `BadInput` where the model
+    takes no texts, a part is missing or is another's, and where a prompt is empty.
     """
     if blank := [i for i, prompt in enumerate(check_prompts(prompts)) if not prompt.strip()]:
         raise BadInput(f"prompts[{blank[0]}]: empty, expected what the picture shows")
 
     def vet_texts(spec: ModelSpec) -> None:
         require_texts(name, spec)
+        guidance_of(spec, guidance)
         vet(spec)
 
     def read(spec: ModelSpec) -> tuple[ReadTexts, str]:
@@ -88,13 +91,13 @@ def open_pipeline(
         return texts, f"{called(Path(source))} {texts.sha256[:DIGITS]}"
 
     model, (texts, reader), decode = open_to_draw(name, read, latents=latents, vet=vet_texts, overrides=overrides)
-    return Pipeline(model, texts, negative, reader, decode)
+    return Pipeline(model, texts, negative, guidance_of(model.spec, guidance), reader, decode)
 
 
 def geneval(
     name: str, prompts: Sequence[Prompt], file: str, sampled: Callable[[ModelSpec], SampleConfig], each: int, *,
     text_encoder: str | None = None, text_dtype: str | None = None, latents: str = "auto",
-    overrides: Mapping[str, Option] | None = None,
+    guidance: float | None = None, overrides: Mapping[str, Option] | None = None,
 ) -> tuple[Draw, Drawn]:  # fmt: skip
     """What draws GenEval's prompts, `each` pictures of one, with `graftax.evaluate.geneval.draw_folder`.
 
@@ -109,13 +112,15 @@ def geneval(
 
     texts = [prompt.text for prompt in prompts]
     pipeline = open_pipeline(
-        name, texts, text_encoder=text_encoder, text_dtype=text_dtype, latents=latents, vet=vet, overrides=overrides
-    )
+        name, texts, text_encoder=text_encoder, text_dtype=text_dtype, latents=latents, guidance=guidance, vet=vet,
+        overrides=overrides,
+    )  # fmt: skip
     model, config = pipeline.model, sampled(pipeline.model.spec)
     assert pipeline.decode is not None, "looked for by `vet`"
     protocol = Protocol(
-        sampling=config.sampling, seed=config.seed, text=pipeline.reader, decoder=decoder_name(model, latents, name)
-    )
+        sampling=config.sampling, seed=config.seed, text=pipeline.reader, guidance=pipeline.guidance,
+        decoder=decoder_name(model, latents, name),
+    )  # fmt: skip
     draw = bound(model, pipeline.conditions, pipeline.decode, protocol, pipeline.null())
     return draw, drawn_by(called(Path(name)), model, protocol, prompts, file, each)
 

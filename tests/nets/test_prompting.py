@@ -10,7 +10,6 @@ import pytest
 from tiny_tokenizer import CLIP_VOCABULARY, END, MERGES, PIECES, write_clip_tokenizer
 
 import graftax
-from graftax.data.text.encoding import encoded
 from graftax.errors import BadInput
 from graftax.nets.text_encoder import read_text_encoder
 from graftax.pages.describe import describe_parts, parts_of
@@ -242,8 +241,3 @@ def test_two_clips_of_different_lengths(sd3):
 def test_prompts_are_checked(sd3):
     with pytest.raises(BadInput, match="prompts: got a str"):
         read_text_encoder(sd3)("a cat")
-
-
-def test_stores_of_texts_have_no_place_for_pooled_ones(sd3):
-    with pytest.raises(BadInput, match="gives pooled, text, expected text and text_mask"):
-        encoded(graftax.text_encoder(sd3, max_length=4), ["a"])

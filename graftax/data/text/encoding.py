@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from graftax.data import shards
 from graftax.data.text.captions import read_prompts
-from graftax.data.text.store import CAPTIONS, IDS, TextManifest
+from graftax.data.text.store import CAPTIONS, IDS, TextManifest, TextRow
 from graftax.errors import BadInput
 from graftax.progress import Progress, say
 
@@ -33,9 +34,35 @@ class TextEncoder(Protocol):
     @property
     def sha256(self) -> str: ...
     def __call__(self, prompts: Sequence[str], /) -> Mapping[str, Any]:
-        """{"text": (b, m, d) floats, "text_mask": (b, m), true at the tokens, which come first}, or {"text": (b, m)} alone,
-        token ids, 0 behind the last."""
+        """{"text": (b, m, d) floats, "text_mask": (b, m), true at the tokens, which come first}; without the mask where
+        models read the padding too; "pooled" (b, c) or not; or {"text": (b, m)} alone, token ids, 0 behind the last."""
         ...
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder has made of texts, its padding left out.
+
+    Attributes:
+        rows: of each text.
+        length: tokens that it gives for each, padding among them.
+        tail: (d,) of embeddings, () of token ids.
+        masked: whether models must not look at the padding: it comes with a mask, or 0 as an id says it.
+    """
+
+    rows: tuple[TextRow, ...]
+    length: int
+    tail: tuple[int, ...]
+    masked: bool
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What is the same for all texts, as fields of a `TextManifest`."""
+        pooled = self.rows[0].pooled
+        return {
+            "length": self.length, "tail": self.tail, "pooled": None if pooled is None else len(pooled),
+            "unmasked": None if self.masked else True,
+        }  # fmt: skip
 
 
 def encode_texts(
@@ -46,8 +73,9 @@ def encode_texts(
     the folder `encoder`, `afresh` removes a store that is there already.
 
     `source` is as in `read_prompts`: each distinct text is encoded once, in the order in which they come. Of a caption's
-    embedding its tokens are kept, not the padding, as `dtype`; token ids are int32 whatever `dtype` is. It may be stopped or
-    killed at any time. Raises `BadInput` on texts that cannot be read or an `out` that holds something else.
+    embedding its tokens are kept, not the padding, and the pooled vector, as `dtype`; token ids are int32 whatever it is. It
+    may be stopped or killed at any time. Raises `BadInput` on texts that cannot be read or an `out` that holds something
+    else.
     """
     share = jax.process_index(), jax.process_count()
     if shard_size < 1 or batch_size < 1:
@@ -72,12 +100,11 @@ def _plan(
     source: str, captions: Sequence[str], encoder: str, run: TextEncoder, dtype: str, shard_size: int
 ) -> tuple[TextManifest, str]:
     """The plan, and the text of its file of captions."""
-    text, _ = encoded(run, [""])
+    found = encoded(run, [""])
     listed = "".join(json.dumps(caption, ensure_ascii=False) + "\n" for caption in captions)
     plan = TextManifest(
         source=source, count=len(captions), captions_sha256=hashlib.sha256(listed.encode()).hexdigest(), encoder=encoder,
-        encoder_sha256=run.sha256, length=text.shape[1], tail=text.shape[2:], shard_size=shard_size,
-        dtype=dtype if jnp.issubdtype(text.dtype, jnp.floating) else IDS,
+        encoder_sha256=run.sha256, shard_size=shard_size, dtype=dtype if found.tail else IDS, **found.form,
     )  # fmt: skip
     return plan, listed
 
@@ -96,39 +123,51 @@ def write_missing(
             def records(span: range = plan.span(i), lengths: list[int] = lengths) -> Iterator[np.ndarray]:
                 for start in span[::batch_size]:
                     part = captions[start : min(start + batch_size, span.stop)]
-                    for tokens in _rows(run, part, batch_size, plan):
-                        lengths.append(len(tokens))
-                        yield tokens
+                    for tokens, record in _rows(run, part, batch_size, plan):
+                        lengths.append(tokens)
+                        yield record
                     progress.advance(len(part))
 
             shards.write_described(folder, plan.files[i], records(), {"lengths": lengths})
 
 
-def _rows(run: TextEncoder, captions: Sequence[str], batch_size: int, plan: TextManifest) -> Iterator[np.ndarray]:
-    """The tokens (k, d) of each caption, in the type that they are stored in."""
-    text, lengths = encoded(run, [*captions, *[""] * (batch_size - len(captions))])
-    if text.shape[1:] != (plan.length, *plan.tail):
-        raise BadInput(f"text encoder: {text.shape[1:]}, expected {(plan.length, *plan.tail)} as of the empty caption")
-    for caption, own, length in zip(captions, text, lengths, strict=False):
+def _rows(
+    run: TextEncoder, captions: Sequence[str], batch_size: int, plan: TextManifest
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Of each caption the number of its tokens and its record: these (k, d) and the pooled vector (c,), one after the other,
+    in the type that they are stored in."""
+    found = encoded(run, [*captions, *[""] * (batch_size - len(captions))])
+    if found.form != (expected := {name: getattr(plan, name) for name in found.form}):
+        raise BadInput(f"text encoder: gives {found.form}, expected {expected} as of the empty caption")
+    for caption, row in zip(captions, found.rows, strict=False):
+        parts = [row.tokens.ravel()] if row.pooled is None else [row.tokens.ravel(), row.pooled]
         with np.errstate(over="ignore"):
-            tokens = own[:length].astype(jnp.dtype(plan.dtype))
-        if not np.isfinite(tokens.astype(np.float32)).all():
+            record = np.concatenate(parts).astype(jnp.dtype(plan.dtype))
+        if not np.isfinite(record.astype(np.float32)).all():
             raise BadInput(f"caption {caption[:60]!r}: embedding not finite, expected numbers within {plan.dtype}")
-        yield tokens
+        yield len(row.tokens), record
 
 
-def encoded(run: TextEncoder, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Text (b, m, d) or (b, m) of captions, and their numbers of tokens (b,). Raises `BadInput` where padding is first."""
-    found = run(captions)
-    text = np.asarray(found["text"])
-    if "pooled" in found or ("text_mask" not in found and text.ndim != 2):
-        raise BadInput(f"text encoder: gives {', '.join(sorted(found))}, expected text and text_mask, or token ids alone")
-    mask = np.asarray(found["text_mask"]).astype(bool) if "text_mask" in found else text != 0
+def encoded(run: TextEncoder, captions: Sequence[str]) -> Encoded:
+    """What `run` makes of captions, without padding. Raises `BadInput` where that comes first, or on other arrays.
+
+    Where there is no mask, models read the padding like any token: of embeddings only the zeros at the end are left out,
+    which filling up brings back.
+    """
+    found = {name: np.asarray(value) for name, value in run(captions).items()}
+    text, pooled = found.get("text", np.zeros(0)), found.get("pooled")
+    shapes = ", ".join(f"{name} {found[name].shape}" for name in sorted(found))
+    known = found.keys() <= {"text", "text_mask", "pooled"} and text.ndim in (2, 3) and (text.ndim == 3 or len(found) == 1)
+    if not known or {len(array) for array in found.values()} != {len(captions)} or (pooled is not None and pooled.ndim != 2):
+        expected = "text (b, m, d) with or without text_mask (b, m) and pooled (b, c), or token ids (b, m) alone"
+        raise BadInput(f"text encoder: gives {shapes} for {len(captions)} captions, expected {expected}")
+    if "text_mask" in found:
+        mask = found["text_mask"].astype(bool)
+    else:
+        used = text != 0 if text.ndim == 2 else (text != 0).any(-1)
+        mask = used if text.ndim == 2 else used[:, ::-1].cumsum(axis=1)[:, ::-1] > 0  # (b, m), true up to the last in use
     lengths = mask.sum(axis=1)
-    first = np.arange(mask.shape[1]) < lengths[:, None]
-    if mask.shape != text.shape[:2] or len(text) != len(captions) or (mask != first).any():
-        raise BadInput(
-            f"text encoder: text {text.shape}, text_mask {mask.shape}, expected ({len(captions)}, m, ..) and (b, m), tokens "
-            "before padding"
-        )
-    return text, lengths
+    if mask.shape != text.shape[:2] or (mask != (np.arange(text.shape[1]) < lengths[:, None])).any():
+        raise BadInput(f"text encoder: gives {shapes}, expected tokens before padding, a mask (b, m)")
+    rows = [TextRow(text[i, :k].copy(), None if pooled is None else pooled[i]) for i, k in enumerate(lengths)]
+    return Encoded(tuple(rows), text.shape[1], text.shape[2:], "text_mask" in found or text.ndim == 2)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from graftax.data.text.encoding import TextEncoder, encoded
-from graftax.data.text.store import padded
+from graftax.data.text.store import TextRow, padded
 from graftax.progress import Progress
 
 PER_CALL = 16
@@ -20,16 +20,17 @@ class ReadTexts:
     def __init__(self, encoder: TextEncoder, texts: Sequence[str]) -> None:
         """Encode each distinct text once, in calls of one shape. Raises `BadInput` as the encoder does."""
         self.sha256 = encoder.sha256
-        self._rows: dict[str, np.ndarray] = {}
+        self._rows: dict[str, TextRow] = {}
         distinct = list(dict.fromkeys(texts))
         size = min(PER_CALL, len(distinct))
         with Progress(len(distinct), "encode", unit="prompt", show=len(distinct) > size) as progress:
             for part in (distinct[i : i + size] for i in range(0, len(distinct), size)):
-                text, lengths = encoded(encoder, [*part, *[""] * (size - len(part))])
-                self._length = text.shape[1]
-                self._rows |= {one: row[:k].copy() for one, row, k in zip(part, text, lengths, strict=False)}
+                found = encoded(encoder, [*part, *[""] * (size - len(part))])
+                self._length, self._masked = found.length, found.masked
+                self._rows |= zip(part, found.rows, strict=False)
                 progress.advance(len(part))
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """{"text": (b, m, d), "text_mask": (b, m) bool} of prompts that were encoded, or {"text": (b, m)} of token ids."""
-        return padded([self._rows[prompt] for prompt in prompts], self._length)
+        """Conditions (b, ...) of prompts that were encoded: what the encoder gave of `text` (b, m, d) or token ids (b, m),
+        `text_mask` (b, m) bool and `pooled` (b, c), zeros in place of padding."""
+        return padded([self._rows[prompt] for prompt in prompts], self._length, masked=self._masked)

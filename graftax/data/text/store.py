@@ -2,7 +2,8 @@
 
     FOLDER/manifest.json                      encoder, lengths, checksums
     FOLDER/captions.jsonl                     the captions, one JSON string a line, by their number
-    FOLDER/text-00000-of-00002.array_record   a record is (tokens, d), or (tokens,) where the encoder gives token ids
+    FOLDER/text-00000-of-00002.array_record   a record is (tokens, d), or (tokens,) where the encoder gives token ids; behind
+                                              them the pooled vector (c,), where it gives one
 
 The last caption is the empty one, which guidance needs. `graftax encode --text` writes such stores
 (`graftax.data.text.encoding`).
@@ -47,6 +48,8 @@ class TextManifest(ShardedManifest):
         dtype: of the records.
         shard_size: captions per shard.
         shards: None until all of them are there.
+        pooled: width of the pooled vectors, None where there are none.
+        unmasked: true where the encoder gives embeddings without a mask, since models read the padding too; else None.
     """
 
     format: ClassVar[str] = "graftax text 1"
@@ -54,6 +57,7 @@ class TextManifest(ShardedManifest):
     stem: ClassVar[str] = "text"
     verb: ClassVar[str] = "graftax encode"
     free: ClassVar[tuple[str, ...]] = ("source", "encoder", "shards")
+    later: ClassVar[tuple[str, ...]] = ("pooled", "unmasked")
     beside: ClassVar[tuple[str, ...]] = (CAPTIONS,)
     source: str
     count: int
@@ -65,12 +69,27 @@ class TextManifest(ShardedManifest):
     dtype: str
     shard_size: int
     shards: tuple[Shard, ...] | None = None
+    pooled: int | None = None
+    unmasked: bool | None = None
 
     @property
     def contents(self) -> str:
         """What the store holds, in words."""
         shape = ", ".join(map(str, ("<=", self.length, *self.tail))).replace("<=, ", "<= ")
-        return f"{self.count:,} captions ({shape})"
+        return f"{self.count:,} captions ({shape})" + (f", pooled ({self.pooled},)" if self.pooled else "")
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """What is kept of one text.
+
+    Attributes:
+        tokens: (k, d) embeddings or (k,) token ids, without padding.
+        pooled: (c,); None where the encoder gives none.
+    """
+
+    tokens: np.ndarray
+    pooled: np.ndarray | None = None
 
 
 class TextStore:
@@ -119,25 +138,33 @@ class TextStore:
         return [tuple(known[caption] for caption in own) for own in captions]
 
     def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        """{"text": (b, m, d) in the store's type, "text_mask": (b, m) bool, true at tokens} of captions (b,).
+        """{"text": (b, m, d) in the store's type, "text_mask": (b, m) bool, true at tokens} of captions (b,), and "pooled"
+        (b, c) where there is any; without the mask where models read the padding too.
 
         Behind a caption's tokens are zeros. Of token ids {"text": (b, m) int32} alone: there 0 says what is padding. Raises
         `BadInput` where a record is damaged.
         """
-        dtype = jnp.dtype(self.manifest.dtype)
-        rows = fetch(self._rows, numbers, self.folder, self.manifest)
-        return padded([np.frombuffer(row, dtype).reshape(-1, *self.manifest.tail) for row in rows], self.manifest.length)
+        own = self.manifest
+        records = [np.frombuffer(row, jnp.dtype(own.dtype)) for row in fetch(self._rows, numbers, self.folder, own)]
+        return padded([self._row(record) for record in records], own.length, masked=not own.unmasked)
+
+    def _row(self, record: np.ndarray) -> TextRow:
+        tokens, pooled = np.split(record, [len(record) - (self.manifest.pooled or 0)])
+        return TextRow(tokens.reshape(-1, *self.manifest.tail), pooled if self.manifest.pooled else None)
 
 
-def padded(texts: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """{"text": (b, length, d), "text_mask": (b, length) bool, true at tokens} of embeddings (k, d), k <= length, zeros
-    behind them; {"text": (b, length)} alone of token ids (k,)."""
-    text = np.zeros((len(texts), length, *texts[0].shape[1:]), texts[0].dtype)
-    for row, tokens in zip(text, texts, strict=True):
-        row[: len(tokens)] = tokens
-    if text.ndim == 2:
-        return {"text": text}
-    return {"text": text, "text_mask": np.arange(length) < np.array([len(tokens) for tokens in texts])[:, None]}
+def padded(rows: Sequence[TextRow], length: int, *, masked: bool) -> dict[str, np.ndarray]:
+    """{"text": (b, length, d)} of embeddings (k, d), k <= length, zeros behind them, or (b, length) of token ids (k,); if
+    `masked`, of embeddings also "text_mask" (b, length) bool, true at tokens; "pooled" (b, c) where there is any."""
+    text = np.zeros((len(rows), length, *rows[0].tokens.shape[1:]), rows[0].tokens.dtype)
+    for to, row in zip(text, rows, strict=True):
+        to[: len(row.tokens)] = row.tokens
+    found = {"text": text}
+    if masked and text.ndim == 3:
+        found["text_mask"] = np.arange(length) < np.array([len(row.tokens) for row in rows])[:, None]
+    if pooled := [row.pooled for row in rows if row.pooled is not None]:
+        found["pooled"] = np.stack(pooled)
+    return found
 
 
 def open_store(folder: str | Path) -> TextStore:
@@ -148,17 +175,25 @@ def open_store(folder: str | Path) -> TextStore:
 
 
 def check_text(store: TextStore, spec: ModelSpec) -> None:
-    """Raise `BadInput` unless a model of `spec` takes texts, so many tokens of this form, and embeddings of this width."""
+    """Raise `BadInput` unless a model of `spec` takes texts, so many tokens of this form, embeddings and pooled vectors of
+    these widths, and a mask where there is one."""
+    own, where = store.manifest, f"text store {store.folder}"
     if spec.classes:
-        raise BadInput(f"text store {store.folder}: a model that knows {spec.classes} classes takes no captions")
-    if store.manifest.length > (most := spec.sizes.context or spec.sizes.text):
-        raise BadInput(f"text store {store.folder}: texts of {store.manifest.length} tokens, the model takes up to {most}")
+        raise BadInput(f"{where}: a model that knows {spec.classes} classes takes no captions")
+    if own.length > (most := spec.sizes.context or spec.sizes.text - spec.option("registers", 0)):
+        raise BadInput(f"{where}: texts of {own.length} tokens, the model takes up to {most}")
     forms = {True: "token ids", False: "embeddings"}
-    if (ids := not store.manifest.tail) != (words := bool(spec.option("words", 0))):
-        raise BadInput(f"text store {store.folder}: holds {forms[ids]}, the model takes {forms[words]}")
-    width = spec.option("text_width")
-    if not ids and store.manifest.tail != (width,):
-        raise BadInput(f"text store {store.folder}: embeddings of width {store.manifest.tail[0]}, the model takes {width}")
+    if (ids := not own.tail) != (words := bool(spec.option("words", 0))):
+        raise BadInput(f"{where}: holds {forms[ids]}, the model takes {forms[words]}")
+    if ids:
+        return
+    if own.tail != (width := spec.option("text_width"),):
+        raise BadInput(f"{where}: embeddings of width {own.tail[0]}, the model takes {width}")
+    if (own.pooled or 0) != (pooled := spec.option("pooled_width", 0)):
+        raise BadInput(f"{where}: pooled texts of width {own.pooled or 0}, the model takes {pooled} (0: none)")
+    if bool(own.unmasked) == bool(spec.sizes.context):
+        has, takes = ("none", "one") if own.unmasked else ("one", "none")
+        raise BadInput(f"{where}: embeddings that come with a mask: {has}, the model takes {takes}")
 
 
 class Texts:
