@@ -111,7 +111,7 @@ def decoder_name(model: Model, latents: str, name: str) -> str:
         return "none"
     folder = None if is_shipped(chosen, "autoencoder") else find_vae(chosen)
     if folder:
-        return f"VAE {called(folder)} {read_vae(folder)[2].sha256[:DIGITS]}"
+        return f"VAE {called(folder)} {read_vae(folder, decoding.vae_like(model.spec))[2].sha256[:DIGITS]}"
     return f"autoencoder {Path(chosen).name} {sha256_of_arrays(load_autoencoder(chosen)[1])[:DIGITS]}"
 
 

@@ -1,4 +1,5 @@
-"""VAEs from Hugging Face diffusers' folder layout (class AutoencoderKL): sd-vae-ft-ema, -mse, SDXL's, SD3's, Flux's.
+"""VAEs from files: Hugging Face diffusers' folder layout (class AutoencoderKL): sd-vae-ft-ema, -mse, SDXL's, SD3's, Flux's;
+and single files in the authors' names (`graftax.nets.vae_original`).
 
 A folder holds `config.json` and `diffusion_pytorch_model.safetensors` (older ones `.bin`), by itself or as `vae/` of a
 pipeline. Tensors are named as our parameters, but for the tables below; folders of before 2023 name the projections of the
@@ -17,9 +18,9 @@ import numpy as np
 from graftax.checkpoint.hub import Absent, fetched
 from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights, renamed, shapes_of
 from graftax.checkpoint.members import shown
-from graftax.checkpoint.tensors import Source
+from graftax.checkpoint.tensors import Source, read_safetensors, read_tensors
 from graftax.errors import BadInput, naming
-from graftax.nets import vae
+from graftax.nets import vae, vae_original
 from graftax.nets.vae import VAESpec
 
 CLASS = "AutoencoderKL"
@@ -45,41 +46,54 @@ MOST_WIDTHS, MOST_LAYERS, LARGEST_WIDTH = 8, 16, 8192
 
 
 def find_vae(path: str | Path) -> Path | None:
-    """The folder with a VAE's `config.json`: `path`, or `path/vae` of a pipeline, fetched where it is an address hf://;
-    None if there is none."""
+    """The folder with a VAE's `config.json`: `path`, or `path/vae` of a pipeline, fetched where it is an address hf://; or
+    `path` itself, a `.safetensors` that is not ours; None if there is none."""
     try:
         folder = fetched(path, PART)
     except Absent:
         return None
+    if folder.is_file() and folder.suffix == ".safetensors":
+        ours = read_safetensors(folder)[1].get("format", "").startswith("graftax")
+        return None if ours else folder
     return next((one for one in (folder, folder / PART) if (one / CONFIG).is_file()), None)
 
 
-def load_vae(path: str | Path) -> tuple[VAESpec, dict[str, Any]]:
-    """(spec, params float32 numpy) of a diffusers folder, see `read_vae`."""
-    spec, params, _ = read_vae(path)
+def load_vae(path: str | Path, like: VAESpec | None = None) -> tuple[VAESpec, dict[str, Any]]:
+    """(spec, params float32 numpy) of a VAE, see `read_vae`."""
+    spec, params, _ = read_vae(path, like)
     return spec, params
 
 
-def read_vae(path: str | Path) -> tuple[VAESpec, dict[str, Any], Source]:
-    """(spec, params float32 numpy, source) of a diffusers folder of class AutoencoderKL or a pipeline that has one.
+def read_vae(path: str | Path, like: VAESpec | None = None) -> tuple[VAESpec, dict[str, Any], Source]:
+    """(spec, params float32 numpy, source) of a diffusers folder of class AutoencoderKL or a pipeline that has one, or of a
+    file in the authors' names. Such a file does not say groups, scale and shift: they are those of `like`.
 
     `source.sha256` is that of the weights file. Raises `BadInput` naming the file and what is missing, unexpected or
     mis-shaped, and on settings that this code does not compute.
     """
-    folder = find_vae(path)
-    if folder is None:
-        raise BadInput(f"{path}: no VAE, expected a folder with {CONFIG} or vae/{CONFIG}")
-    spec = vae_spec(folder)
-    tensors, source = read_weights(folder, WEIGHTS)
-    with naming(folder / source.name):
-        return spec, params_from_tensors(spec, tensors), source
+    found = find_vae(path)
+    if found is None:
+        raise BadInput(f"{path}: no VAE, expected a folder with {CONFIG} or vae/{CONFIG}, or a file of weights")
+    spec = vae_spec(found, like)
+    tensors, source = read_tensors(found) if found.is_file() else read_weights(found, WEIGHTS)
+    with naming(found if found.is_file() else found / source.name):
+        own = vae_original.renamed(vae_original.own(tensors)) if found.is_file() else tensors
+        return spec, params_from_tensors(spec, own), source
 
 
-# --- config.json ---------------------------------------------------------------------------------------------------------
+# --- Sizes ---------------------------------------------------------------------------------------------------------------
 
 
-def vae_spec(folder: Path) -> VAESpec:
-    """What the VAE in a folder is, by its `config.json`. Raises `BadInput` as `read_vae` does; weights are not looked at."""
+def vae_spec(folder: Path, like: VAESpec | None = None) -> VAESpec:
+    """What the VAE in a folder is, by its `config.json`; or in a file by its tensors' shapes, and `like`. Raises `BadInput`
+    as `read_vae` does; weights are not looked at."""
+    if folder.is_file():
+        if like is None:
+            raise BadInput(
+                f"{folder}: does not say how its latents are scaled, expected a VAE's folder as diffusers writes it"
+            )
+        with naming(folder):
+            return vae_original.spec_of(vae_original.own(read_safetensors(folder)[0]), like)
     config = read_config(folder, "diffusers", [CLASS])
     with naming(folder / CONFIG):
         return spec_from_config(config)

@@ -41,7 +41,7 @@ def decoder_for(spec: ModelSpec, latents: str, model: str = "") -> Decode | None
     if name is None or name == "none":
         return None if name is None else image_data.decoder(name)
     if not is_shipped(name, "autoencoder") and (folder := find_vae(name)):
-        return _vae_decoder(folder, spec.option("channels"))
+        return _vae_decoder(folder, spec)
     shape = spec.image_shape
     if (found := small.load_autoencoder(name)[0].latent_shape) != shape:
         raise BadInput(f"latents {name!r}: the autoencoder has {found}, the model {shape}")
@@ -74,7 +74,7 @@ def pixels_per_side(spec: ModelSpec, latents: str, model: str = "") -> int | Non
     if name is None or name == "none":
         return None if name is None else 1
     if not is_shipped(name, "autoencoder") and (folder := find_vae(name)):
-        return vae_spec(folder).factor
+        return vae_spec(folder, vae_like(spec)).factor
     return autoencoder.FACTOR
 
 
@@ -84,9 +84,14 @@ def class_names(spec: ModelSpec, latents: str, classes: Sequence[int]) -> list[s
     return [GARMENTS[i] if garments else str(i) for i in classes]
 
 
-def _vae_decoder(folder: Path, channels: int) -> Decode:
-    spec, params = load_vae(folder)
-    if spec.latent_channels != channels:
+def vae_like(spec: ModelSpec) -> VAESpec | None:
+    """The VAE that a model's family was trained with, None where there are several: what files of VAEs do not say."""
+    return vae.FAMILIES.get(spec.backbone)
+
+
+def _vae_decoder(folder: Path, model: ModelSpec) -> Decode:
+    spec, params = load_vae(folder, vae_like(model))
+    if spec.latent_channels != (channels := model.option("channels")):
         raise BadInput(f"latents {str(folder)!r}: the VAE has {spec.latent_channels} channels, the model {channels}")
     return functools.partial(decode_all, spec, jax.tree.map(jnp.asarray, params))
 
