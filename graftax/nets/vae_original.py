@@ -40,7 +40,7 @@ def spec_of(tensors: Mapping[str, np.ndarray], like: VAESpec) -> VAESpec:
     levels = _levels(tensors)
     firsts = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
     ends = {name: f"{name}.weight" for name in ("encoder.conv_in", "decoder.conv_in", "decoder.conv_out")}
-    if not levels or (missing := [name for name in (*firsts, *ends.values()) if np.ndim(tensors.get(name)) != 4]):
+    if not levels or (missing := [one for one in (*firsts, *ends.values()) if one not in tensors or tensors[one].ndim != 4]):
         what = missing[0] if levels else "encoder.down.0.block.0.conv1.weight"
         raise BadInput(f"{what}: missing or no convolution, expected the tensors of an autoencoder in its authors' names")
     layers = {int(found[1]) for name in tensors if (found := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name))}
