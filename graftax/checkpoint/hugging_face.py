@@ -66,6 +66,17 @@ def read_any_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def pipeline_class(index: Path) -> str:
+    """The class of the pipeline that a `model_index.json` describes. Raises `BadInput` where it describes none."""
+    try:
+        name = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise BadInput(f"{index}: not that of a pipeline ({shown(repr(error))})") from None
+    if not isinstance(name, str):
+        raise BadInput(f"{index}: a {shown(str(name))}, expected the name of a pipeline's class")
+    return name
+
+
 def read_weights(folder: Path, names: Sequence[str]) -> tuple[dict[str, np.ndarray], Source]:
     """Tensors and `Source` of the first file in the folder that has one of the `names`, or of the shards in their place that
     an index "NAME.index.json" lists; of these `sha256` is that of the digests of all, sorted by name, one a line.

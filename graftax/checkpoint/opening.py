@@ -21,7 +21,15 @@ from graftax.checkpoint.card import card, card_path
 from graftax.checkpoint.files import filling, replacing
 from graftax.checkpoint.hosts import gather
 from graftax.checkpoint.hub import fetched, pinned
-from graftax.checkpoint.hugging_face import CONFIG, PART, PIPELINE, find_folder, read_any_config, read_weights
+from graftax.checkpoint.hugging_face import (
+    CONFIG,
+    PART,
+    PIPELINE,
+    find_folder,
+    pipeline_class,
+    read_any_config,
+    read_weights,
+)
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.paths import local_copy
 from graftax.checkpoint.store import INDEX, from_own_layout, is_own_layout, read_folder, read_spec
@@ -102,6 +110,8 @@ def _open(path: Path, known: Mapping[str, Layout], layout: str | None, overrides
         config = read_any_config(folder)
         if "model_type" in config and "_class_name" not in config:
             raise BadInput(f"{CONFIG}: a {shown(config['model_type'])} of transformers, expected a diffusion transformer")
+        if folder != path and (path / PIPELINE).is_file():
+            _check_pipeline(pipeline_class(path / PIPELINE), config)
         names = dict.fromkeys(name for one in known.values() for name in one.folder)
         if not names:
             raise BadInput(f"layout {layout!r}: this is a folder with a {CONFIG}, which has no such layout")
@@ -121,6 +131,14 @@ def _open(path: Path, known: Mapping[str, Layout], layout: str | None, overrides
         spec, params = _read(found, tensors, {}, overrides)
     found.vet(path, spec)
     return spec, params, _foreign(found, source)
+
+
+def _check_pipeline(name: str, config: Mapping[str, Any]) -> None:
+    """Raise `BadInput` where pipelines of a class, if any family knows it, have another transformer than this one."""
+    expected = [one for layout in layouts().values() if name in layout.pipelines for one in layout.classes]
+    if expected and config.get("_class_name") not in expected:
+        found = shown(str(config.get("_class_name")))
+        raise BadInput(f"{PART}/{CONFIG}: a {found}, expected {' or '.join(expected)}, as {PIPELINE} says {name}")
 
 
 def _fitting(known: Mapping[str, Layout], tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Layout:

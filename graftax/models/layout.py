@@ -63,6 +63,7 @@ class Layout(ABC):
         folder: names that the weights may have in a folder with a `config.json`, best first; () where the format is
             one file.
         classes: names of the class in that `config.json`.
+        pipelines: names of the classes of pipelines that such a folder is the transformer of.
         entry: of a PyTorch checkpoint, under which its family looks for the tensors; "" where they are all that it holds.
         prefix: what the family's files put before the names of its tensors, as other networks' may stand beside them. It is
             no part of the names that the methods below give and take.
@@ -71,6 +72,7 @@ class Layout(ABC):
     name: ClassVar[str]
     folder: ClassVar[tuple[str, ...]] = ()
     classes: ClassVar[tuple[str, ...]] = ()
+    pipelines: ClassVar[tuple[str, ...]] = ()
     entry: ClassVar[str] = ""
     prefix: ClassVar[str] = ""
 

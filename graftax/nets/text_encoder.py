@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from graftax.checkpoint.hub import fetched
-from graftax.checkpoint.hugging_face import CONFIG, PIPELINE
+from graftax.checkpoint.hugging_face import CONFIG, PIPELINE, pipeline_class
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source
 from graftax.errors import BadInput, naming
@@ -201,10 +201,6 @@ def _parts(root: Path, prompting: Prompting) -> list[tuple[Path, Path]]:
 
 
 def _prompting(index: Path) -> Prompting:
-    try:
-        name = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise BadInput(f"{index}: not that of a pipeline ({shown(repr(error))})") from None
-    if not isinstance(name, str) or name not in PIPELINES:
+    if (name := pipeline_class(index)) not in PIPELINES:
         raise BadInput(f"{index}: a {shown(name)}, expected one of {', '.join(PIPELINES)}")
     return PIPELINES[name]

@@ -108,7 +108,8 @@ def describe_parts(parts: Mapping[str, Any]) -> list[str]:
         lines.append(f"{'texts':<12}{sizes}; prompts of {prompting.length} tokens{lower}")
     if (vae := parts.get("vae")) is not None:
         numbers = f"{vae.latent_channels} channels, {vae.factor}x{vae.factor} pixels to each"
-        lines.append(f"{'VAE':<12}{numbers}, scaling factor {vae.scaling_factor:g}")
+        shift = f", shift {vae.shift_factor:g}" if vae.shift_factor else ""
+        lines.append(f"{'VAE':<12}{numbers}, scaling factor {vae.scaling_factor:g}{shift}")
     return lines
 
 

@@ -51,7 +51,8 @@ def repositories(tmp_path_factory):
     (root / "pipe" / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"never fetched")
     (root / "pipe" / "transformer" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"never fetched")
     for name in ("model_index.json", "vae/config.json", "text_encoder/config.json", "tokenizer/tokenizer.json"):
-        write(root / "pipe", **{name: json.dumps({"file": name})})  # each of its own: the cache keeps alike ones once
+        content = {"_class_name": "DiTPipeline", "file": name}  # each of its own: the cache keeps alike ones once
+        write(root / "pipe", **{name: json.dumps(content)})
     write(root / "pipe" / "vae", **{"diffusion_pytorch_model.bin": "old", "README.md": "words"})
     shards = {f"model-0000{i}-of-00002.safetensors": "s" for i in (1, 2)} | {"model.safetensors.index.json": "{}"}
     write(root / "pipe" / "text_encoder", **shards, **{"pytorch_model.bin": "b", "pytorch_model.bin.index.json": "{}"})

@@ -184,6 +184,7 @@ class DiffusersAuraFlow(_AuraFlow):
     column = 1
     folder = WEIGHTS
     classes = ("AuraFlowTransformer2DModel",)
+    pipelines = ("AuraFlowPipeline",)
 
     def fits(self, shapes: Shapes, config: Config) -> bool:
         return config.get("_class_name") in self.classes

@@ -107,6 +107,7 @@ class DiffusersDiT(Layout):
     name = "diffusers-dit"
     folder = WEIGHTS
     classes = ("DiTTransformer2DModel", "Transformer2DModel")  # today's, and that of releases before DiT had its own
+    pipelines = ("DiTPipeline",)
 
     def fits(self, shapes: Shapes, config: Config) -> bool:
         return config.get("_class_name") in self.classes and "transformer_blocks.0.norm1.linear.weight" in shapes

@@ -183,6 +183,7 @@ class DiffusersFlux(FluxLayout):
     name = "diffusers-flux"
     folder = WEIGHTS
     classes = ("FluxTransformer2DModel",)
+    pipelines = ("FluxPipeline",)
     column = 1
     double, single = "transformer_blocks", "single_transformer_blocks"
     marks = frozenset({"x_embedder.weight", "context_embedder.weight", "norm_out.linear.weight"})

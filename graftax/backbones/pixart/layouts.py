@@ -121,6 +121,7 @@ class DiffusersPixArt(Layout):
     name = "diffusers-pixart"
     folder = WEIGHTS
     classes = ("PixArtTransformer2DModel", "Transformer2DModel")  # today's, and that of releases before it had its own
+    pipelines = ("PixArtSigmaPipeline", "PixArtAlphaPipeline")
 
     def fits(self, shapes: Shapes, config: Config) -> bool:
         return config.get("_class_name") in self.classes and "adaln_single.linear.weight" in shapes

@@ -103,6 +103,7 @@ class DiffusersSD3(Layout):
     name = "diffusers-sd3"
     folder = WEIGHTS
     classes = ("SD3Transformer2DModel",)
+    pipelines = ("StableDiffusion3Pipeline",)
 
     def fits(self, shapes: Shapes, config: Config) -> bool:
         return config.get("_class_name") in self.classes
