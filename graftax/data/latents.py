@@ -86,6 +86,11 @@ class LatentManifest(ShardedManifest):
         raise NotImplementedError
 
     @property
+    def guidance(self) -> float | None:
+        """That a model was conditioned on which drew them; None of others."""
+        return None
+
+    @property
     def mirrored(self) -> bool:
         """Whether records know their mirror image."""
         raise NotImplementedError
@@ -211,6 +216,11 @@ class DrawnManifest(LatentManifest):
         return self.latent_shape
 
     @property
+    def guidance(self) -> float | None:
+        """As `LatentManifest.guidance`."""
+        return self.protocol.get("guidance")
+
+    @property
     def mirrored(self) -> bool:
         """Whether records know their mirror image: no."""
         return False
@@ -300,7 +310,9 @@ class LatentSet:
                 chosen[i] = self.texts.choose(numbers[i], rng)
         if self.texts is None:
             return {"image": images, "label": self.labels[index]}
-        return {"image": images, **self.texts.store.read(chosen)}
+        guidance = self.manifest.guidance
+        told = {} if guidance is None else {"guidance": np.full(len(index), guidance, np.float32)}
+        return {"image": images, **self.texts.store.read(chosen), **told}
 
 
 def open_latents(folder: str | Path, text: str | None = None) -> LatentSet:

@@ -71,6 +71,11 @@ def test_texts_are_encoded_once_and_drawn(run, refused, dev, tmp_path):
     assert code == 0, err
     found = open_latents(tmp_path / "drawn")
     assert (len(found), found.manifest.protocol["guidance"]) == (2, 2.0)
+    batch = found.read(np.arange(2), np.zeros(2, int), 0)
+    assert {name: array.shape for name, array in batch.items()} == {
+        "image": (2, 4, 4, 16), "text": (2, 9, tiny.WIDTH), "pooled": (2, 20), "guidance": (2,)
+    }  # fmt: skip
+    assert batch["guidance"].tolist() == [2.0, 2.0]
     assert "drawn: a latent set of guidance 2.0, expected 3.5, or another folder" in refused(*argv)
     assert run(*encoded, tmp_path / "long")[0] == 0
     argv = ("synthesize", dev / "model", tmp_path / "long", tmp_path / "other", *SMALL, "--preview=0")
