@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -17,6 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 from graftax.allocator import keep_pages
 from graftax.diffusion import SAMPLERS, Sampling, SamplingFields, Steps, check_variance, guided, image_keys
 from graftax.diffusion import initial_noise as first_noise
+from graftax.diffusion.guidance import ModelFn, Weaker
 from graftax.errors import BadInput, NonFinite, naming
 from graftax.models.arguments import as_float_type, as_key, as_path
 from graftax.models.backbone import Cond, find
@@ -215,6 +216,7 @@ def sampling_for(spec: ModelSpec, sampling: Sampling | None = None, **settings: 
     if sampling is None:
         return Sampling(**settings_for(spec, **settings))
     check_sampler(spec.prediction, sampling.sampler)
+    check_skip(spec, sampling.skip)
     return sampling
 
 
@@ -224,7 +226,20 @@ def settings_for(spec: ModelSpec, **settings: Any) -> dict[str, Any]:
     own = {"sampler": "euler"} if spec.prediction.is_flow else {}
     fields = {**own, **find(spec).sampling(spec), **settings}
     check_sampler(spec.prediction, fields.get("sampler", Sampling.sampler))
+    check_skip(spec, fields.get("skip", ()))
     return fields
+
+
+def check_skip(spec: ModelSpec, positions: Sequence[int]) -> None:
+    """Raise `BadInput` where the program of a model does not have `positions`, or nothing else."""
+    if positions and not (max(positions) < len(spec.program) > len(set(positions))):
+        last = len(spec.program) - 1
+        raise BadInput(f"skip: got {tuple(positions)}, expected positions 0..{last} of the program, not all of them")
+
+
+def weakened(spec: ModelSpec, positions: Sequence[int]) -> ModelSpec:
+    """`spec` without some positions of its program."""
+    return spec.replace(program=tuple(step for i, step in enumerate(spec.program) if i not in positions))
 
 
 def check_sampler(prediction: Prediction, sampler: str) -> None:
@@ -249,23 +264,34 @@ def draw(
     from graftax.train.sharding import kernels
 
     with kernels(mesh):
-        steps = sampler_steps(spec, prepare_params(spec, params, plan), sampling, null, dtype)
+        weak = prepare_params(weakened(spec, sampling.skip), params, plan) if sampling.skip else None
+        steps = sampler_steps(spec, prepare_params(spec, params, plan), sampling, null, dtype, weak)
         return steps.scan(x.astype(jnp.float32), cond, keys, step_noise)
 
 
 def sampler_steps(
-    spec: ModelSpec, prepared: Params, sampling: Sampling, null: Cond | None = None, dtype: DTypeLike | None = None
-) -> Steps:
-    """The steps that `sample` takes, with guidance, on prepared parameters; to be called inside of `jit`."""
+    spec: ModelSpec, prepared: Params, sampling: Sampling, null: Cond | None = None, dtype: DTypeLike | None = None,
+    weak: Params | None = None,
+) -> Steps:  # fmt: skip
+    """The steps that `sample` takes, with guidance, on prepared parameters; to be called inside of `jit`.
 
-    def model_fn(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
-        return forward_prepared(spec, prepared, x, t, cond, dtype=dtype)[0]
+    `weak`: parameters prepared for the spec without `sampling.skip`. Raises `BadInput` where they are needed and missing.
+    """
+    if sampling.skip and weak is None:
+        raise BadInput(f"skip: got {sampling.skip}, expected none here: steps one by one know no weaker pass")
+
+    def network(spec: ModelSpec, prepared: Params) -> ModelFn:
+        return as_called(spec.prediction, lambda x, t, cond: forward_prepared(spec, prepared, x, t, cond, dtype=dtype)[0])
 
     def twin(cond: Any) -> Any:
         return find(spec).null(spec, prepared, cond) if null is None else null
 
-    called = as_called(spec.prediction, model_fn)
-    return Steps(guided(called, sampling.cfg_scale, twin, sampling.cfg_channels), sampling)
+    weaker = None
+    if weak is not None:
+        first, last = (float(sampling.timesteps[i]) for i in (sampling.skip_steps[0], sampling.skip_steps[-1]))
+        weaker = Weaker(network(weakened(spec, sampling.skip), weak), sampling.skip_scale, first, last)
+    guide = guided(network(spec, prepared), sampling.cfg_scale, twin, sampling.cfg_channels, weaker)
+    return Steps(guide, sampling)
 
 
 __all__ = [

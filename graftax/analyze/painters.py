@@ -21,7 +21,7 @@ from graftax.analyze.outputs import Outputs
 from graftax.analyze.strategies import Program, Strategy
 from graftax.api import sampling_for
 from graftax.diffusion import Sampling, denoise, guided, image_keys, initial_noise
-from graftax.errors import naming
+from graftax.errors import BadInput, naming
 from graftax.models import Cond, Model
 from graftax.models.arguments import as_key
 from graftax.models.backbone import find
@@ -111,6 +111,8 @@ class ProgramSampler:
     ) -> None:  # fmt: skip
         self.spec = spec = model.spec
         how = sampling_for(spec, sampling)
+        if how.skip:
+            raise BadInput(f"skip: got {how.skip}, expected none here: programs change")
         self._capacity, self._cond = capacity, conditions_of(spec, labels, cond)
         self._library = library = Library((spec,))
         self._weights = library.prepare(model.params)

@@ -26,7 +26,7 @@ from graftax.errors import BadInput
 
 DRAWING = (
     "prompts", "per_prompt", "text_encoder", "text_dtype", "sampler", "steps", "cfg_scale", "cfg_channels", "eta", "spacing",
-    "last", "guidance",
+    "last", "shift", "skip", "skip_scale", "skip_span", "guidance",
 )  # fmt: skip
 """Flags that judging has no use for."""
 

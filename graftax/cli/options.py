@@ -108,6 +108,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--last", choices=("zero", "sigma_min"), help="where dpmpp_2m ends: at the data or at training's least noise"
     )
     parser.add_argument("--shift", type=float, help="of the noise fractions of euler, 1 leaves them")
+    parser.add_argument(
+        "--skip", type=_positions, metavar="A,B,..",
+        help="positions of the program that a weaker pass skips, to be led away from that too (SD3.5-medium: 7,8,9)",
+    )  # fmt: skip
+    parser.add_argument("--skip-scale", type=float, metavar="S", help="how far away (default: 2.8)")
+    parser.add_argument(
+        "--skip-span", type=float, nargs=2, metavar="F", help="in which part of the steps (default: 0.01 0.2)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives every model the same noise")
     parser.add_argument("--batch-size", type=int, default=100, help="images per compiled call (default: %(default)s)")
     parser.add_argument(
@@ -122,6 +130,10 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=float, metavar="G", help="of models that are conditioned on it, Flux-dev (its default: 3.5)"
     )
+
+
+def _positions(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 READER = (

@@ -53,6 +53,10 @@ class Sampling:
             AuraFlow do, and the last one leads to the data.
         last: where DPM-Solvers end: "zero", at the data, or "sigma_min", at the process' step 0, with a trace of noise.
         shift: of the noise fractions of "euler", after they are cut (`graftax.diffusion.shifted`); 1 leaves them.
+        skip: positions of the program that a third, weaker pass leaves out, from which the guided prediction is led away
+            (skip-layer guidance, as SD3.5-medium is published: 7, 8, 9); () is none.
+        skip_scale: how far.
+        skip_span: in which steps: i of n where skip_span[0] n < i < skip_span[1] n.
     """
 
     sampler: Sampler = "ddim"
@@ -63,6 +67,9 @@ class Sampling:
     spacing: Spacing = "linspace"
     last: Last = "zero"
     shift: float = 1.0
+    skip: tuple[int, ...] = ()
+    skip_scale: float = 2.8
+    skip_span: tuple[float, float] = (0.01, 0.2)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cfg_channels", self.cfg_channels or None)
@@ -85,7 +92,29 @@ class Sampling:
         if not (self.shift > 0 and math.isfinite(self.shift)) or (self.shift != 1 and not self.flow):
             raise BadInput(f"shift: {self.shift} with {self.sampler!r}, expected more than 0 for 'euler' and 1 for others")
         check_guidance(self.cfg_scale, self.cfg_channels)
+        self._check_skip()
         self.times  # refuses impossible numbers of steps  # noqa: B018
+
+    def _check_skip(self) -> None:
+        for name, kind, what in (("skip", int, "positions, from 0"), ("skip_span", int | float, "two shares of the steps")):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or not all(isinstance(one, kind) and one >= 0 for one in value):
+                raise BadInput(f"{name}: got {value!r}, expected {what}")
+            object.__setattr__(self, name, tuple(value))
+        if len(self.skip_span) != 2 or not self.skip_span[0] < self.skip_span[1] <= 1:
+            raise BadInput(f"skip_span: got {self.skip_span}, expected two shares of the steps, rising, 0 to 1")
+        if not (self.skip_scale >= 0 and math.isfinite(self.skip_scale)):
+            raise BadInput(f"skip_scale: got {self.skip_scale}, expected 0 or more, finite")
+        if self.skip and self.cfg_scale == 1:
+            raise BadInput(f"skip: got {self.skip} and no guidance (1), expected cfg_scale above 1")
+        if self.skip and not self.skip_steps:
+            raise BadInput(f"skip_span: {self.skip_span} of {self.steps} steps, expected one step or more in between")
+
+    @property
+    def skip_steps(self) -> range:
+        """The steps in which the prediction is led away from that without the positions `skip`."""
+        low, high = (share * self.steps for share in self.skip_span)
+        return range(math.floor(low) + 1, math.ceil(high))
 
     @property
     def multistep(self) -> bool:
@@ -134,6 +163,9 @@ class Sampling:
     def __str__(self) -> str:
         channels = "all" if self.cfg_channels is None else f"the first {self.cfg_channels}"
         guidance = f"guidance {self.cfg_scale:g} on {channels} channels" if self.cfg_scale != 1 else "no guidance"
+        if self.skip:
+            low, high = self.skip_span
+            guidance += f", {self.skip_scale:g} from skipping {self.skip} in {low:g} to {high:g} of the steps"
         noise = f", eta {self.eta:g}" if self.eta else ""
         spacing = {"linspace": "", "time_uniform": ", not rounded", "sd3": ", spaced as in SD3"}[self.spacing]
         shift = f", shift {self.shift:g}" if self.shift != 1 else ""
@@ -152,6 +184,9 @@ class SamplingFields(TypedDict, total=False):
     spacing: Spacing
     last: Last
     shift: float
+    skip: tuple[int, ...]
+    skip_scale: float
+    skip_span: tuple[float, float]
 
 
 def check_variance(sampler: Sampler, variance: bool) -> None:

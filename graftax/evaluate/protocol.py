@@ -19,7 +19,10 @@ LABELS = ("balanced", "random")
 ROUNDINGS = ("nearest", "truncate")
 DIGITS = 12
 
-LATER = {"spacing": "linspace", "last": "zero", "shift": 1.0, "text": "", "guidance": None}
+LATER = {
+    "spacing": "linspace", "last": "zero", "shift": 1.0, "text": "", "guidance": None, "skip": (), "skip_scale": 2.8,
+    "skip_span": (0.01, 0.2),
+}  # fmt: skip
 """Fields younger than the first results, and what those stand for: left out of the JSON there, so hashes stay."""
 
 

@@ -59,6 +59,16 @@ def test_sd3():
     assert relative(out, nhwc(golden["out"])) < TOLERANCE
 
 
+def test_sd3_led_away_from_skipped_layers():
+    """SD3.5-medium with skip-layer guidance in the second and third of five steps, which matters."""
+    model, golden = read("sd3/sd35_medium")
+    cond, null = negative(golden)
+    given = {"cond": cond, "null_cond": null, "initial_noise": nhwc(golden["latents"]), "steps": 5, "cfg_scale": 5.0}
+    out = graftax.sample(model, **given, skip=(1,), skip_span=(0.01, 0.5))
+    assert relative(out, nhwc(golden["out"])) < TOLERANCE
+    assert relative(graftax.sample(model, **given), nhwc(golden["out"])) > 100 * TOLERANCE
+
+
 def test_auraflow():
     model, golden = read("auraflow")
     cond, null = negative(golden)

@@ -110,6 +110,7 @@ def test_what_is_in_a_pipeline(run, schnell):
     ("flags", "word"),
     [
         (("--sampler=ddpm",), "sampler 'ddpm': "),
+        (("--skip=5", "--cfg-scale=2"), "--skip: got (5,), expected positions 0..1 of the program"),
         (("--guidance=3.5",), "--guidance: got 3.5, expected none: this flux is not conditioned on any"),
         (("--negative=a dog",), "--negative: got 'a dog' and no guidance (1), expected --cfg-scale above 1"),
         (("--text-encoder={p}/text_encoder_2",), "conditions: got ['text', 'text_mask'], expected ['pooled', 'text']"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from graftax.diffusion import guided
+from graftax.diffusion.guidance import Weaker
 from graftax.errors import BadInput
 
 NULL = 9
@@ -112,3 +113,14 @@ def test_no_device_sends_images_to_another():
     assert "while(" in run.stdout  # the steps are there
     for collective in ("all-to-all", "collective-permute", "all-gather", "all-reduce", "reduce-scatter"):
         assert collective not in run.stdout
+
+
+def test_a_weaker_twin_is_looked_at_for_a_part_of_the_time():
+    """Of its times the first and the last count; beside the guided channels nothing moves."""
+    weaker = Weaker(lambda x, t, y: 0.5 * model(x, t, y), 2.0, first=70, last=5)
+    for time, inside in ((71, False), (70, True), (5, True), (4, False)):
+        t = jnp.full(3, time)
+        plain, out = (guided(model, 2.5, null, 3, *more)(X, t, Y) for more in ((), (weaker,)))
+        away = model(X, t, Y)[..., :3] if inside else 0.0  # 2 (model - model / 2)
+        np.testing.assert_allclose(out[..., :3], plain[..., :3] + away, atol=1e-5)
+        np.testing.assert_array_equal(out[..., 3:], plain[..., 3:])

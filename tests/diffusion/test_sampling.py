@@ -31,6 +31,12 @@ def model() -> Model:
         ({"cfg_scale": float("nan")}, "guidance scale: nan"),
         ({"cfg_channels": -1}, "guided channels: -1"),
         ({"sampler": "ddpm", "eta": 0.2}, "eta: 0.2 with 'ddpm'"),
+        ({"skip": (-1,)}, r"skip: got \(-1,\), expected positions"),
+        ({"skip": 7}, "skip: got 7, expected positions"),
+        ({"skip": (7,), "cfg_scale": 1.0}, r"skip: got \(7,\) and no guidance"),
+        ({"skip": (7,), "steps": 4}, r"skip_span: \(0.01, 0.2\) of 4 steps, expected one step or more"),
+        ({"skip_span": (0.5, 0.2)}, r"skip_span: got \(0.5, 0.2\), expected two shares"),
+        ({"skip_scale": float("nan")}, "skip_scale: got nan"),
     ],
 )
 def test_impossible_settings_are_refused(fields, message):
@@ -42,6 +48,15 @@ def test_settings_in_words():
     assert str(Sampling()) == "DDIM, 50 steps, guidance 1.5 on the first 3 channels"
     assert str(Sampling(sampler="ddim", steps=50, cfg_scale=1.0, eta=0.5)) == "DDIM, 50 steps, eta 0.5, no guidance"
     assert str(Sampling(cfg_channels=None)).endswith("guidance 1.5 on all channels")
+    assert str(Sampling(skip=(7, 8))).endswith("channels, 2.8 from skipping (7, 8) in 0.01 to 0.2 of the steps")
+
+
+@pytest.mark.parametrize(
+    ("steps", "span", "expected"), [(28, (0.01, 0.2), [1, 2, 3, 4, 5]), (5, (0.01, 0.5), [1, 2]), (10, (0, 0.2), [1])]
+)
+def test_steps_with_skipped_layers(steps, span, expected):
+    """Strictly between both ends, as diffusers counts them."""
+    assert list(Sampling(steps=steps, skip=(0,), skip_span=span).skip_steps) == expected
 
 
 def test_noise_depends_on_the_seed_and_the_image_alone():
@@ -89,6 +104,8 @@ def test_guidance_takes_the_backbones_null_class_unless_told():
         ({"cond": {"text": np.ones((2, 3))}}, r"conditions: got \['text', 'y'\]"),
         ({"rng": jax.random.split(KEY, 3)}, r"rng: shape \(3,\), expected one key, or one for each of 2 images"),
         ({"initial_noise": np.zeros((2, 4, 4, 4))}, "initial_noise: x: shape"),
+        ({"skip": (0,)}, r"skip: got \(0,\), expected positions 0..0 of the program, not all of them"),
+        ({"sampling": Sampling(skip=(5,))}, r"skip: got \(5,\), expected positions 0..0"),
         ({"sampling": Sampling(), "steps": 3}, r"sampling and \['steps'\] given"),
     ],
 )

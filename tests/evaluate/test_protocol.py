@@ -12,7 +12,7 @@ OTHER = {
     "sampler": "ddpm", "steps": 250, "cfg_scale": 4.0, "cfg_channels": None, "eta": 0.5, "seed": 1, "count": 10_000,
     "labels": "balanced", "decoder": "demo", "rounding": "truncate", "dtype": "bfloat16", "reference": "a.npz 12ab",
     "features": "inception 34cd", "text": "T5 56ef", "spacing": "time_uniform", "last": "sigma_min",
-    "shift": 3.0, "guidance": 3.5,
+    "shift": 3.0, "guidance": 3.5, "skip": (1,), "skip_scale": 2.0, "skip_span": (0.0, 0.5),
 }  # fmt: skip
 
 
