@@ -56,8 +56,8 @@ def load(
 
 
 def read(path: str | Path, layout: str | None = None, **overrides: Option) -> Model:
-    """`load` without its last step: parameters are numpy arrays, views of the file in the types that it stores. No device
-    is used, so that what does not fit can be refused before any is."""
+    """`load` without its last step: parameters are numpy arrays, views of the file in the types that it stores, and `Joined`
+    where a leaf is several tensors. No device is used, so that what does not fit can be refused before any is."""
     from graftax.checkpoint import open_checkpoint  # reads safetensors: time that `import` saves
     from graftax.checkpoint.shipped import is_shipped, shipped_path
 

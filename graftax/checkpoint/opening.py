@@ -11,15 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.typing import DTypeLike
 
 from graftax.checkpoint.card import card, card_path
 from graftax.checkpoint.files import filling, replacing
-from graftax.checkpoint.hosts import gather
 from graftax.checkpoint.hub import fetched, pinned
 from graftax.checkpoint.hugging_face import (
     CONFIG,
@@ -35,8 +30,7 @@ from graftax.checkpoint.paths import local_copy
 from graftax.checkpoint.store import INDEX, from_own_layout, is_own_layout, read_folder, read_spec
 from graftax.checkpoint.tensors import TORCH_SUFFIXES, Source, read_tensors, write_safetensors
 from graftax.checkpoint.torch_writer import write_torch
-from graftax.errors import BadInput, NonFinite, did_you_mean, naming
-from graftax.models.arguments import as_float_type
+from graftax.errors import BadInput, did_you_mean, naming
 from graftax.models.backbone import find, module_of, modules, published
 from graftax.models.layout import Layout, params_from, tensors_from
 from graftax.spec import ModelSpec, Option
@@ -49,9 +43,6 @@ OWN = "graftax"
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """What a model's name on the Hugging Face Hub looks like: ORG/NAME."""
-
-LARGE = 8 * 2**30
-"""Bytes of a model in float32 from which it is kept in the type that it is stored in, unless told otherwise."""
 
 Opened = tuple[ModelSpec, dict[str, Any], dict[str, Any]]
 
@@ -80,11 +71,12 @@ def open_checkpoint(path: str | Path, layout: str | None = None, **overrides: Op
     """(spec, params, meta) of a graftax folder, a folder as Hugging Face's libraries write it, a `.safetensors` or a PyTorch
     `.pt` / `.pth` file, local, in a bucket (gs://) or at the Hugging Face Hub (hf://ORG/NAME, see `hub.fetched`).
 
-    `params` are numpy arrays in the types that they are stored in, where possible views of the mapped file. `meta` holds
-    `source` (file or folder name, of the Hub's the address with its commit), `sha256` of the weights file and `format`, the
-    name of the layout; for training checkpoints `entry` ("ema"); a model of ours keeps the provenance it was saved with.
-    `layout` names the format where several fit. `overrides` give what tensors cannot tell (`num_heads=4`, `window=4`,
-    `compat="diffusers"`); they must not contradict the file. Raises `BadInput` with the file's name.
+    `params` are numpy arrays in the types that they are stored in, where possible views of the mapped file, and where a leaf
+    is several tensors a `Joined` of them. `meta` holds `source` (file or folder name, of the Hub's the address with its
+    commit), `sha256` of the weights file and `format`, the name of the layout; for training checkpoints `entry` ("ema"); a
+    model of ours keeps the provenance it was saved with. `layout` names the format where several fit. `overrides` give what
+    tensors cannot tell (`num_heads=4`, `window=4`, `compat="diffusers"`); they must not contradict the file. Raises
+    `BadInput` with the file's name.
     """
     require_there(path)
     known = layouts()
@@ -189,47 +181,6 @@ def _provenance(name: str, digest: str, saved: Mapping[str, Any]) -> dict[str, A
     return {**saved, **origin, "format": OWN}
 
 
-# --- Onto devices --------------------------------------------------------------------------------------------------------
-
-
-def place_params(params: Any, dtype: DTypeLike | None = None, shardings: Any = None) -> Any:
-    """Parameters (numpy) as jax arrays of `dtype`; None: float32, the stored type from `LARGE` on.
-
-    `shardings`: of every leaf, a tree like `params`; then every device is given its shards alone, and of a mapped file no
-    more is read than these. Raises `NonFinite`, naming the leaf, where one holds NaN or infinity, `dtype`'s own included.
-    """
-    leaves = jax.tree.leaves(params)
-    large = 4 * sum(leaf.size for leaf in leaves) > LARGE
-    target = None if dtype is None and large else as_float_type(jnp.float32 if dtype is None else dtype)
-
-    def put(leaf: np.ndarray, sharding: NamedSharding | None = None) -> jax.Array:
-        kind = leaf.dtype if target is None else target
-        if sharding is None:
-            return jnp.asarray(leaf, kind)
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index], kind))
-
-    with np.errstate(over="ignore"):  # what overflows is refused by name
-        placed = jax.tree.map(put, params) if shardings is None else jax.tree.map(put, params, shardings)
-    _require_finite(placed, shared=shardings is not None)
-    return placed
-
-
-def _require_finite(params: Any, shared: bool) -> None:
-    """A pass over the weights where they lie: each device looks at its shards, so that they need not talk to each other.
-    Where all processes share the arrays, all hear of it."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    shards = jax.device_get([[_all_finite(shard.data) for shard in leaf.addressable_shards] for _, leaf in leaves])
-    own = ["/".join(str(key.key) for key in path) for (path, _), sound in zip(leaves, shards, strict=True) if not all(sound)]
-    if spoilt := sorted({name for names in (gather(own) if shared else [own]) for name in names}):
-        more = f" and {len(spoilt) - 1} more" if len(spoilt) > 1 else ""
-        raise NonFinite(f"weights {spoilt[0]}{more}: NaN or infinite as {leaves[0][1].dtype}, expected finite numbers")
-
-
-@jax.jit
-def _all_finite(leaf: jax.Array) -> jax.Array:
-    return jnp.isfinite(leaf).all()
-
-
 # --- Out -------------------------------------------------------------------------------------------------------------------
 
 
@@ -271,4 +222,3 @@ def _write_folder(folder: Path, layout: Layout, spec: ModelSpec, tensors: dict[s
         write_safetensors(fresh / layout.folder[0], tensors, {"format": "pt"})
         with replacing(fresh / CONFIG) as temporary:
             temporary.write_text(json.dumps(layout.config(spec), indent=2) + "\n")
-

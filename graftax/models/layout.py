@@ -1,7 +1,7 @@
 """Foreign file formats: what a `Layout` is, and how its tensors become a parameter tree and back.
 
 A backbone's `LAYOUTS` lists the formats of its family; opening a file is asking all of them (`graftax.checkpoint.opening`).
-Nothing is computed with tensors here: leaves are views of what was read wherever one tensor is one leaf.
+Nothing is computed with tensors here: leaves are views of what was read, or `Joined` of several such.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from graftax.errors import BadInput
+from graftax.models.joined import Joined
 from graftax.models.network import param_shapes
 from graftax.ops.base import Params, TorchKey
 from graftax.spec import ModelSpec, Option
@@ -147,8 +148,8 @@ def shapes_of_keys(keys: Sequence[Key], ours: Mapping[str, Any]) -> dict[str, Sh
 def params_from(layout: Layout, spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Params:
     """The parameter tree of `spec` from the tensors of a file, in the types that they are stored in.
 
-    A leaf of one tensor is a view of it. Raises `BadInput` naming every missing, unexpected, mis-shaped or non-float tensor
-    (five of them, then a count), and copies that differ.
+    A leaf of one tensor is a view of it, one of several a `Joined` of views: nothing is copied. Raises `BadInput` naming
+    every missing, unexpected, mis-shaped or non-float tensor (five of them, then a count), and copies that differ.
     """
     expected, unread = tensor_shapes(layout, spec), layout.unread(spec)
     tensors = {name: array for name, array in layout.own(tensors).items() if name not in unread}
@@ -159,7 +160,7 @@ def params_from(layout: Layout, spec: ModelSpec, tensors: Mapping[str, np.ndarra
     refuse("tensors mis-shaped", wrong)
     ill_typed = [f"{name} {array.dtype}" for name, array in tensors.items() if not jnp.issubdtype(array.dtype, jnp.floating)]
     refuse("tensors of no float type", ill_typed)
-    leaves = {key.leaf: to_ours(key.turn, _joined(key, tensors)) for key in layout.keys(spec)}
+    leaves = {key.leaf: _leaf(key, tensors) for key in layout.keys(spec)}
     return unflatten_dict({**leaves, **layout.computed(spec)}, sep="/")
 
 
@@ -224,16 +225,24 @@ def _swapped(key: Key, tensor: np.ndarray) -> np.ndarray:
     return np.concatenate(np.split(tensor, 2)[::-1]) if key.swap else tensor
 
 
-def _joined(key: Key, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+def _leaf(key: Key, tensors: Mapping[str, np.ndarray]) -> np.ndarray | Joined:
+    pieces = [to_ours(key.turn, piece) for piece in _pieces(key, tensors)]
+    # Their rows are our first axis where axes keep their order, else the last: (out, in) -> (in, out).
+    return pieces[0] if len(pieces) == 1 else Joined(pieces, 0 if key.turn == "same" else pieces[0].ndim - 1)
+
+
+def _pieces(key: Key, tensors: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Views of tensors whose rows, one below the other, are the leaf in their order of axes."""
     first = tensors[key.names[0]]
     if len(key.names) == 1:
-        return _swapped(key, first[_span(key.part)] if key.part else first)
+        own = first[_span(key.part)] if key.part else first
+        return np.split(own, 2)[::-1] if key.swap else [own]
     if key.join == "rows":
-        return np.concatenate([tensors[name] for name in key.names])
+        return [tensors[name] for name in key.names]
     for name in key.names[1:]:
         if not np.array_equal(tensors[name], first):
             raise BadInput(f"{name} differs from {key.names[0]}: expected copies of one tensor")
-    return first
+    return [first]
 
 
 def _alike(leaf: np.ndarray, computed: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from graftax.errors import BadInput
 from graftax.models import param_shapes
 from graftax.models.backbone import find
+from graftax.models.joined import Joined
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 
@@ -32,9 +33,9 @@ def expected_leaves(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def check(spec: ModelSpec, params: Params) -> None:
-    """Raise `BadInput` unless `params` (numpy or jax leaves) has exactly the leaves of `spec`, in shape, of a float type.
+    """Raise `BadInput` unless `params` has exactly the leaves of `spec`, in shape, of a float type.
 
-    The message names the first few leaves that are missing, extra, mis-shaped or mis-typed and counts the rest. Values
+    Leaves are numpy's, jax's, or `Joined`. The message names the first few leaves that are missing, extra, mis-shaped or mis-typed and counts the rest. Values
     are not looked at.
     """
     find(spec).check(spec)
@@ -55,7 +56,7 @@ def check_trainable(what: str, params: Params) -> None:
 
 
 def _fault(leaf: Any, expected: jax.ShapeDtypeStruct) -> str | None:
-    if not isinstance(leaf, np.ndarray | jax.Array):
+    if not isinstance(leaf, np.ndarray | jax.Array | Joined):
         return f"is a {type(leaf).__name__}, expected an array"
     if leaf.shape != expected.shape:
         return f"has shape {leaf.shape}, expected {expected.shape}"

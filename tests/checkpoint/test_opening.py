@@ -6,7 +6,7 @@ import pytest
 from golden_checkpoints import NAMES, golden, load_with_torch
 
 import graftax
-from graftax.checkpoint import export_model, layouts, open_checkpoint, opening, place_params, save_model
+from graftax.checkpoint import export_model, layouts, open_checkpoint, place_params, placing, save_model
 from graftax.checkpoint.files import demo_path, sha256
 from graftax.checkpoint.tensors import read_tensors, write_safetensors
 from graftax.errors import BadInput
@@ -124,7 +124,7 @@ def test_parameters_are_views_of_the_file_until_they_are_placed(tmp_path, monkey
     assert place_params(half, "bfloat16")["pos_embed"].dtype == jax.numpy.bfloat16
     with pytest.raises(BadInput, match="dtype: got 'int32', expected a float type"):
         place_params(half, "int32")
-    monkeypatch.setattr(opening, "LARGE", 1000)
+    monkeypatch.setattr(placing, "LARGE", 1000)
     assert place_params(half)["pos_embed"].dtype == np.float16
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("all",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
