@@ -38,6 +38,7 @@ from graftax.evaluate.aot.topology import ENVIRONMENT
 from graftax.models import Meta, Model, param_shapes
 from graftax.progress import Progress
 from graftax.spec import ModelSpec
+from graftax.study import drawing
 from graftax.study.config import RECIPES, DemoConfig, Recipe, experiment_of
 from graftax.study.pretrain import DiTPretraining, pretraining_of
 from graftax.study.stages import has_stage_1
@@ -75,9 +76,10 @@ def compile_steps(topology: str, path: str, overrides: Sequence[str], only: Sequ
 
 def programs_of(tree: dict[str, Any]) -> tuple[list[Program], MeshConfig]:
     """The steps that a config's fields describe, and its mesh: a recipe's stage 1 (where it has something to learn), stage
-    2 and sampling; of a DiT from scratch, training and sampling. What a recipe does not say of sampling is as the model's
-    family draws (of a DiT the grafting paper's: DDPM, 250 steps, guidance 1.5), as many images at a time as stage 2 takes.
-    Raises `BadInput` on other configs.
+    2 and sampling; of a DiT from scratch, training and sampling; of a model that draws, sampling alone.
+
+    What a recipe does not say of sampling is as the model's family draws (of a DiT the grafting paper's: DDPM, 250 steps,
+    guidance 1.5), as many images at a time as stage 2 takes. Raises `BadInput` on other configs.
     """
     if "task" in tree:
         config = pretraining_of(tree)
@@ -85,6 +87,9 @@ def programs_of(tree: dict[str, Any]) -> tuple[list[Program], MeshConfig]:
             raise BadInput(f"config.task: got {config.task!r}, expected 'dit'")
         spec = config.model.spec()
         return [train_program("train", spec, config.training), _sampling(spec, config.training)], config.mesh
+    if tree.get("kind") == drawing.KIND:
+        config = configs.build(drawing.DrawingConfig, tree)
+        return [_drawing(config)], config.mesh
     recipe: Recipe = experiment_of(tree, *RECIPES)
     teacher, student, units = graft_of(recipe)
     stage, after = recipe.distill, recipe.finetune
@@ -94,7 +99,7 @@ def programs_of(tree: dict[str, Any]) -> tuple[list[Program], MeshConfig]:
 
 def graft_of(recipe: Recipe) -> tuple[ModelSpec, ModelSpec, tuple[Site | MergedStep, ...]]:
     """Specs of a recipe's teacher and student, and what its stage 1 trains (`regression_units`), all without weights."""
-    teacher = teacher_spec(recipe.teacher)
+    teacher = named_spec(recipe.teacher)
     student, sites = dry_run(recipe.graft.edit, teacher)
     model = Model(student, {}, Meta(sites=tuple(map(str, sorted(sites)))))
     return teacher, student, regression_units(model, None) if has_stage_1(model) else ()
@@ -114,8 +119,8 @@ def dry_run(edit: Edit, spec: ModelSpec, held: Iterable[Site] = ()) -> tuple[Mod
     return after, {*found, *again}
 
 
-def teacher_spec(name: str) -> ModelSpec:
-    """What a config's teacher is: read from its file where there is one, else known by its published name.
+def named_spec(name: str, what: str = "teacher") -> ModelSpec:
+    """What a config's model is: read from its file where there is one, else known by its published name.
 
     Raises `BadInput` on other names, and as `graftax.load` does.
     """
@@ -123,8 +128,14 @@ def teacher_spec(name: str) -> ModelSpec:
         return api.read(name).spec
     spec = spec_of(Path(name).stem) or spec_of(name)
     if spec is None:
-        raise BadInput(f"teacher {name!r}: no such file or folder, and no published model of that name")
+        raise BadInput(f"{what} {name!r}: no such file or folder, and no published model of that name")
     return spec
+
+
+def _drawing(config: drawing.DrawingConfig) -> Program:
+    spec = named_spec(config.model, "model")
+    config.mesh.check_heads(spec.sizes.heads)
+    return sample_program(spec, config.batch_size, plan=config.plan, dtype=config.dtype, loaded=config.weights)
 
 
 def _sampling(spec: ModelSpec, stage: DiffusionConfig, recipe: Recipe | None = None) -> Program:

@@ -35,8 +35,8 @@ def expected_leaves(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
 def check(spec: ModelSpec, params: Params) -> None:
     """Raise `BadInput` unless `params` has exactly the leaves of `spec`, in shape, of a float type.
 
-    Leaves are numpy's, jax's, or `Joined`. The message names the first few leaves that are missing, extra, mis-shaped or mis-typed and counts the rest. Values
-    are not looked at.
+    Leaves are numpy's, jax's, or `Joined`. The message names the first few that are missing, extra, mis-shaped or mis-typed
+    and counts the rest. Values are not looked at.
     """
     find(spec).check(spec)
     expected, found = expected_leaves(spec), leaves_by_path(params)

@@ -24,7 +24,7 @@ from graftax.errors import BadInput
 from graftax.models import Meta, Model
 from graftax.nets.small import load_autoencoder
 from graftax.nets.vae_files import find_vae
-from graftax.study.aot import teacher_spec
+from graftax.study.aot import named_spec
 from graftax.testing import random_params, tiny_spec
 
 FOLDER = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -109,7 +109,7 @@ def test_folders_of_ours_and_files_by_name(hub, repositories):
     assert_same(graftax.load("hf://ours/loose/dit.pt", num_heads=2), repositories[1])
     assert load_autoencoder("hf://ours/loose/autoencoder.safetensors")[0] == load_autoencoder("demo")[0]
     assert hub.downloads()[2:] == ["dit.pt", "autoencoder.safetensors"]
-    assert teacher_spec("hf://ours/own") == repositories[1].spec
+    assert named_spec("hf://ours/own") == repositories[1].spec
 
 
 def test_each_part_of_a_pipeline_is_fetched_when_it_is_wanted(hub):

@@ -13,7 +13,7 @@ from graftax.distill.cost import stage1_flops
 from graftax.errors import BadInput
 from graftax.evaluate.aot import UTILISATION, parse_topology
 from graftax.models.cost import count_params, train_flops
-from graftax.study.aot import graft_of, teacher_spec
+from graftax.study.aot import graft_of, named_spec
 from graftax.study.config import Recipe
 from graftax.surgery.select import select
 
@@ -107,7 +107,7 @@ def test_hyperparameters_are_the_papers(family):
     if family != "regression_objective":  # which has no stage 2
         assert f"{stage2.loop.steps:,} " in text
         assert stage2.loop.steps == {"grafting": 50_000, "self_grafting": 30_000, "parallel_pairs": 200_000}[family]
-    assert teacher_spec(recipe.teacher) == ZOO[TEACHER].spec()
+    assert named_spec(recipe.teacher) == ZOO[TEACHER].spec()
 
 
 def test_operators_and_scores_are_those_of_the_published_models():

@@ -22,7 +22,7 @@ from graftax.evaluate.drawing import SampleConfig
 from graftax.evaluate.synthesis import open_prompts, synthesize
 from graftax.models import Model, init, param_shapes
 from graftax.models.cost import count_params, flops, train_flops
-from graftax.study.aot import graft_of, programs_of, teacher_spec
+from graftax.study.aot import graft_of, named_spec, programs_of
 from graftax.study.config import Recipe
 from graftax.surgery import parse
 from graftax.surgery.check import leaves_by_path
@@ -69,7 +69,7 @@ def test_names_commands_hardware_and_what_to_expect():
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_argument_is_a_recipe_on_its_teacher(operator, size):
     recipe = recipe_of(f"{operator},{size}")
-    teacher = teacher_spec(recipe.teacher)
+    teacher = named_spec(recipe.teacher)
     assert (teacher.image_shape[0], teacher.option("interpolation"), teacher.depth) == (size // 8, size / 512, 28)
     student = parse(recipe.graft.edits[0]).on(teacher)
     assert tuple(i for i, block in enumerate(student.blocks) if block["mixer"].kind == operator) == GRAFTED

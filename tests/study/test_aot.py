@@ -125,15 +125,31 @@ def test_a_recipe_is_two_stages_and_sampling():
     assert [name for name, _ in names(modulations)] == ["stage 2", "sampling"]
 
 
+@pytest.mark.parametrize(("argument", "images", "tensor"), [("flux-schnell,8", 1, 8), ("auraflow-0.3,8", 2, 4)])
+def test_a_published_model_draws_on_chips_that_share_its_heads(argument, images, tensor):
+    ((program,), mesh) = aot.programs_of(read(str(CONFIGS / f"drawing.py:{argument}")))
+    assert (program.name, program.images, mesh.fsdp, mesh.tensor) == ("sampling", images, images, tensor)
+    tree = read(str(CONFIGS / f"drawing.py:{argument}"))
+    with pytest.raises(BadInput, match=r"tensor=5 does not divide the model's \d+ heads"):
+        aot.programs_of({**tree, "mesh": {"tensor": 5}})
+    with pytest.raises(BadInput, match="dtype: got 'int8', expected a float type"):
+        aot.programs_of({**tree, "weights": "int8"})
+    with pytest.raises(BadInput, match="model 'nobody': no such file"):
+        aot.programs_of({**tree, "model": "nobody"})
+    for wrong in ("flux-schnell", "flux-schnell,0", "flux-schnel,8"):
+        with pytest.raises(BadInput, match=f"got '{wrong}', expected MODEL,CHIPS"):
+            read(str(CONFIGS / f"drawing.py:{wrong}"))
+
+
 def test_small_networks_have_no_such_steps():
     with pytest.raises(BadInput, match=r"config.task: got 'classifier', expected 'dit'"):
         aot.programs_of(read(str(CONFIGS / "demo_classifier.py")))
 
 
 def test_teachers_are_known_by_their_names():
-    assert aot.teacher_spec("weights/DiT-XL-2-512x512.pt").tokens == 1024
+    assert aot.named_spec("weights/DiT-XL-2-512x512.pt").tokens == 1024
     with pytest.raises(BadInput, match=r"teacher 'nobody.pt': no such file"):
-        aot.teacher_spec("nobody.pt")
+        aot.named_spec("nobody.pt")
 
 
 # --- Long ----------------------------------------------------------------------------------------------------------------

@@ -92,10 +92,11 @@ def train_program(name: str, spec: ModelSpec, config: DiffusionConfig) -> Progra
 
 def sample_program(
     spec: ModelSpec, batch_size: int, sampling: Sampling | None = None, *, plan: str = "unroll",
-    dtype: DTypeLike | None = None,
+    dtype: DTypeLike | None = None, loaded: DTypeLike | None = None,
 ) -> Program:  # fmt: skip
-    """`graftax.sample` of a batch spread over the chips, with the weights on each of them and a key for every image.
+    """`graftax.sample` of a batch spread over the chips, with a key for every image.
 
+    Weights of the type `loaded` are split over the chips as `graftax.load` splits them; None: float32, all on each chip.
     `sampling` None: as the model's family draws; what it leaves open, as DiT and the grafting paper score (DDPM, 250 steps).
     """
     chosen = sampling or Sampling(**{"sampler": "ddpm", "steps": 250, **settings_for(spec)})
@@ -105,7 +106,7 @@ def sample_program(
         cond = jax.eval_shape(lambda: dict(find(spec).example(spec, batch_size)))
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch_size))
         noise, cond, keys = _split((noise, cond, keys), mesh)
-        params = _whole(param_shapes(spec), mesh)
+        params = _whole(param_shapes(spec), mesh) if loaded is None else _loaded(spec, loaded, mesh, rules)
         null = None if spec.classes else cond  # the encoded empty prompt comes from outside
         return draw.trace(spec, params, noise, cond, null, keys, None, sampling=chosen, plan=plan, dtype=dtype, mesh=mesh)
 
@@ -129,6 +130,12 @@ def _split(tree: Any, mesh: Mesh) -> Any:
 def _whole(tree: Any, mesh: Mesh) -> Any:
     """Shapes of what every device holds."""
     return _on(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+def _loaded(spec: ModelSpec, dtype: DTypeLike, mesh: Mesh, rules: AxisRules) -> Any:
+    """Shapes of weights as `graftax.load` puts them on a mesh."""
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), param_shapes(spec))
+    return _on(params, tree_shardings(params, mesh, rules))
 
 
 def _key(mesh: Mesh) -> Any:

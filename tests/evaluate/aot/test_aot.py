@@ -177,6 +177,21 @@ def test_weights_are_split_and_gathered(rows):
         assert {"reduce-scatter", "all-reduce", "collective-permute"} & row["collectives"].keys()
 
 
+def test_loaded_weights_are_of_their_type():
+    program, mesh = sample_program(SPEC, 2, Sampling(steps=2), loaded="bfloat16"), MeshConfig().build(jax.devices()[:1])
+    shapes = program.trace(mesh, MeshConfig().rules).jaxpr.in_avals
+    assert sum(one.size for one in shapes if one.dtype == jnp.bfloat16) == count_params(SPEC)
+
+
+@pytest.mark.slow
+def test_loaded_weights_are_split():
+    pytest.importorskip("libtpu")
+    program = sample_program(SPEC, 4, Sampling(steps=2), dtype="bfloat16", loaded="bfloat16")
+    row = measure(program, parse_topology("v5e:2x4"), MeshConfig(fsdp=4, tensor=2))
+    assert row["argument_bytes"] < 2 * count_params(SPEC) / 2  # small leaves stay whole, and there are noise and keys
+    assert row["collectives"].keys() & {"all-gather", "all-reduce"}
+
+
 @pytest.mark.slow
 def test_the_report_names_every_step_and_collective(rows):
     text = format_report([{**rows[0], "warnings": [f"W {REMATERIALISATION} of %x"]}, *rows[1:]])
