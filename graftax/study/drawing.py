@@ -19,7 +19,7 @@ class DrawingConfig:
         batch_size: images at a time.
         weights: type in which they are loaded, split as `graftax.load` splits them.
         dtype: matmul type.
-        plan: as in `graftax.models.forward`.
+        plan: as in `graftax.models.forward`. "auto" compiles soon; its loops over blocks want a stacked copy too.
         mesh: devices.
         kind: tells such a config from others.
     """
@@ -28,7 +28,7 @@ class DrawingConfig:
     batch_size: int = 1
     weights: str = "bfloat16"
     dtype: str = "bfloat16"
-    plan: str = "unroll"
+    plan: str = "auto"
     mesh: MeshConfig = field(default_factory=MeshConfig)
     kind: str = KIND
 
