@@ -2,6 +2,7 @@
 
     graftax bench forward variant=DiT-S/2 rounds=3
     graftax bench --aot v5e:2x4 --config configs/grafting.py:hyena_x,50
+    graftax bench --aot v5e:2x4 --config configs/drawing.py:flux-schnell,8
 
 Settings are the keyword arguments of the functions in graftax.evaluate.bench.
 
