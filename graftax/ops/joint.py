@@ -130,7 +130,7 @@ class Joint(Operator):
 
     def answered(self, tokens: jax.Array) -> jax.Array:
         """Of all tokens (b, m + n, ...) those that get an answer (b, asking, ...)."""
-        return tokens[:, tokens.shape[1] - self.asking :]
+        return tokens if self.text_out else tokens[:, tokens.shape[1] - self.sizes.image :]
 
     def cost(self) -> Cost:
         d, inner, core = self.width, self.inner, self.core()

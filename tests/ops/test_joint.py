@@ -1,5 +1,7 @@
 """Joint attention, normed attention and rotary positions against their definitions in numpy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from graftax.ops.base import call, shapes_of
 from graftax.ops.rope import angles, rotate, tables
 from graftax.spec import op
 from graftax.testing import assert_same_leaves
+
+JOINT = ["joint_mha", "joint_clear", "joint_linear", "joint_hyena_x"]
 
 
 @pytest.mark.parametrize("norm", ["none", "rms", "layer"])
@@ -69,7 +73,21 @@ def test_joint_attention_takes_over_all_or_says_what_differs():
     assert operator.transplant(params, built("mha")[0], {}) is None
 
 
-@pytest.mark.parametrize("kind", ["joint_mha", "joint_clear", "joint_linear", "joint_hyena_x"])
+@pytest.mark.parametrize("text_out", [True, False])
+@pytest.mark.parametrize("kind", JOINT)
+def test_a_text_may_be_longer_or_shorter_than_the_models(kind, text_out):
+    operator, params = built(kind, text_out=text_out)
+    for m in (2, 8):
+        streams = {"txt": RNG.standard_normal((2, m, 12)).astype(np.float32), "img": IMG}
+        reads = dict.fromkeys(operator.reads)
+        told = operator.clone(sizes=dataclasses.replace(SIZES, text=m))
+        out, expected = (call(one, params, streams, **reads) for one in (operator, told))
+        for name, stream in streams.items():
+            assert out[name].shape == stream.shape
+            np.testing.assert_allclose(out[name], expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", JOINT)
 def test_half_precision_stays_near(kind):
     operator, params = built(kind, **({"qk_norm": "rms"} if kind != "joint_hyena_x" else {}))
     inputs, reads = {"txt": TXT, "img": IMG}, {"rope": ROPE} if operator.reads else {}
