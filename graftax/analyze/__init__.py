@@ -14,20 +14,23 @@ from graftax.analyze.locality import (
 )
 from graftax.analyze.modulation import modulation_error
 from graftax.analyze.painters import Deviation, OutputError, ProgramSampler
-from graftax.analyze.similarity import contrast, segment, state_similarity
+from graftax.analyze.similarity import contrast, segment, state_similarities, state_similarity
 from graftax.analyze.strategies import (
     Strategy,
+    Stretch,
     all_spans,
     centred_spans,
     loop_sweep,
     single_skips,
     strategies,
+    stretches,
     switches,
 )
 
 __all__ = [
     "Ablated", "Activations", "Deviation", "Harm", "Input", "Locality", "Moments", "OutputError", "ProgramSampler",
-    "Strategy", "activation_statistics", "all_spans", "attention_locality", "centred_spans", "contrast", "default_k",
-    "flops_saved", "loop_sweep", "low_local", "modulation_error", "noised_batches", "objective_ablation", "paper_blocks",
-    "segment", "single_skips", "state_similarity", "strategies", "switches", "top_local", "trajectory", "uniform_mass",
+    "Strategy", "Stretch", "activation_statistics", "all_spans", "attention_locality", "centred_spans", "contrast",
+    "default_k", "flops_saved", "loop_sweep", "low_local", "modulation_error", "noised_batches", "objective_ablation",
+    "paper_blocks", "segment", "single_skips", "state_similarities", "state_similarity", "strategies", "stretches",
+    "switches", "top_local", "trajectory", "uniform_mass",
 ]  # fmt: skip

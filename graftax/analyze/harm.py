@@ -44,7 +44,9 @@ class Harm:
         library = Library((teacher.spec, student.spec), frozenset((site.block, site.slot) for site in self.sites))
         batches = noised_batches(teacher.spec, heldout, process, seed, batch_size)
         capacity = len(runs(teacher.spec))
-        self._outputs = Outputs(library, (teacher.params, student.params), batches, capacity=capacity, dtype=dtype)
+        self._outputs = Outputs(
+            library, library.prepare(teacher.params, student.params), batches, capacity=capacity, dtype=dtype
+        )
 
     @property
     def compilations(self) -> int:

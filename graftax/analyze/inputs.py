@@ -27,7 +27,7 @@ from graftax.models import Cond, Model
 from graftax.models.arguments import as_key
 from graftax.models.backbone import find
 from graftax.models.forward import prepare_params
-from graftax.models.model import check_inputs, given_conditions
+from graftax.models.model import check_inputs, given_conditions, null_conditions
 from graftax.models.prediction import network_times
 from graftax.models.prediction import noise_fraction as fraction_of
 from graftax.ops.base import Params
@@ -42,13 +42,14 @@ makes them from data, `trajectory` without any."""
 
 def trajectory(
     model: Model, labels: ArrayLike | None = None, *, cond: Mapping[str, ArrayLike] | None = None,
-    sampling: Sampling | None = None, rng: jax.Array | None = None, batch_size: int = 50, dtype: DTypeLike | None = None,
-    **settings: Unpack[SamplingFields],
+    null_cond: Mapping[str, ArrayLike] | None = None, sampling: Sampling | None = None, rng: jax.Array | None = None,
+    batch_size: int = 50, dtype: DTypeLike | None = None, **settings: Unpack[SamplingFields],
 ) -> Iterator[Input]:  # fmt: skip
     """Everything that the model is called with while it draws samples of classes `labels` (n,), or for conditions `cond`.
 
     One batch per step and chunk of `batch_size` samples, noisiest step first; with guidance (cfg_scale not 1) each holds
-    both halves of the guided pass, (2 b,) of them, the unconditional half last. Samples beyond a multiple of `batch_size`
+    both halves of the guided pass, (2 b,) of them, the unconditional half last: `null_cond` (n, ..) or (1, ..), None: the
+    model's own. Samples beyond a multiple of `batch_size`
     (or of n, if smaller) are left out. The samples are those of `graftax.sample`, whose other arguments these are. A DiT's
     defaults are those of the grafting paper's locality analysis (arXiv 2506.05340): 50 DDIM steps, guidance 1.5. Image
     i depends on `rng` and i alone. Raises `BadInput` on labels, conditions and settings that do not fit.
@@ -57,7 +58,8 @@ def trajectory(
     if batch_size < 1:
         raise BadInput(f"batch_size: got {batch_size}, expected 1 or more")
     given = conditions_of(model.spec, labels, cond)
-    return _walk(model, given, sampling, jax.random.key(0) if rng is None else as_key(rng), batch_size, dtype)
+    null = None if null_cond is None else null_conditions(given, null_cond)
+    return _walk(model, given, null, sampling, jax.random.key(0) if rng is None else as_key(rng), batch_size, dtype)
 
 
 def noised_batches(
@@ -99,37 +101,45 @@ def number_of(cond: Cond) -> int:
 
 
 def _walk(
-    model: Model, cond: Cond, sampling: Sampling, root: jax.Array, batch_size: int, dtype: DTypeLike | None
-) -> Iterator[Input]:
+    model: Model, cond: Cond, null: Cond | None, sampling: Sampling, root: jax.Array, batch_size: int,
+    dtype: DTypeLike | None,
+) -> Iterator[Input]:  # fmt: skip
     spec, count = model.spec, number_of(cond)
     size = min(batch_size, count)
     prepared = prepare_params(spec, model.params)
     for start in range(0, count // size * size, size):
-        part = {name: value[start : start + size] for name, value in cond.items()}
+        part, twin = (rows_of(one, start, size) for one in (cond, null))
+        assert part is not None
         keys = image_keys(root, start, size)
         state = SamplerState.start(initial_noise(keys, sampling.steps, spec.image_shape))
         for number, t in enumerate(network_times(spec.prediction, sampling.timesteps)):
-            yield _guided_input(spec, prepared, state.x, jnp.full(size, t), part, sampling.cfg_scale)
-            state = _step(spec, prepared, number, state, part, keys, sampling=sampling, dtype=dtype)
+            yield _guided_input(spec, prepared, state.x, jnp.full(size, t), part, twin, sampling.cfg_scale)
+            state = _step(spec, prepared, number, state, part, twin, keys, sampling=sampling, dtype=dtype)
+
+
+def rows_of(cond: Cond | None, start: int, size: int) -> Cond | None:
+    """The conditions of images start .. start + size - 1; None of None."""
+    return None if cond is None else {name: value[start : start + size] for name, value in cond.items()}
 
 
 def _guided_input(
-    spec: ModelSpec, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond, cfg_scale: float
+    spec: ModelSpec, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond, null: Cond | None, cfg_scale: float
 ) -> Input:
     """What a guided pass looks at: (b, ..) -> (2 b, ..), the unconditional half last; without guidance as it is."""
     if cfg_scale == 1:
         return x, t, cond
-    first, second = (x, t, dict(cond)), (x, t, dict(find(spec).null(spec, prepared, cond)))
+    twin = find(spec).null(spec, prepared, cond) if null is None else null
+    first, second = (x, t, dict(cond)), (x, t, dict(twin))
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "sampling", "dtype"))
 def _step(
-    spec: ModelSpec, prepared: Params, number: jax.Array | int, state: SamplerState, cond: Cond, keys: jax.Array, *,
-    sampling: Sampling, dtype: DTypeLike | None,
+    spec: ModelSpec, prepared: Params, number: jax.Array | int, state: SamplerState, cond: Cond, null: Cond | None,
+    keys: jax.Array, *, sampling: Sampling, dtype: DTypeLike | None,
 ) -> SamplerState:  # fmt: skip
     noise = unit_noise(keys, number, spec.image_shape) if sampling.noisy else None
-    return sampler_steps(spec, prepared, sampling, dtype=dtype)(number, state, cond, noise)
+    return sampler_steps(spec, prepared, sampling, null, dtype)(number, state, cond, noise)
 
 
 # --- Bins of time ------------------------------------------------------------------------------------------------------

@@ -20,21 +20,19 @@ from graftax.spec import Step
 class Outputs:
     """What a library's models put out on fixed inputs, beside what the first of them puts out as it is.
 
-    `inputs` (batches of equal size) and the intact output of each stay on the device, with one more copy of the blocks'
-    weights. What runs is data: `compilations` stays 1 whatever that is. `params`: of each of the library's models;
-    `capacity`: runs of blocks that a program may have. Raises `BadInput` where there is no input.
+    `inputs` (batches of equal size) and the intact output of each stay on the device, with `weights`, which
+    `library.prepare` has made. What runs is data: `compilations` stays 1 whatever that is. `capacity`: runs of blocks that a
+    program may have. Raises `BadInput` where there is no input.
 
     Attributes:
         compilations: of the pass through the model, so far.
     """
 
     def __init__(
-        self, library: Library, params: Sequence[Params], inputs: Iterable[Input], *, capacity: int,
-        dtype: DTypeLike | None = None,
-    ) -> None:  # fmt: skip
+        self, library: Library, weights: Params, inputs: Iterable[Input], *, capacity: int, dtype: DTypeLike | None = None
+    ) -> None:
         self.compilations = 0
-        self._library, self._capacity = library, capacity
-        self._weights = library.prepare(*params)
+        self._library, self._capacity, self._weights = library, capacity, weights
 
         def predict(weights: Params, instructions: Instructions, *batch: Any) -> jax.Array:
             self.compilations += 1  # runs when JAX traces, not when it runs

@@ -1,8 +1,8 @@
 """Layers as painters: what a model still does when its blocks are skipped, repeated, reordered or run side by side.
 
 After "Transformer Layers as Painters" (arXiv 2407.09298): no weight changes, only the order. Orders run as data
-(`graftax.models.library`), so that one compilation serves all of them. Errors are those of the prediction, the noise for a
-DiT, without its variance.
+(`graftax.models.library`), so that one compilation serves all of them, whatever kinds of blocks a model has. Errors are
+those of the prediction, the noise for a DiT, without its variance, the velocity for a flow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from graftax.analyze.inputs import Input, TimeBins, conditions_of, noise_fraction, number_of
+from graftax.analyze.inputs import Input, TimeBins, conditions_of, noise_fraction, number_of, rows_of
 from graftax.analyze.outputs import Outputs
 from graftax.analyze.strategies import Program, Strategy
 from graftax.api import sampling_for
@@ -26,6 +26,7 @@ from graftax.models import Cond, Model
 from graftax.models.arguments import as_key
 from graftax.models.backbone import find
 from graftax.models.library import CAPACITY, Instructions, Library
+from graftax.models.model import null_conditions
 from graftax.models.prediction import as_called
 from graftax.ops.base import Params
 from graftax.progress import Progress
@@ -51,8 +52,8 @@ class OutputError:
 
     `inputs`: batches (x_t, t, conditions) of equal size, as `graftax.analyze.trajectory` and
     `graftax.analyze.noised_batches` give them; they stay on the device with the intact model's output, and with one more
-    copy of the blocks' weights. The program is data: `compilations` stays 1 whatever is run, up to `capacity` runs of
-    blocks. Raises `BadInput` where there is no input.
+    copy of the blocks' weights, which may be given (`weights`, from `Library((spec,)).prepare`) to be shared. The program is
+    data: `compilations` stays 1 whatever is run, up to `capacity` runs of blocks. Raises `BadInput` where there is no input.
 
     Attributes:
         spec: the model's.
@@ -60,11 +61,13 @@ class OutputError:
 
     def __init__(
         self, model: Model, inputs: Iterable[Input], *, bins: int = 10, dtype: DTypeLike | None = None,
-        capacity: int = CAPACITY,
+        capacity: int = CAPACITY, weights: Params | None = None,
     ) -> None:  # fmt: skip
         self.spec, self._bins = model.spec, bins
+        library = Library((self.spec,))
+        weights = library.prepare(model.params) if weights is None else weights
         with naming("painters"):
-            self._outputs = Outputs(Library((self.spec,)), (model.params,), inputs, capacity=capacity, dtype=dtype)
+            self._outputs = Outputs(library, weights, inputs, capacity=capacity, dtype=dtype)
 
     @property
     def compilations(self) -> int:
@@ -94,10 +97,11 @@ class OutputError:
 class ProgramSampler:
     """`draw(program)` -> images (n, h, w, c) of one set of labels and one noise: what each order of the blocks paints.
 
-    labels (n,) int, or `cond` for models that take other conditions than classes, and `sampling` (None: as the model's
-    family draws, a DiT in 50 steps of DDIM) as in `graftax.sample`, as is the noise: image i depends on `rng` and i alone.
-    Compiled once for all programs: `compilations` counts. Raises `BadInput` on labels, conditions and samplings that do not
-    fit.
+    labels (n,) int, or `cond` for models that take other conditions than classes, with `null_cond`, and `sampling` (None: as
+    the model's family draws, a DiT in 50 steps of DDIM) as in `graftax.sample`, as is the noise: image i depends on `rng`
+    and i alone. `batch_size`: images per call, which must divide their number (None: all); `weights` as in `OutputError`.
+    Compiled once for all programs: `compilations` counts. Raises `BadInput` on labels, conditions, samplings and sizes that
+    do not fit.
 
     Attributes:
         spec: the model's.
@@ -106,27 +110,33 @@ class ProgramSampler:
 
     def __init__(
         self, model: Model, labels: ArrayLike | None = None, sampling: Sampling | None = None, *,
-        cond: Mapping[str, ArrayLike] | None = None, rng: jax.Array | None = None, dtype: DTypeLike | None = None,
-        capacity: int = CAPACITY,
+        cond: Mapping[str, ArrayLike] | None = None, null_cond: Mapping[str, ArrayLike] | None = None,
+        rng: jax.Array | None = None, dtype: DTypeLike | None = None, capacity: int = CAPACITY,
+        batch_size: int | None = None, weights: Params | None = None,
     ) -> None:  # fmt: skip
         self.spec = spec = model.spec
-        how = sampling_for(spec, sampling)
+        how, given = sampling_for(spec, sampling), conditions_of(spec, labels, cond)
         if how.skip:
             raise BadInput(f"skip: got {how.skip}, expected none here: programs change")
-        self._capacity, self._cond = capacity, conditions_of(spec, labels, cond)
-        self._library = library = Library((spec,))
-        self._weights = library.prepare(model.params)
-        self._keys = image_keys(jax.random.key(0) if rng is None else as_key(rng), 0, number_of(self._cond))
+        self._capacity, self._library = capacity, (library := Library((spec,)))
+        self._weights = library.prepare(model.params) if weights is None else weights
+        null = None if null_cond is None else null_conditions(given, null_cond)
+        keys = image_keys(jax.random.key(0) if rng is None else as_key(rng), 0, count := number_of(given))
+        size = count if batch_size is None else batch_size
+        if size < 1 or count % size:
+            raise BadInput(f"batch_size: got {size}, expected a divisor of {count} images")
+        starts = range(0, count, size)
+        self._batches = [(rows_of(given, i, size), rows_of(null, i, size), keys[i : i + size]) for i in starts]
         self.compilations = 0
 
-        def draw(weights: Params, instructions: Instructions, cond: Cond, keys: jax.Array) -> jax.Array:
+        def draw(weights: Params, instructions: Instructions, cond: Cond, null: Cond | None, keys: jax.Array) -> jax.Array:
             self.compilations += 1  # runs when JAX traces, not when it runs
 
             def model_fn(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
                 return library.forward(weights, instructions, x, t, cond, dtype)
 
             def twin(cond: Any) -> Any:
-                return find(spec).null(spec, weights, cond)
+                return find(spec).null(spec, weights, cond) if null is None else null
 
             guide = guided(as_called(spec.prediction, model_fn), how.cfg_scale, twin, how.cfg_channels)
             return denoise(guide, how, initial_noise(keys, how.steps, spec.image_shape), cond, keys)
@@ -136,7 +146,7 @@ class ProgramSampler:
     def __call__(self, program: Program) -> np.ndarray:
         """Raises `BadInput` on programs that the model cannot run or that exceed the capacity."""
         instructions = self._library.encode(program, capacity=self._capacity)
-        return np.asarray(self._draw(self._weights, instructions, self._cond, self._keys))
+        return np.concatenate([self._draw(self._weights, instructions, *batch) for batch in self._batches])
 
 
 @jax.jit

@@ -39,7 +39,9 @@ class SkipHarm:
         if odd := [step for step in spec.program if not is_plain(step)]:
             raise BadInput(f"skip harm: {odd[0]}, expected a program of plain blocks")
         batches = noised_batches(spec, heldout, process, seed, batch_size)
-        self._outputs = Outputs(Library((spec,)), (model.params,), batches, capacity=len(spec.program), dtype=dtype)
+        library = Library((spec,))
+        weights = library.prepare(model.params)
+        self._outputs = Outputs(library, weights, batches, capacity=len(spec.program), dtype=dtype)
 
     @property
     def compilations(self) -> int:

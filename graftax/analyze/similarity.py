@@ -26,6 +26,9 @@ from graftax.progress import Progress
 from graftax.spec import ModelSpec
 
 FORMS = ("sample", "token")
+ALL = "all"
+"""What the tokens of all streams together are called."""
+
 Group = tuple[int, int]
 """States lo .. hi - 1."""
 
@@ -33,26 +36,39 @@ Group = tuple[int, int]
 def state_similarity(
     model: Model, inputs: Iterable[Input], *, form: str = "sample", dtype: DTypeLike | None = None, total: int = 0
 ) -> np.ndarray:
-    """Cosine similarity of the T + 1 residual states of a program of T steps: (T + 1, T + 1) float64.
+    """Cosine similarity of the T + 1 residual states of a program of T steps, all streams together: (T + 1, T + 1) float64.
 
-    State i is what step i reads, state T what the last one leaves, before the final norm. `form` "sample" takes all tokens
-    and channels of a sample as one vector, as the paper does; "token" compares token by token, where a few tokens of large
-    norm cannot decide for all. Tokens are those of all streams. Averaged over samples, hence over inputs and times.
-    `inputs`: batches (x_t, t, conditions), such as `graftax.analyze.trajectory` gives; `total`: their number, to show
-    progress (0: none shown). Raises `BadInput` on other forms and where there is no input.
+    As `state_similarities`, which gives every form and every stream in one pass.
     """
     if form not in FORMS:
         raise BadInput(f"similarity form: got {form!r}, expected one of {FORMS}")
-    prepared, compare = prepare_params(model.spec, model.params), jax.jit(partial(_compare, model.spec, form, dtype))
-    found, count = np.zeros(()), 0
+    return state_similarities(model, inputs, dtype=dtype, total=total)[ALL, form]
+
+
+def state_similarities(
+    model: Model, inputs: Iterable[Input], *, dtype: DTypeLike | None = None, total: int = 0
+) -> dict[tuple[str, str], np.ndarray]:
+    """By stream and form, the cosine similarity (T + 1, T + 1) float64 of the residual states of a program of T steps.
+
+    State i is what step i reads, state T what the last one leaves, before the final norm. Form "sample" takes all tokens and
+    channels of a sample as one vector, as the paper does; "token" compares token by token, where a few tokens of large norm
+    cannot decide for all. Streams are `ALL`, the tokens of all together, and where there are several, each by itself ("img",
+    "txt"). Averaged over samples, hence over inputs and times. `inputs`: batches (x_t, t, conditions), such as
+    `graftax.analyze.trajectory` gives; `total`: their number, to show progress (0: none shown). Raises `BadInput` where
+    there is no input.
+    """
+    prepared, compare = prepare_params(model.spec, model.params), jax.jit(partial(_compare, model.spec, dtype))
+    found: dict[tuple[str, str], np.ndarray] = {}
+    count = 0
     with Progress(total, "similarity", unit="batch", show=total > 0) as progress:
         for x, t, cond in inputs:
-            found = found + np.asarray(compare(prepared, x, t, cond), np.float64)
+            for name, sums in compare(prepared, x, t, cond).items():
+                found[name] = found.get(name, 0) + np.asarray(sums, np.float64)
             count += len(t)
             progress.advance()
     if not count:
         raise BadInput("similarity: no inputs, expected at least one batch")
-    return found / count
+    return {name: sums / count for name, sums in found.items()}
 
 
 def segment(similarity: np.ndarray, groups: int | None = 3) -> tuple[Group, ...]:
@@ -91,20 +107,23 @@ def contrast(similarity: np.ndarray, groups: Sequence[Group]) -> float:
 
 
 def _compare(
-    spec: ModelSpec, form: str, dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond
-) -> jax.Array:
-    """The sum over samples of all pairs' cosines: (T + 1, T + 1)."""
+    spec: ModelSpec, dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond
+) -> dict[tuple[str, str], jax.Array]:
+    """The sums over samples of all pairs' cosines, by stream and form: (T + 1, T + 1) each."""
     spec = at_size(spec, x)
     state, context = embed(spec, prepared, x, t, cond, dtype)
     last, taps = run_stack(spec, prepared["blocks"], state, context, capture=("block/in",), dtype=dtype)
     first, starts = as_state(taps["block/in"]), np.array(_starts(spec))
-    streams = [jnp.concatenate([first[name][starts], last[name][None]]) for name in last]
-    states = jnp.concatenate(streams, axis=2)  # (T + 1, b, all tokens, d)
-    if form == "sample":
-        states = states.reshape(*states.shape[:2], 1, -1)
+    states = {name: jnp.concatenate([first[name][starts], last[name][None]]) for name in last}  # (T + 1, b, tokens, d)
+    parts = {ALL: jnp.concatenate(list(states.values()), axis=2), **(states if len(states) > 1 else {})}
+    flat = {(name, "sample"): part.reshape(*part.shape[:2], 1, -1) for name, part in parts.items()}
+    return {key: _cosines(part) for key, part in ({(name, "token"): part for name, part in parts.items()} | flat).items()}
+
+
+def _cosines(states: jax.Array) -> jax.Array:
+    """Of all pairs of states (s, b, n, d), summed over samples, the mean over vectors: (s, s)."""
     states = states / jnp.linalg.norm(states, axis=-1, keepdims=True)
-    highest = jax.lax.Precision.HIGHEST
-    return jnp.einsum("ibnd,jbnd->ij", states, states, precision=highest) / states.shape[2]
+    return jnp.einsum("ibnd,jbnd->ij", states, states, precision=jax.lax.Precision.HIGHEST) / states.shape[2]
 
 
 def _starts(spec: ModelSpec) -> list[int]:

@@ -1,14 +1,16 @@
 """Orders in which a model's blocks can run: the strategies of "Transformer Layers as Painters" (arXiv 2407.09298, Fig. 2).
 
 Each is a rewrite of the program (`graftax.surgery.program`) on a span of its positions; `graftax.analyze.painters` runs
-them.
+them. Where a model has blocks of several kinds, `stretches` are the parts of its program that are of one make.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from graftax.blocks import block_kind
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec, Step
 from graftax.surgery import Rewrite, painters_span, parallel, random_order, repeat, reverse, skip
@@ -38,22 +40,83 @@ class Strategy:
         return self.text
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Neighbouring positions of a program whose blocks are of one make, so that they may take each other's places.
+
+    Attributes:
+        name: the kinds of its blocks, "sd3_dual+sd3".
+        span: positions (lo, hi), half-open.
+        joint: whether each stream has weights of its own and both meet in a joint attention, as in MM-DiT; None across
+            blocks with and without.
+    """
+
+    name: str
+    span: Span
+    joint: bool | None
+
+    @property
+    def steps(self) -> int:
+        """How many positions."""
+        return self.span[1] - self.span[0]
+
+    def centred(self) -> tuple[Span, ...]:
+        """The paper's spans of these positions, those of two or more: one position has no order."""
+        lo, _ = self.span
+        return tuple((lo + a, lo + b) for a, b in centred_spans(self.steps) if b - a > 1)
+
+    def halves(self) -> tuple[Span, ...]:
+        """Both halves of what lies between the first position and the last; () where one is shorter than two."""
+        lo, hi = self.span
+        middle = (lo + hi) // 2
+        found = ((lo + 1, middle), (middle, hi - 1))
+        return found if all(b - a > 1 for a, b in found) else ()
+
+
+def stretches(spec: ModelSpec) -> tuple[Stretch, ...]:
+    """The parts of a program of one make in order, and where there are several, all from the first to the last as one more.
+
+    Blocks are of one make where both have a joint attention or both have none: the two kinds of SD3.5's are, Flux's are not.
+    Blocks that belong at the end (`BlockKind.pinned`) are in none.
+    """
+    runs = itertools.groupby(enumerate(spec.program), key=lambda item: _make(spec, item[1]))
+    found = []
+    for make, run in runs:
+        places, steps = zip(*run, strict=True)
+        if make:
+            name = "+".join(dict.fromkeys(spec.blocks[i].kind for step in steps for i in step.blocks))
+            found.append(Stretch(name, (places[0], places[-1] + 1), make == {True} if len(make) == 1 else None))
+    if len(found) > 1:
+        names = dict.fromkeys(one.name for one in found)
+        found.append(Stretch(" and ".join(names), (found[0].span[0], found[-1].span[1]), None))
+    return tuple(found)
+
+
+def _make(spec: ModelSpec, step: Step) -> frozenset[bool]:
+    """Whether the blocks of a step have a joint attention; nothing where one belongs at the end."""
+    kinds = [block_kind(spec.blocks[i].kind) for i in step.blocks]
+    if any(kind.pinned for kind in kinds):
+        return frozenset()
+    return frozenset(any(slot.role == "joint" for slot in kind.slots) for kind in kinds)
+
+
 def strategies(
     spec: ModelSpec, spans: Iterable[Span], kinds: Sequence[str] = KINDS, *, seeds: Sequence[int] = tuple(range(10)),
-    loops: Sequence[int] = (3,),
+    loops: Sequence[int] = (3,), within: Span | None = None,
 ) -> tuple[Strategy, ...]:  # fmt: skip
     """The paper's strategies on every span, in order of `kinds`; "random" once per seed, "looped parallel" per K in `loops`.
 
-    "middle repeat" runs the program's middle step in place of each in the span, as in the paper; where the span does not
-    hold it, the span's own middle. Raises `BadInput` on unknown kinds, spans out of range, and where a rewrite is impossible
-    (parallel over steps that are parallel already).
+    "middle repeat" runs the middle step of the positions `within` (None: of the program, as in the paper) in place of each
+    in the span; where the span does not hold it, the span's own middle. Raises `BadInput` on unknown kinds, spans out of
+    range, and where a rewrite is impossible (parallel over steps that are parallel already).
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise BadInput(f"strategies: {unknown[0]!r}, expected some of {KINDS}")
     found = []
     for kind in kinds:
         for lo, hi in spans:
-            found += [_strategy(spec, kind, (lo, hi), rewrite) for rewrite in _rewrites(spec, kind, lo, hi, seeds, loops)]
+            rewrites = _rewrites(spec, kind, lo, hi, seeds, loops, within or (0, len(spec.program)))
+            found += [_strategy(spec, kind, (lo, hi), rewrite) for rewrite in rewrites]
     return tuple(found)
 
 
@@ -62,9 +125,11 @@ def single_skips(spec: ModelSpec) -> tuple[Strategy, ...]:
     return strategies(spec, [(i, i + 1) for i in range(len(spec.program)) if len(spec.program) > 1], ("skip",))
 
 
-def switches(spec: ModelSpec) -> tuple[Strategy, ...]:
-    """Every two neighbouring steps in exchanged order, the paper's "switch"."""
-    spans = [(i, i + 2) for i in range(len(spec.program) - 1)]
+def switches(spec: ModelSpec, within: Span | None = None) -> tuple[Strategy, ...]:
+    """Every two neighbouring steps of the positions `within` (None: of the program) in exchanged order, the paper's
+    "switch"."""
+    lo, hi = within or (0, len(spec.program))
+    spans = [(i, i + 2) for i in range(lo, hi - 1)]
     return tuple(_strategy(spec, "switch", span, reverse(*span)) for span in spans)
 
 
@@ -88,10 +153,12 @@ def all_spans(steps: int, least: int = 1) -> tuple[Span, ...]:
     return tuple(span for span in spans if span != (0, steps))
 
 
-def _rewrites(spec: ModelSpec, kind: str, lo: int, hi: int, seeds: Sequence[int], loops: Sequence[int]) -> list[Rewrite]:
+def _rewrites(
+    spec: ModelSpec, kind: str, lo: int, hi: int, seeds: Sequence[int], loops: Sequence[int], within: Span
+) -> list[Rewrite]:
     return {
         "skip": lambda: [skip(lo, hi)],
-        "middle repeat": lambda: [_middle_repeat(spec, lo, hi)],
+        "middle repeat": lambda: [_middle_repeat(spec, lo, hi, sum(within) // 2)],
         "reverse": lambda: [reverse(lo, hi)],
         "random": lambda: [random_order(lo, hi, seed) for seed in seeds],
         "parallel": lambda: [parallel(lo, hi)],
@@ -99,11 +166,12 @@ def _rewrites(spec: ModelSpec, kind: str, lo: int, hi: int, seeds: Sequence[int]
     }[kind]()
 
 
-def _middle_repeat(spec: ModelSpec, lo: int, hi: int) -> Rewrite:
+def _middle_repeat(spec: ModelSpec, lo: int, hi: int, middle: int) -> Rewrite:
     steps = spec.program
-    if lo <= len(steps) // 2 < hi or not 0 <= lo < hi <= len(steps):  # `repeat` refuses the latter
+    held = lo <= middle < hi
+    if (held and middle == len(steps) // 2) or not 0 <= lo < hi <= len(steps):  # `repeat` refuses the latter
         return repeat(lo, hi)
-    own = steps[(lo + hi) // 2]
+    own = steps[middle if held else (lo + hi) // 2]
     if len(own.blocks) != 1:
         raise BadInput(f"middle repeat of [{lo}, {hi}): {own} runs several blocks, expected a single one")
     return repeat(lo, hi, *own.blocks)

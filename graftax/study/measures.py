@@ -15,13 +15,13 @@ from graftax.analyze import (
     default_k,
     low_local,
     segment,
-    state_similarity,
+    state_similarities,
     top_local,
     trajectory,
     uniform_mass,
 )
 from graftax.analyze.search import selectors
-from graftax.analyze.similarity import FORMS
+from graftax.analyze.similarity import ALL, FORMS
 from graftax.models import Model
 from graftax.progress import Progress
 from graftax.study.analysis import Settings
@@ -73,15 +73,17 @@ def activations(model: Model, inputs: list[Input]) -> Part:
 def similarity(model: Model, inputs: list[Input]) -> Part:
     """Both forms of the heat-map, each with the groups of its states."""
 
-    def part(form: str) -> Part:
-        found = state_similarity(model, inputs, form=form, total=len(inputs))
-        groups = segment(found, min(3, len(found)))
-        return {
-            "cosine": found.tolist(), "groups": list(map(list, groups)), "contrast": contrast(found, groups),
-            "finer": list(map(list, segment(found, None))),
-        }  # fmt: skip
+    found = state_similarities(model, inputs, total=len(inputs))
+    return {form: grouped(found[ALL, form]) for form in FORMS}
 
-    return {form: part(form) for form in FORMS}
+
+def grouped(similarity: np.ndarray) -> Part:
+    """A heat-map (s, s) and how its states fall into groups: the paper's three, and as many as explain most of it."""
+    groups = segment(similarity, min(3, len(similarity)))
+    return {
+        "cosine": similarity.tolist(), "groups": list(map(list, groups)), "contrast": contrast(similarity, groups),
+        "finer": list(map(list, segment(similarity, None))),
+    }  # fmt: skip
 
 
 def _selector(blocks: Sequence[int]) -> str:

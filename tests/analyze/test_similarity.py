@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from graftax.analyze.similarity import contrast, segment, state_similarity
+from graftax.analyze.similarity import ALL, FORMS, contrast, segment, state_similarities, state_similarity
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.forward import embed
@@ -39,6 +39,21 @@ def test_is_the_cosine_of_all_states():
 
 def test_all_streams_count(two_streams, streams_batch):
     check(two_streams, [streams_batch])
+
+
+def test_each_stream_by_itself(two_streams, streams_batch):
+    """Streams of one pass; where there is one alone, it is all."""
+    found = state_similarities(two_streams, [streams_batch])
+    assert set(found) == {(stream, form) for stream in (ALL, "img", "txt") for form in FORMS}
+    states = direct(two_streams, streams_batch)  # img before txt
+    for stream, part in {"img": states[:, :, :4], "txt": states[:, :, 4:]}.items():
+        flat = part.reshape(*part.shape[:2], -1)
+        unit = flat / np.linalg.norm(flat, axis=-1, keepdims=True)
+        cosines = np.einsum("ibd,jbd->ij", unit, unit) / len(streams_batch[1])
+        np.testing.assert_allclose(found[stream, "sample"], cosines, rtol=1e-5, atol=1e-5)
+    spec = tiny_spec(hidden_size=16, num_heads=2, depth=1)
+    found = state_similarities(Model(spec, random_params(spec, jax.random.key(0))), [batch(0)])
+    assert set(found) == {(ALL, form) for form in FORMS}
 
 
 def check(model, inputs):
