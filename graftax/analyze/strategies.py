@@ -66,11 +66,11 @@ class Stretch:
         return tuple((lo + a, lo + b) for a, b in centred_spans(self.steps) if b - a > 1)
 
     def halves(self) -> tuple[Span, ...]:
-        """Both halves of what lies between the first position and the last; () where one is shorter than two."""
+        """Both halves of what lies between the first position and the last, an odd one in the middle left out; () where they
+        are shorter than two."""
         lo, hi = self.span
-        middle = (lo + hi) // 2
-        found = ((lo + 1, middle), (middle, hi - 1))
-        return found if all(b - a > 1 for a, b in found) else ()
+        size = (self.steps - 2) // 2
+        return ((lo + 1, lo + 1 + size), (hi - 1 - size, hi - 1)) if size > 1 else ()
 
 
 def stretches(spec: ModelSpec) -> tuple[Stretch, ...]:

@@ -49,6 +49,7 @@ def test_spans_of_a_stretch():
     assert single.centred()[0] == (37, 40)  # the smallest, of one position alone, has no order
     assert single.centred()[-1] == (20, 57)
     assert single.halves() == ((20, 38), (38, 56))
+    assert stretches(sd3("sd3-medium"))[0].halves() == ((1, 11), (12, 22))
     assert stretches(auraflow("auraflow-0.2"))[0].halves() == ()
 
 
