@@ -47,13 +47,15 @@ class Stretch:
     Attributes:
         name: the kinds of its blocks, "sd3_dual+sd3".
         span: positions (lo, hi), half-open.
-        joint: whether each stream has weights of its own and both meet in a joint attention, as in MM-DiT; None across
-            blocks with and without.
+        joint: whether each stream has weights of its own and both meet in a joint attention, as in MM-DiT; None where there
+            are blocks with and without.
+        across: whether it is made up of several others.
     """
 
     name: str
     span: Span
     joint: bool | None
+    across: bool = False
 
     @property
     def steps(self) -> int:
@@ -88,7 +90,7 @@ def stretches(spec: ModelSpec) -> tuple[Stretch, ...]:
             found.append(Stretch(name, (places[0], places[-1] + 1), make == {True} if len(make) == 1 else None))
     if len(found) > 1:
         names = dict.fromkeys(one.name for one in found)
-        found.append(Stretch(" and ".join(names), (found[0].span[0], found[-1].span[1]), None))
+        found.append(Stretch(" and ".join(names), (found[0].span[0], found[-1].span[1]), None, across=True))
     return tuple(found)
 
 

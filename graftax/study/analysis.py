@@ -41,9 +41,11 @@ class Settings:
                 raise BadInput(f"{name}: got {getattr(self, name)}, expected 1 or more")
 
     def labels(self, spec: ModelSpec, count: int) -> np.ndarray:
-        """(count,) classes: all in turn, or, where there are fewer samples than classes, evenly spread ones."""
-        every = np.arange(count)
-        classes = spec.classes
+        """(count,) classes: all in turn, or, where there are fewer samples than classes, evenly spread ones. Raises
+        `BadInput` where the model has none."""
+        every, classes = np.arange(count), spec.classes
+        if not classes:
+            raise BadInput("model: takes texts, expected one of classes; `graftax painters` looks at the layers of any")
         return (every * classes // count if count < classes else every % classes).astype(np.int32)
 
     def trajectory(self) -> dict[str, Any]:

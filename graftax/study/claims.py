@@ -8,6 +8,7 @@ beside it. A claim about a family is not testable on another.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -218,7 +219,8 @@ def _said(one: Part, kinds: Sequence[str]) -> str:
         if len(lines) == 1:
             texts.append(f"{kind} {_both(lines[0])}")
         elif lines:
-            spread = statistics.stdev(line["error"] for line in lines)
+            errors = [line["error"] for line in lines]
+            spread = statistics.stdev(errors) if all(map(math.isfinite, errors)) else math.inf
             texts.append(f"{kind} {_mean(one, kind):.3f} ± {spread:.3f} (pictures {_mean(one, kind, 'distance'):.2f})")
     return ", ".join(texts)
 

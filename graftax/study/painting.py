@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from graftax.analyze import (
     Input,
@@ -145,7 +146,7 @@ def measure(subject: Subject, asked: Asked) -> Painted:
     weights = Library((spec,)).prepare(model.params)
     error = OutputError(model, inputs, weights=weights)
     draw = ProgramSampler(model, batch_size=size, weights=weights, **given)
-    found, pictures = _orders(spec, asked, _Measure(error, draw, asked.each))
+    found, pictures = _orders(spec, asked, Measured(error, draw, asked.each))
     return Painted(
         {
             "backbone": spec.backbone, "steps": len(spec.program), "prompts": list(subject.prompts),
@@ -158,12 +159,13 @@ def measure(subject: Subject, asked: Asked) -> Painted:
     )  # fmt: skip
 
 
-class _Measure:
-    """Lines of strategies, each measured once."""
+class Measured:
+    """Lines of strategies, each measured once: `error` and `draw` of one model, `each` pictures of a prompt."""
 
     def __init__(self, error: OutputError, draw: ProgramSampler, each: int) -> None:
         self._error, self._draw, self._each = error, draw, each
         self._intact = draw(error.spec.program)
+        self._seen = ~np.isnan(error(error.spec.program).by_time)
         self._known: dict[Any, Part] = {}
 
     def intact(self) -> np.ndarray:
@@ -171,14 +173,18 @@ class _Measure:
         return self._intact[:: self._each]
 
     def line(self, strategy: Strategy) -> Part:
-        """JSON types: errors of the prediction, and distances of the pictures, relative, in all and by prompt."""
+        """JSON types: errors of the prediction, and distances of the pictures, relative, in all and by prompt.
+
+        A strategy whose numbers overflow is infinitely far off; times that no input had are None.
+        """
         if strategy.program not in self._known:
             deviation = self._error(strategy.program)
             away, size = (_norms(x) for x in (self._draw(strategy.program) - self._intact, self._intact))
-            by_prompt = (away / size).reshape(-1, self._each).mean(1)
+            by_prompt = _finite_or_far((away / size).reshape(-1, self._each).mean(1))
+            by_time = [float(one) if seen else None
+                       for one, seen in zip(_finite_or_far(deviation.by_time), self._seen, strict=True)]  # fmt: skip
             self._known[strategy.program] = {
-                "error": deviation.error, "cosine": deviation.cosine,
-                "by_time": [None if np.isnan(one) else one for one in deviation.by_time.tolist()],
+                "error": float(_finite_or_far(deviation.error)), "cosine": deviation.cosine, "by_time": by_time,
                 "distance": float(by_prompt.mean()), "distances": by_prompt.tolist(),
             }  # fmt: skip
         said = {"kind": strategy.kind, "program": str(strategy), "span": list(strategy.span)}
@@ -189,10 +195,10 @@ class _Measure:
         return self._draw(strategy.program)[:: self._each]
 
 
-def _orders(spec: ModelSpec, asked: Asked, measured: _Measure) -> tuple[Part, dict[str, dict[str, np.ndarray]]]:
+def _orders(spec: ModelSpec, asked: Asked, measured: Measured) -> tuple[Part, dict[str, dict[str, np.ndarray]]]:
     parts = [one for one in stretches(spec) if one.centred()]
     single = single_skips(spec)
-    pairs = [pair for one in stretches(spec) if " and " not in one.name for pair in switches(spec, one.span)]
+    pairs = [pair for one in stretches(spec) if not one.across for pair in switches(spec, one.span)]
     plans = {one.name: tried(spec, one, asked.orders) for one in parts}
     pictures: dict[str, dict[str, np.ndarray]] = {}
     total = len(single) + len(pairs) + sum(len(plan) for plan in plans.values() for plan in plan.values())
@@ -228,6 +234,11 @@ def _by_stream(found: Mapping[tuple[str, str], Part]) -> dict[str, dict[str, Par
     for (stream, form), one in found.items():
         nested.setdefault(stream, {})[form] = one
     return nested
+
+
+def _finite_or_far(values: ArrayLike) -> np.ndarray:
+    """NaN, which comes of infinite numbers, as infinity."""
+    return np.nan_to_num(np.asarray(values, np.float64), nan=np.inf, posinf=np.inf)
 
 
 def _norms(arrays: np.ndarray) -> np.ndarray:

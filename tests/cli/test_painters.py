@@ -113,3 +113,5 @@ def test_refuses(run, flux, tmp_path):
         code, _, err = run("painters", *arguments, "--out", tmp_path / "out", "--steps=2")
         assert (code, message in err) == (2, True), err
     assert not (tmp_path / "out" / "painters.json").exists()
+    code, _, err = run("analyze", flux, "--what=painters", "--out", tmp_path / "analysis", "--steps=2")
+    assert (code, "takes texts, expected one of classes" in err) == (2, True)
