@@ -6,7 +6,7 @@
 64 tokens of image beside 16 of text, whose words are learnt with the pictures; 4,672,176 parameters. Noise fractions are
 drawn as in SD3 (arXiv 2403.03206, Section 3.1), more of them in the middle, where it is decided what goes where.
 
-Nobody has trained it to its end: expect 8 minutes on one H100, going by the PixArt of scenes.
+Expect 8 minutes on one H100, going by the PixArt of scenes: nobody has trained it to its end.
 """
 
 from common import SCENES, cosine, pretraining

@@ -2,10 +2,10 @@
 
     graftax demo --what scenes          everything, with a report in runs/scenes_demo/report.html (configs/scenes_graft.py)
 
-Every graft goes through stage 1, then twice through stage 2: all weights, and adapters (LoRA) alone. The commands `graftax
-graft`, `distill` and `finetune` take the first graft of this file.
+Every graft goes through stage 1 and stage 2, the first one also through a stage 2 of adapters (LoRA) alone. The commands
+`graftax graft`, `distill` and `finetune` take the first graft of this file.
 
-@@
+Expect MINUTES
 """
 
 from typing import Any

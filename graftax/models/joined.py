@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import DTypeLike
+
+from graftax.ops.base import Params
 
 
 class Joined:
@@ -62,3 +65,8 @@ class Joined:
             raise ValueError("a Joined is several arrays, expected copy=None or True")
         whole: Any = self[(slice(None),) * self.ndim]
         return whole if dtype is None else whole.astype(dtype, copy=False)
+
+
+def whole(params: Params) -> Params:
+    """A parameter tree with every `Joined` as one array, for what computes with its leaves; all others are the same objects."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, Joined) else leaf, params)

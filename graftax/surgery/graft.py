@@ -9,6 +9,7 @@ import jax
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.arguments import as_key
+from graftax.models.joined import whole
 from graftax.surgery.check import check
 from graftax.surgery.edits import Edit
 from graftax.surgery.report import Report
@@ -31,7 +32,7 @@ def apply_edit(model: Model, edit: Edit, rng: jax.Array | None = None) -> tuple[
         raise BadInput(f"edit: got {edit!r}, expected an edit like graftax.replace(..), or graftax.parse(text)")
     rng = None if rng is None else as_key(rng)
     held = select(model.meta.sites, model.spec) if model.meta.sites else ()
-    (spec, params, report), sites = edit.followed(model.spec, model.params, rng, held)
+    (spec, params, report), sites = edit.followed(model.spec, whole(model.params), rng, held)
     _check_adapters(edit, report)
     check(spec, params)
     meta = dataclasses.replace(model.meta, edits=(*model.meta.edits, str(edit)), sites=tuple(map(str, sorted(sites))))
