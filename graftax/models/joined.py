@@ -68,5 +68,7 @@ class Joined:
 
 
 def whole(params: Params) -> Params:
-    """A parameter tree with every `Joined` as one array, for what computes with its leaves; all others are the same objects."""
+    """A parameter tree with every `Joined` as one array, for what computes with its leaves; `params` itself without any."""
+    if not any(isinstance(leaf, Joined) for leaf in jax.tree.leaves(params)):
+        return params
     return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, Joined) else leaf, params)
