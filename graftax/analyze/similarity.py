@@ -121,9 +121,17 @@ def _compare(
 
 
 def _cosines(states: jax.Array) -> jax.Array:
-    """Of all pairs of states (s, b, n, d), summed over samples, the mean over vectors: (s, s)."""
-    states = states / jnp.linalg.norm(states, axis=-1, keepdims=True)
-    return jnp.einsum("ibnd,jbnd->ij", states, states, precision=jax.lax.Precision.HIGHEST) / states.shape[2]
+    """Of all pairs of states (s, b, n, d), summed over samples, the mean over vectors that are zero in neither: (s, s).
+
+    Padding of an AuraFlow's text begins as zeros, which have no direction. Where nothing else is left, a state is alike
+    itself alone.
+    """
+    norms = jnp.linalg.norm(states, axis=-1, keepdims=True)
+    there = (norms[..., 0] > 0).astype(states.dtype)  # (s, b, n)
+    states = states / jnp.where(norms > 0, norms, 1)
+    sums = jnp.einsum("ibnd,jbnd->bij", states, states, precision=jax.lax.Precision.HIGHEST)
+    counts = jnp.einsum("ibn,jbn->bij", there, there, precision=jax.lax.Precision.HIGHEST)
+    return jnp.where(counts > 0, sums / jnp.maximum(counts, 1), jnp.eye(len(states))).sum(0)
 
 
 def _starts(spec: ModelSpec) -> list[int]:

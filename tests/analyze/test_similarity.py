@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -54,6 +55,21 @@ def test_each_stream_by_itself(two_streams, streams_batch):
     spec = tiny_spec(hidden_size=16, num_heads=2, depth=1)
     found = state_similarities(Model(spec, random_params(spec, jax.random.key(0))), [batch(0)])
     assert set(found) == {(ALL, form) for form in FORMS}
+
+
+def test_zeros_have_no_direction(two_streams, streams_batch):
+    """Tokens of a text that begin as zeros are left out; a text of nothing else is alike itself alone."""
+    x, t, cond = streams_batch
+    text = cond["text"].at[:, 1].set(0)
+    found = state_similarities(two_streams, [(x, t, {"text": text})])["txt", "token"]
+    first, *rest = direct(two_streams, (x, t, {"text": text}))[:, :, 4:]  # img before txt
+    unit = [one / np.maximum(np.linalg.norm(one, axis=-1, keepdims=True), 1e-9) for one in (first, *rest)]
+    assert found[0, 1] == pytest.approx((unit[0] * unit[1]).sum(-1)[:, [0, 2]].mean(), abs=1e-5)
+    assert found[1, 2] == pytest.approx((unit[1] * unit[2]).sum(-1).mean(), abs=1e-5)
+    empty = state_similarities(two_streams, [(x, t, {"text": jnp.zeros_like(text)})])["txt", "sample"]
+    np.testing.assert_allclose(np.diag(empty), 1, atol=1e-6)
+    np.testing.assert_allclose(empty[0, 1:], 0, atol=1e-6)
+    assert segment(empty, None)
 
 
 def check(model, inputs):
