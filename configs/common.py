@@ -79,6 +79,27 @@ def adapters(finetune: dict[str, Any], rank: int = 8) -> dict[str, Any]:
     }
 
 
+def scenes_pretraining(task: str, model: dict[str, Any], **training: Any) -> dict[str, Any]:
+    """A model of words trained on scenes from scratch, the text encoder with it: one recipe for every family."""
+    steps = 18_500
+    words = {"words": 78, "vocabulary": "scenes", "text_width": 96, "text_tokens": 16, "text_blocks": 2, "text_heads": 4}
+    return {
+        "task": task,
+        "data": {**SCENES, "limit": 200_000, "latents": "scenes"},
+        "model": {"input_size": 16, "patch_size": 2, "in_channels": 4, **words, **model},
+        "training": {
+            "loop": pretraining(steps),
+            "batch_size": 512,
+            "optimiser": cosine(1e-3, 1000, steps),
+            "ema_decay": 0.999,
+            "ema_warmup": True,
+            "class_dropout": 0.1,
+            "compute_dtype": "bfloat16",
+            **training,
+        },
+    }
+
+
 def scenes_judging(judged: int, shown: int) -> dict[str, Any]:
     """How models of scenes are sampled, and by how many pictures they are judged."""
     sample = {"sampler": "dpmpp_2m", "steps": 12, "cfg_scale": 3.0, "cfg_channels": None, "batch_size": judged}

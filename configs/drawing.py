@@ -5,7 +5,8 @@
 
 The argument is MODEL,CHIPS; MODEL any published name (`graftax zoo`). It draws as its family does: flux-schnell 1024 pixels
 in 4 steps. As many chips as can share the heads of attention do (`tensor`), and the others split weights and images
-(`fsdp`), one image each. No weights are needed and nothing is drawn; what was found stands in the families' READMEs.
+(`fsdp`), one image each. No weights are needed and nothing is drawn. Expect what the families' READMEs tell of their models,
+in two to twelve minutes of compiling.
 """
 
 import math

@@ -11,30 +11,11 @@ loss of 0.044 in training and of 0.045 on held-out combinations of words. Of 300
 position 48, color_attr 54. "Left of" and its like it has hardly learnt: half of that is chance.
 """
 
-from common import SCENES, cosine, pretraining
+from common import scenes_pretraining
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """Settings of the shipped scenes model."""
-    steps = 18_500
-    return ConfigDict(
-        {
-            "task": "pixart",
-            "workdir": "runs/scenes",
-            "data": {**SCENES, "limit": 200_000, "latents": "scenes"},
-            "model": {
-                "input_size": 16, "patch_size": 2, "in_channels": 4, "hidden_size": 168, "depth": 8, "num_heads": 3,
-                "words": 78, "vocabulary": "scenes", "text_width": 96, "text_tokens": 16, "text_blocks": 2, "text_heads": 4,
-            },
-            "training": {
-                "loop": pretraining(steps),
-                "batch_size": 512,
-                "optimiser": cosine(1e-3, 1000, steps),
-                "ema_decay": 0.999,
-                "ema_warmup": True,
-                "class_dropout": 0.1,
-                "compute_dtype": "bfloat16",
-            },
-        }
-    )  # fmt: skip
+    sizes = {"hidden_size": 168, "depth": 8, "num_heads": 3}
+    return ConfigDict({"workdir": "runs/scenes", **scenes_pretraining("pixart", sizes)})

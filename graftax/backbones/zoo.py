@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+from types import ModuleType
 
 from graftax.backbones.auraflow import zoo as auraflow
 from graftax.backbones.dit import zoo as dit
@@ -28,7 +30,12 @@ def find(name: str) -> Published:
 
 def names() -> list[str]:
     """All names that `spec_of` knows: published models and the families' variants."""
-    return [name for family in FAMILIES for name in (*family.ZOO, *family.variants())]
+    return [name for family in FAMILIES for name in (*family.ZOO, *_variants(family))]
+
+
+def _variants(family: ModuleType) -> tuple[str, ...]:
+    """Names of a family's variants, which need no checkpoint."""
+    return tuple(importlib.import_module(f"{family.__package__}.variants").VARIANTS)
 
 
 def spec_of(name: str) -> ModelSpec | None:

@@ -20,16 +20,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from graftax.cli import options
 from graftax.errors import BadInput
 
-DRAWING = (
-    "prompts", "per_prompt", "text_encoder", "text_dtype", "sampler", "steps", "cfg_scale", "cfg_channels", "eta", "spacing",
-    "last", "shift", "skip", "skip_scale", "skip_span", "guidance",
-)  # fmt: skip
-"""Flags that judging has no use for."""
-
+if TYPE_CHECKING:
+    from graftax.evaluate.geneval import Scores
+    from graftax.evaluate.result import Result
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
@@ -38,21 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", help="what draws them: a model of texts, as in `graftax sample`")
     parser.add_argument("--prompts", metavar="FILE", help="GenEval's evaluation_metadata.jsonl, to draw from")
     parser.add_argument("--per-prompt", type=int, metavar="N", help="pictures of each (default: 4, as published scores)")
-    options.add_text_encoder(parser)
     options.add_overwrite(parser, "the scores in FOLDER")
     options.add_json(parser)
-    options.add_sampling(parser)
-    options.add_guidance(parser)
-    options.add_overrides(parser)
-    parser.set_defaults(batch_size=16)
+    options.add_drawing(parser, batch_size=16)
 
 
 def run(args: argparse.Namespace) -> None:
     """Draw, or judge."""
     if (args.model is None) == (args.detections is None):
         raise BadInput("geneval: expected --model, to draw the pictures, or --detections, to judge them")
-    if args.model is None and (given := [name for name in DRAWING if getattr(args, name) is not None]):
-        raise BadInput(f"geneval --{given[0].replace('_', '-')}: belongs to drawing, expected --model")
+    if args.model is None:
+        options.refuse_drawing(args, "geneval", "prompts", "per_prompt")
     if args.model is not None and args.prompts is None:
         raise BadInput("geneval --model: --prompts is missing, GenEval's evaluation_metadata.jsonl")
     if args.model is not None and args.overwrite:
@@ -62,9 +56,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _draw(args: argparse.Namespace) -> None:
     """Draw what is not there yet."""
-    from graftax.evaluate.geneval import draw_folder, read_prompts
+    from graftax.evaluate.geneval import read_prompts
     from graftax.evaluate.geneval.folder import EACH, INDEX
-    from graftax.study.text_to_image import geneval
 
     each = EACH if args.per_prompt is None else args.per_prompt
     if each < 1:
@@ -72,12 +65,7 @@ def _draw(args: argparse.Namespace) -> None:
     prompts = read_prompts(args.prompts)
     # What is there of the same pictures is continued, so it may be there; `draw_folder` refuses another's.
     folder = options.own_output(args.folder, True, INDEX)
-    draw, drawn = geneval(
-        args.model, prompts, Path(args.prompts).name, lambda spec: options.sampling_of(args, spec), each,
-        text_encoder=args.text_encoder, text_dtype=args.text_dtype, latents=args.latents, guidance=args.guidance,
-        overrides=options.overrides_of(args),
-    )  # fmt: skip
-    draw_folder(prompts, draw, folder, drawn, batch_size=args.batch_size)
+    drawn = options.draw_prompts(args, prompts, Path(args.prompts).name, each, folder)
     options.answer(args, {"folder": str(folder), **drawn.record()}, f"{folder}: {drawn.protocol}")
 
 
@@ -93,10 +81,17 @@ def _judge(args: argparse.Namespace) -> None:
     with naming(args.detections):
         found = score(images, read_detections(args.detections))
     result = found.result(read_drawn(folder)) if (folder / INDEX).exists() else None
-    verdicts = found.save(folder)
+    tell(args, found, result, folder)
+
+
+def tell(args: argparse.Namespace, found: Scores, result: Result | None, folder: Path, **places: str) -> None:
+    """Write verdicts, scores and page, print all; `places`: what else was written."""
+    from graftax.pages import geneval_page
+
     if result is not None:
         result.save(folder)
-    page = geneval_page.write(found, result, folder, folder)
+    places = {
+        "verdicts": str(found.save(folder)), "page": str(geneval_page.write(found, result, folder, folder)), **places
+    }  # fmt: skip
     record = {"judge": found.judge, "scores": found.scores, "tasks": found.tasks, **(result.record() if result else {})}
-    places = {"verdicts": str(verdicts), "page": str(page)}
-    options.answer(args, {**record, **places}, f"{geneval_page.text(found, result)}\n{verdicts}\n{page}")
+    options.answer(args, {**record, **places}, "\n".join([geneval_page.text(found, result), *places.values()]))

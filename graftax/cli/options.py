@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from graftax.errors import BadInput
 
 if TYPE_CHECKING:
+    from graftax.evaluate.geneval import Prompt
+    from graftax.evaluate.geneval.folder import Drawn
     from graftax.spec import ModelSpec
 
 OWNED = contextlib.ExitStack()
@@ -130,6 +132,41 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=float, metavar="G", help="of models that are conditioned on it, Flux-dev (its default: 3.5)"
     )
+
+
+DRAWING = (
+    "text_encoder", "text_dtype", "sampler", "steps", "cfg_scale", "cfg_channels", "eta", "spacing", "last", "shift", "skip",
+    "skip_scale", "skip_span", "guidance",
+)  # fmt: skip
+"""Flags of `add_drawing` that mean nothing where no model draws."""
+
+
+def add_drawing(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """How a model of texts draws a whole set of prompts."""
+    add_text_encoder(parser)
+    add_sampling(parser)
+    add_guidance(parser)
+    add_overrides(parser)
+    parser.set_defaults(batch_size=batch_size)
+
+
+def refuse_drawing(args: argparse.Namespace, verb: str, *more: str) -> None:
+    """Raise `BadInput` where flags of drawing, or `more`, are given to a `verb` that does not draw now."""
+    if given := [name for name in (*more, *DRAWING) if getattr(args, name) is not None]:
+        raise BadInput(f"{verb} --{given[0].replace('_', '-')}: belongs to drawing, expected --model")
+
+
+def draw_prompts(args: argparse.Namespace, prompts: Sequence[Prompt], file: str, each: int, folder: Path) -> Drawn:
+    """Draw the pictures of GenEval-like prompts that `folder` does not have yet; `file` is what the prompts are called."""
+    from graftax.evaluate.geneval import draw_folder
+    from graftax.study.text_to_image import geneval
+
+    draw, drawn = geneval(
+        args.model, prompts, file, lambda spec: sampling_of(args, spec), each, text_encoder=args.text_encoder,
+        text_dtype=args.text_dtype, latents=args.latents, guidance=args.guidance, overrides=overrides_of(args),
+    )  # fmt: skip
+    draw_folder(prompts, draw, folder, drawn, batch_size=args.batch_size)
+    return drawn
 
 
 def _positions(text: str) -> tuple[int, ...]:

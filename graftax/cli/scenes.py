@@ -11,7 +11,7 @@ no files: `data.source=scenes:100000` draws the same scenes as it goes.
 With --model: it draws --count captions of each of GenEval's six categories, held-out ones unless told otherwise, into the
 folder layout of `graftax geneval`, what is not there yet. Then every picture is read back into things and judged by
 GenEval's rules. Scores with their protocol go to OUT/scores, which `graftax compare` reads, every picture's verdict to
-OUT/verdicts.json, a page with examples to OUT/geneval.html, and the first pictures to OUT/grid.png.
+OUT/verdicts.json, a page with examples to OUT/geneval.html, and the first pictures to OUT/judged.png.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from graftax.errors import BadInput
 
 SHOWN, COLUMNS = 64, 8
 JUDGED, EACH = 50, 4  # captions of a category, and how many of them the grid shows
-PICTURES, GRID = "pictures", "grid.png"
+PICTURES, GRID, VERDICTS = "pictures", "grid.png", "judged.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="train, or heldout: combinations that training never sees (default: train; of a "
                         "model's captions heldout)")  # fmt: skip
     parser.add_argument("--model", metavar="MODEL", help='judge its pictures: a model of texts, as "scenes"')
-    options.add_text_encoder(parser)
     options.add_overwrite(parser, "the pictures in OUT, or the scores")
     options.add_json(parser)
-    options.add_sampling(parser)
-    options.add_overrides(parser)
-    parser.set_defaults(batch_size=60)
+    options.add_drawing(parser, batch_size=60)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,6 +52,7 @@ def _scenes(args: argparse.Namespace) -> None:
     from graftax.evaluate.labels import captioned
     from graftax.evaluate.pictures import save_png
 
+    options.refuse_drawing(args, "scenes")
     scenes = Scenes(SHOWN if args.count is None else args.count, args.split or "train", args.seed)
     out = options.own_output(args.out, args.overwrite, GRID)
     shown = [scenes[i] for i in range(min(SHOWN, len(scenes)))]
@@ -67,29 +65,17 @@ def _scenes(args: argparse.Namespace) -> None:
 
 
 def _model(args: argparse.Namespace) -> None:
-    from graftax.evaluate.geneval import draw_folder
+    from graftax.cli.geneval import tell
     from graftax.evaluate.scenes import as_prompt, prompt_set, score_folder
     from graftax.pages import geneval_page
-    from graftax.study.text_to_image import geneval
 
     count, split = JUDGED if args.count is None else args.count, args.split or "heldout"
     if count < 1:
         raise BadInput(f"--count: got {count}, expected 1 or more")
-    captions = prompt_set(count, split)
-    prompts = [as_prompt(caption) for caption in captions]
+    prompts = [as_prompt(caption) for caption in prompt_set(count, split)]
     # Pictures that are there of the same are continued; `draw_folder` refuses another's.
     folder = options.own_output(args.out, args.overwrite, geneval_page.PAGE)
-    draw, drawn = geneval(
-        args.model, prompts, f"scenes, {split}", lambda spec: options.sampling_of(args, spec), 1,
-        text_encoder=args.text_encoder, latents=args.latents, overrides=options.overrides_of(args),
-    )  # fmt: skip
-    draw_folder(prompts, draw, folder, drawn, batch_size=args.batch_size)
+    drawn = options.draw_prompts(args, prompts, f"scenes, {split}", 1, folder)
     found = score_folder(folder)
-    result = found.result(drawn)
-    result.save(folder)
-    places = {
-        "verdicts": str(found.save(folder)), "page": str(geneval_page.write(found, result, folder, folder)),
-        "grid": str(geneval_page.save_grid(found, folder, folder / GRID, EACH)),
-    }  # fmt: skip
-    record = {"judge": found.judge, "scores": found.scores, "tasks": found.tasks, **result.record()}
-    options.answer(args, {**record, **places}, "\n".join([geneval_page.text(found, result), *places.values()]))
+    grid = geneval_page.save_grid(found, folder, folder / VERDICTS, EACH)
+    tell(args, found, found.result(drawn), folder, grid=str(grid))

@@ -33,6 +33,7 @@ def test_a_folder_of_scenes_and_a_grid(run, refused, tmp_path):
     assert len(open_captioned(out / "pictures")) == 2
     assert "--split" in refused("scenes", tmp_path / "new", "--split=test")
     assert "count 0" in refused("scenes", tmp_path / "new", "--count=0")
+    assert "scenes --steps: belongs to drawing, expected --model" in refused("scenes", tmp_path / "new", "--steps=5")
     assert not (tmp_path / "new").exists()
 
 
@@ -45,7 +46,7 @@ def test_a_models_pictures_are_judged_and_kept(run, refused, tmp_path):
     assert [line.split()[-1] for line in output.splitlines() if line.startswith(("counting", "position"))] == ["2", "2"]
     verdicts = json.loads((out / "verdicts.json").read_text())
     assert [len(verdicts["images"]), verdicts["judge"]] == [12, "scenes judge 1"]
-    assert {path.name for path in out.iterdir()} >= {"geneval.html", "grid.png", "scores", "00011"}
+    assert {path.name for path in out.iterdir()} >= {"geneval.html", "judged.png", "scores", "00011"}
     (result,) = find_results(out).values()
     assert result.scores == verdicts["scores"]
     assert result.protocol.reference.startswith("scenes, heldout")
@@ -56,6 +57,10 @@ def test_a_models_pictures_are_judged_and_kept(run, refused, tmp_path):
     assert code == 2
     assert "protocols differ in count: 12 (there), 18 (this run)" in complaint
     assert "--count" in refused("scenes", tmp_path / "new", f"--model={model}", "--count=0")
+    assert "--text-dtype: got bfloat16" in refused("scenes", tmp_path / "new", f"--model={model}", "--text-dtype=bfloat16")
+    # Neither kind of output takes the other's file.
+    assert run("scenes", out, "--count=1")[0] == 0
+    assert (out / "judged.png").exists()
 
 
 def test_real_pictures_in_such_a_folder_are_right(tmp_path):

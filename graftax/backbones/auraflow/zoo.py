@@ -78,13 +78,6 @@ def published(name: str) -> Published | None:
     return next((known[part] for part in (path.stem, path.name, path.parent.name) if part in known), None)
 
 
-def variants() -> tuple[str, ...]:
-    """Names of the family's variants, which need no checkpoint."""
-    from graftax.backbones.auraflow.variants import VARIANTS
-
-    return tuple(VARIANTS)
-
-
 def spec_of(name: str) -> ModelSpec | None:
     """The spec of a published model ("AuraFlow-v0.3") or variant ("auraflow-0.3"), else None."""
     known = name.removeprefix("fal/")

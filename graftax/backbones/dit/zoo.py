@@ -159,13 +159,6 @@ def check_published(path: Path, spec: ModelSpec) -> None:
     )
 
 
-def variants() -> tuple[str, ...]:
-    """Names of the family's variants, which need no checkpoint."""
-    from graftax.backbones.dit.variants import VARIANTS
-
-    return VARIANTS
-
-
 def spec_of(name: str) -> ModelSpec | None:
     """The spec of a published model ("dit-xl2-mha-swa-50p-fid2.67") or DiT variant ("DiT-B/4", 256 pixels), else None."""
     from graftax.backbones.dit.variants import VARIANTS, variant

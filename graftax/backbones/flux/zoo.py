@@ -80,13 +80,6 @@ def published(name: str) -> Published | None:
     return next((known[part] for part in (path.stem, path.name, path.parent.name) if part in known), None)
 
 
-def variants() -> tuple[str, ...]:
-    """Names of the family's variants, which need no checkpoint."""
-    from graftax.backbones.flux.variants import VARIANTS
-
-    return tuple(VARIANTS)
-
-
 def spec_of(name: str) -> ModelSpec | None:
     """The spec of a published model ("FLUX.1-dev") or variant ("flux-dev"), else None."""
     from graftax.backbones.flux.variants import VARIANTS, variant

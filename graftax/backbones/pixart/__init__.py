@@ -5,8 +5,9 @@ Names are imported when they are first used: the list of published models (`zoo`
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from graftax.lazy import attributes
 
 if TYPE_CHECKING:
     from graftax.backbones.pixart.backbone import BACKBONE, PixArt
@@ -21,9 +22,4 @@ _HOMES = {
     "published": "zoo",
 }  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+__getattr__ = attributes(__name__, _HOMES)

@@ -74,13 +74,6 @@ def published(name: str) -> Published | None:
     return next((ZOO[part] for part in (path.stem, path.name, path.parent.name) if part in ZOO), None)
 
 
-def variants() -> tuple[str, ...]:
-    """Names of the family's variants, which need no checkpoint."""
-    from graftax.backbones.pixart.variants import VARIANTS
-
-    return VARIANTS
-
-
 def spec_of(name: str) -> ModelSpec | None:
     """The spec of a published model ("PixArt-Sigma-XL-2-1024-MS") or variant ("pixart-sigma-1024"), else None."""
     from graftax.backbones.pixart.variants import VARIANTS, variant

@@ -71,13 +71,6 @@ def published(name: str) -> Published | None:
     return next((_CALLED[part] for part in (path.name, path.stem, path.parent.name) if part in _CALLED), None)
 
 
-def variants() -> tuple[str, ...]:
-    """Names of the family's variants, which need no checkpoint."""
-    from graftax.backbones.sd3.variants import VARIANTS
-
-    return tuple(VARIANTS)
-
-
 def spec_of(name: str) -> ModelSpec | None:
     """The spec of a published model ("sd3_medium", "stabilityai/stable-diffusion-3.5-large") or variant ("sd3-medium"), else
     None."""
