@@ -22,6 +22,7 @@ from graftax.errors import BadInput, NonFinite, naming
 from graftax.models.arguments import as_float_type, as_key, as_path
 from graftax.models.backbone import Cond, find
 from graftax.models.forward import forward_prepared, prepare_params
+from graftax.models.int8 import INT8, quantised
 from graftax.models.model import Meta, Model, all_known, check_inputs, given_conditions, null_conditions
 from graftax.models.prediction import as_called
 from graftax.models.sizes import at_size
@@ -51,6 +52,8 @@ def load(
     `graftax.checkpoint.LARGE` bytes in float32. With a `mesh` (`graftax.train.MeshConfig().build()`) every device gets its
     shards of each weight and no more, read from the mapped file. Nothing in the file is executed. Raises `BadInput` naming
     what is missing, extra, mis-shaped or hostile.
+
+    dtype "int8": for sampling, with the kernels of the blocks in eight bits (`graftax.models.int8.quantised`).
     """
     return place(read(path, layout, **overrides), dtype, mesh)
 
@@ -68,6 +71,8 @@ def read(path: str | Path, layout: str | None = None, **overrides: Option) -> Mo
 
 def place(model: Model, dtype: DTypeLike | None = None, mesh: Mesh | None = None) -> Model:
     """A model that was `read` with its parameters on the devices; `dtype` and `mesh` as in `load`."""
+    if dtype == INT8:
+        return quantised(place(model, None, mesh))
     keep_pages()
     from graftax.checkpoint import place_params
     from graftax.train.sharding import tree_shardings
@@ -134,6 +139,7 @@ def save(model: Model, folder: str | Path, dtype: str = "float32") -> None:
     """Write a graftax checkpoint folder, atomically: spec, parameters, provenance. `load` reads it back."""
     from graftax.checkpoint import save_model
 
+    check(model.spec, model.params)
     save_model(Path(as_path(folder)), model.spec, model.params, model.meta.to_dict(), dtype=dtype)
 
 
@@ -146,6 +152,7 @@ def export(model: Model, path: str | Path, layout: str | None = None) -> None:
     """
     from graftax.checkpoint import export_model
 
+    check(model.spec, model.params)
     export_model(Path(as_path(path)), model.spec, model.params, layout, model.meta.to_dict())
 
 

@@ -77,7 +77,7 @@ PICKLES = {"pickle", "pickletools", "cloudpickle", "dill", "shelve", "marshal", 
 LONGEST = 400
 """Lines of a module."""
 
-LARGEST_CLI = 2450
+LARGEST_CLI = 2600
 """Lines of the command line, which calls what others do."""
 
 

@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 
 from graftax import ops
 from graftax.ops.base import Operator, Params, call
+from graftax.ops.int8 import dequantised
 from graftax.ops.rope import Rope
 from graftax.spec import OpSpec, Sizes
 
@@ -154,7 +155,7 @@ def as_state(value: Any) -> State:
 def bind(operator: Operator, params: Params, context: Context) -> Callable[..., jax.Array]:
     """The operator as a function of what its slot passes; what it reads of the context is put in."""
     reads = {name: getattr(context, name) for name in operator.reads}
-    return lambda *inputs: call(operator, params, *inputs, **reads)
+    return lambda *inputs: call(operator, dequantised(params), *inputs, **reads)
 
 
 def part(tree: Params, slot: str) -> Params:

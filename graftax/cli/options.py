@@ -33,9 +33,10 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The ones that were given."""
-    names = ("num_heads", "window", "interpolation", "compat")
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    """The ones that were given, and the type of the weights."""
+    names, weights = ("num_heads", "window", "interpolation", "compat"), getattr(args, "weights", None)
+    known = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return known | ({} if weights is None else {"dtype": weights})
 
 
 def add_config(
@@ -117,6 +118,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-scale", type=float, metavar="S", help="how far away (default: 2.8)")
     parser.add_argument(
         "--skip-span", type=float, nargs=2, metavar="F", help="in which part of the steps (default: 0.01 0.2)"
+    )
+    parser.add_argument(
+        "--weights", choices=("float32", "bfloat16", "int8"), help="type of the model's (default: as graftax.load has them)"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives every model the same noise")
     parser.add_argument("--batch-size", type=int, default=100, help="images per compiled call (default: %(default)s)")

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
@@ -104,7 +105,7 @@ class Model:
         return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
-        count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.params))
+        count = sum(int(np.prod(leaf.shape)) for leaf in flatten_dict(self.params).values())
         return f"Model({self.spec.backbone}, {self.spec.depth} blocks, width {self.spec.width}, {count:,} parameters)"
 
 

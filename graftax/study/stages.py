@@ -33,9 +33,11 @@ Asked = TypeVar("Asked")
 ReadData = Callable[[], Images]
 
 
-def open_model(name: str | Path, vet: Callable[[ModelSpec], object] = bool, **overrides: Any) -> Model:
+def open_model(
+    name: str | Path, vet: Callable[[ModelSpec], object] = bool, dtype: str | None = None, **overrides: Any
+) -> Model:
     """`graftax.load`; before anything touches a device, `vet` may refuse the spec."""
-    return api.place(read_model(name, vet, **overrides))
+    return api.place(read_model(name, vet, **overrides), dtype)
 
 
 def read_model(name: str | Path, vet: Callable[[ModelSpec], object] = bool, **overrides: Any) -> Model:
@@ -54,12 +56,14 @@ def open_to_draw(
     pictures (`decoder_for`), None where there is no way.
 
     The model comes to the devices last, so that `read` may run a text encoder there and let go of it; until then `vet`,
-    `read` and the decoder may refuse the model, in this order.
+    `read` and the decoder may refuse the model, in this order. `overrides`: the keywords of `graftax.load`, dtype included.
     """
-    model = read_model(name, vet, **(overrides or {}))
+    known = dict(overrides or {})
+    dtype = known.pop("dtype", None)
+    model = read_model(name, vet, **known)
     decode = decoder_for(model.spec, latents, name)
     asked = read(model.spec)
-    return api.place(model), asked, decode
+    return api.place(model, dtype), asked, decode
 
 
 # --- Graft ---------------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def open_subject(
     Other arguments as in `open_pipeline`. Raises `BadInput` as that does, where prompts are given to a class model, and
     where a program is too short to be reordered.
     """
-    spec = read_model(name, bool, **(overrides or {})).spec
+    spec = read_model(name, bool, **{k: v for k, v in (overrides or {}).items() if k != "dtype"}).spec
 
     def vet_program(spec: ModelSpec) -> None:
         if not any(one.centred() for one in stretches(spec)):

@@ -50,7 +50,10 @@ def check(spec: ModelSpec, params: Params) -> None:
 
 def check_trainable(what: str, params: Params) -> None:
     """Raise `BadInput` where a leaf is not float32: smaller types would lose the updates of training."""
-    small = [(path, leaf.dtype) for path, leaf in leaves_by_path(params).items() if leaf.dtype != jnp.float32]
+    leaves = leaves_by_path(params)
+    if other := [(path, type(leaf)) for path, leaf in leaves.items() if not isinstance(leaf, np.ndarray | jax.Array)]:
+        raise BadInput(f"{what}: {other[0][0]} is a {other[0][1].__name__}, expected a float32 array")
+    small = [(path, leaf.dtype) for path, leaf in leaves.items() if leaf.dtype != jnp.float32]
     if small:
         raise BadInput(f"{what}: {small[0][0]} is {small[0][1]}, expected float32; graftax.load(.., dtype='float32')")
 
