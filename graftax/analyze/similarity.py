@@ -106,16 +106,23 @@ def contrast(similarity: np.ndarray, groups: Sequence[Group]) -> float:
     return float(similarity[alike & other].mean() - similarity[~alike].mean())
 
 
-def _compare(
+def residual_states(
     spec: ModelSpec, dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond
-) -> dict[tuple[str, str], jax.Array]:
-    """The sums over samples of all pairs' cosines, by stream and form: (T + 1, T + 1) each."""
+) -> dict[str, jax.Array]:
+    """The T + 1 residual states of a pass by stream, `ALL` first: (T + 1, b, n, d) each; weights prepared for a plan."""
     spec = at_size(spec, x)
     state, context = embed(spec, prepared, x, t, cond, dtype)
     last, taps = run_stack(spec, prepared["blocks"], state, context, capture=("block/in",), dtype=dtype)
     first, starts = as_state(taps["block/in"]), np.array(_starts(spec))
-    states = {name: jnp.concatenate([first[name][starts], last[name][None]]) for name in last}  # (T + 1, b, tokens, d)
-    parts = {ALL: jnp.concatenate(list(states.values()), axis=2), **(states if len(states) > 1 else {})}
+    states = {name: jnp.concatenate([first[name][starts], last[name][None]]) for name in last}
+    return {ALL: jnp.concatenate(list(states.values()), axis=2), **(states if len(states) > 1 else {})}
+
+
+def _compare(
+    spec: ModelSpec, dtype: DTypeLike | None, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond
+) -> dict[tuple[str, str], jax.Array]:
+    """The sums over samples of all pairs' cosines, by stream and form: (T + 1, T + 1) each."""
+    parts = residual_states(spec, dtype, prepared, x, t, cond)
     flat = {(name, "sample"): part.reshape(*part.shape[:2], 1, -1) for name, part in parts.items()}
     return {key: _cosines(part) for key, part in ({(name, "token"): part for name, part in parts.items()} | flat).items()}
 

@@ -21,7 +21,7 @@ from graftax.data.feed import as_batches
 from graftax.diffusion import Noising
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, Units, group_sites, group_units, over_sites, stack_scions
-from graftax.distill.merged import StepGroup, regression_units
+from graftax.distill.steps import StepGroup, regression_units, taken_out
 from graftax.distill.normal_equations import Sums, accumulate, moments, solve, zeros
 from graftax.distill.placing import constrain_stacked, sample_pairs, shard_stacked, shard_teacher, site_method
 from graftax.distill.sites import check_pair
@@ -60,7 +60,7 @@ def calibrate(
     rest as in `graftax.distill.distill_job`, which lists what raises BadInput; so do `steps` below 1.
     """
     chosen = regression_units(student, sites)
-    check_pair(teacher, student)
+    check_pair(teacher, student, taken_out(chosen))
     config = config or DistillConfig()
     groups = group_units(student.spec, chosen)
     source = Teacher(teacher.spec, groups, process, config)

@@ -14,7 +14,7 @@ from graftax import ops
 from graftax.blocks import Context, bind, part, slot_of
 from graftax.distill.config import DistillConfig
 from graftax.distill.losses import regression_loss
-from graftax.distill.merged import MergedStep, StepGroup, group_steps
+from graftax.distill.steps import StepSite, StepGroup, group_steps
 from graftax.distill.normal_equations import RIDGE
 from graftax.errors import BadInput
 from graftax.ops.base import Operator, Params, apply_with_features
@@ -129,10 +129,10 @@ def group_sites(spec: ModelSpec, sites: Iterable[Site]) -> Groups:
     }
 
 
-def group_units(spec: ModelSpec, units: Iterable[Site | MergedStep]) -> Units:
+def group_units(spec: ModelSpec, units: Iterable[Site | StepSite]) -> Units:
     """Groups of `units` in a student of `spec`: `group_sites` of the sites, then `group_steps` of the merged steps."""
     units = list(units)
-    steps = group_steps(spec, (unit for unit in units if isinstance(unit, MergedStep)))
+    steps = group_steps(spec, (unit for unit in units if isinstance(unit, StepSite)))
     return {**group_sites(spec, (unit for unit in units if isinstance(unit, Site))), **steps}
 
 

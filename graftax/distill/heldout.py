@@ -15,7 +15,7 @@ from graftax.blocks import Context
 from graftax.diffusion import Noising, heldout_set
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, group_units, over_sites
-from graftax.distill.merged import MergedStep, StepGroup
+from graftax.distill.steps import StepSite, StepGroup
 from graftax.distill.placing import replicate, site_method
 from graftax.distill.teacher import Teacher
 from graftax.ops.base import Params
@@ -25,7 +25,7 @@ from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 
 
 def heldout_errors(
-    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Noising,
+    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | StepSite], process: Noising,
     data: Mapping[str, Any], config: DistillConfig, *, seed: int = 0, batch_size: int = PAPER_BATCH,
     mesh: Mesh | None = None, rules: AxisRules = RULES,
 ) -> Callable[[Params, Params], dict[str, float]]:  # fmt: skip

@@ -42,9 +42,15 @@ def _learnt(spec: ModelSpec, site: Site) -> bool:
     return site.slot in block_kind(spec.blocks[site.block].kind).tapped
 
 
-def check_pair(teacher: Model, student: Model) -> None:
-    """Raise `BadInput` unless the student's operators can be taught what the teacher's do."""
-    for name in ("backbone", "depth", "sizes", "frame"):
+def check_pair(teacher: Model, student: Model, fewer: int = 0) -> None:
+    """Raise `BadInput` unless the student's operators can be taught what the teacher's do.
+
+    `fewer`: blocks that the student does not have any more.
+    """
+    if student.spec.depth != teacher.spec.depth - fewer:
+        less = f" less {fewer}" if fewer else ""
+        raise BadInput(f"student depth: {student.spec.depth}, expected the teacher's {teacher.spec.depth}{less}")
+    for name in ("backbone", "sizes", "frame"):
         theirs, ours = getattr(teacher.spec, name), getattr(student.spec, name)
         if theirs != ours:
             raise BadInput(f"student {name}: {ours}, expected the teacher's {theirs}")

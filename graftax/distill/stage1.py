@@ -19,7 +19,7 @@ from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.cost import stage1_flops
 from graftax.distill.groups import group_units, install_scions
 from graftax.distill.heldout import heldout_errors
-from graftax.distill.merged import MergedStep, regression_units
+from graftax.distill.steps import StepSite, regression_units, taken_out
 from graftax.distill.placing import shard_teacher
 from graftax.distill.sites import check_pair, learnt_sites
 from graftax.distill.teacher import Teacher
@@ -83,9 +83,10 @@ def _untouched(student: Model, sites: Selector | None) -> str:
     """A pattern of the parameter paths that stage 1 leaves alone."""
     spec, found = student.spec, []
     for unit in regression_units(student, sites):
-        if isinstance(unit, MergedStep):
+        if isinstance(unit, StepSite):
             blocks = unit.step.blocks
-            found += [f"{MERGES}/{spec.merge_key(blocks)}", *(f"blocks/{spec.block_key(i)}" for i in blocks)]
+            found += [f"{MERGES}/{spec.merge_key(blocks)}"] if blocks in spec.merges else []
+            found += [f"blocks/{spec.block_key(i)}" for i in blocks]
         else:
             found.append(unit.path(spec))
     return f"(?!(?:{'|'.join(found)})/).*"
@@ -121,7 +122,7 @@ def distill_job(
     does not run exactly once in the teacher.
     """
     chosen = regression_units(student, sites)
-    check_pair(teacher, student)
+    check_pair(teacher, student, taken_out(chosen))
     process = noising_for(teacher.spec, process)
     source = Teacher(teacher.spec, group_units(student.spec, chosen), process, config)
     prepared = shard_teacher(source, teacher.params, mesh, rules)

@@ -16,7 +16,7 @@ from graftax.blocks import Context
 from graftax.diffusion import Noising
 from graftax.distill.config import DistillConfig
 from graftax.distill.groups import Group, group_units, over_sites, stack_scions
-from graftax.distill.merged import MergedStep, StepGroup
+from graftax.distill.steps import StepSite, StepGroup
 from graftax.distill.placing import constrain_stacked, sample_pairs, site_method, stacked_shardings
 from graftax.distill.teacher import Teacher
 from graftax.ops.base import Params
@@ -46,7 +46,7 @@ DistillStep = Callable[[DistillState, Params, Batch, jax.Array], tuple[DistillSt
 
 
 def create_state(
-    student: ModelSpec, params: Params, sites: Sequence[Site | MergedStep], config: DistillConfig
+    student: ModelSpec, params: Params, sites: Sequence[Site | StepSite], config: DistillConfig
 ) -> DistillState:
     """Initial state: copies of the scions in `params` (a whole parameter tree), optimisers at zero."""
     scions = stack_scions(params, group_units(student, sites))
@@ -55,7 +55,7 @@ def create_state(
 
 
 def sharded_state(
-    student: ModelSpec, params: Params, sites: Sequence[Site | MergedStep], config: DistillConfig, mesh: Mesh,
+    student: ModelSpec, params: Params, sites: Sequence[Site | StepSite], config: DistillConfig, mesh: Mesh,
     rules: AxisRules = RULES,
 ) -> DistillState:  # fmt: skip
     """`create_state` on a mesh, made where it belongs: every leaf is split like a parameter, its axis s stays whole."""
@@ -65,7 +65,7 @@ def sharded_state(
 
 
 def make_distill_step(
-    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | MergedStep], process: Noising,
+    teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | StepSite], process: Noising,
     config: DistillConfig, *, mesh: Mesh | None = None, method: str = "auto", rules: AxisRules = RULES,
 ) -> DistillStep:  # fmt: skip
     """The compiled `step(state, prepared, batch, key) -> (state, metrics)`.

@@ -20,7 +20,7 @@ from graftax import config as configs
 from graftax.backbones.zoo import spec_of
 from graftax.checkpoint.hub import is_hub
 from graftax.checkpoint.shipped import is_shipped
-from graftax.distill.merged import MergedStep, regression_units
+from graftax.distill.steps import StepSite, regression_units
 from graftax.errors import BadInput, GraftaxError, did_you_mean
 from graftax.evaluate.aot import (
     REMATERIALISATION,
@@ -97,11 +97,12 @@ def programs_of(tree: dict[str, Any]) -> tuple[list[Program], MeshConfig]:
     return [*first, train_program("stage 2", student, after), _sampling(student, after, recipe)], recipe.mesh
 
 
-def graft_of(recipe: Recipe) -> tuple[ModelSpec, ModelSpec, tuple[Site | MergedStep, ...]]:
+def graft_of(recipe: Recipe) -> tuple[ModelSpec, ModelSpec, tuple[Site | StepSite, ...]]:
     """Specs of a recipe's teacher and student, and what its stage 1 trains (`regression_units`), all without weights."""
     teacher = named_spec(recipe.teacher)
-    student, sites = dry_run(recipe.graft.edit, teacher)
-    model = Model(student, {}, Meta(sites=tuple(map(str, sorted(sites)))))
+    edit = recipe.graft.edit
+    student, sites = dry_run(edit, teacher)
+    model = Model(student, {}, Meta(edits=(str(edit),), sites=tuple(map(str, sorted(sites)))))
     return teacher, student, regression_units(model, None) if has_stage_1(model) else ()
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from graftax.data.pixels.images import Images
-from graftax.distill.merged import regression_units
+from graftax.distill.steps import regression_units, taken_out
 from graftax.distill.sites import check_pair
 from graftax.distill.stage import DistillStage
 from graftax.distill.stage1 import table_of
@@ -67,8 +67,8 @@ class DryRun:
 
 def dry_distill(teacher: Model, student: Model, stage: DistillStage, data: Images, mesh: MeshConfig) -> DryRun:
     """Stage 1 of `student` as `graftax.distill.distill` would run it. Raises `BadInput` as it does."""
-    check_pair(teacher, student)
     units = regression_units(student, None)
+    check_pair(teacher, student, taken_out(units))
     program = stage1_program(teacher.spec, student.spec, units, stage.settings, stage.batch_size)
     traced = program.trace(mesh.build(), mesh.rules)
     (state, prepared, batch, _), _ = traced.in_avals

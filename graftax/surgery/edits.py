@@ -117,6 +117,11 @@ class Compose(Edit):
         return (spec, params, report), sites
 
 
+def flat(edit: Edit) -> tuple[Edit, ...]:
+    """The edits that `edit` is made of, in order, itself where it is no `Compose`."""
+    return tuple(one for part in edit.edits for one in flat(part)) if isinstance(edit, Compose) else (edit,)
+
+
 def integer(name: str, value: Any) -> int:
     """`value` as an int. Raises `BadInput`, naming the edit that was to be made of it, where it is none."""
     try:

@@ -3,7 +3,7 @@ import pytest
 
 from graftax.backbones.dit import dit_spec
 from graftax.distill import DistillConfig, create_state
-from graftax.distill.merged import regression_units
+from graftax.distill.steps import regression_units
 from graftax.distill.normal_equations import zeros
 from graftax.distill.placing import stacked_shardings
 from graftax.models import Meta, Model, param_shapes

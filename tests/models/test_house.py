@@ -13,7 +13,7 @@ import graftax
 from graftax.diffusion import Process
 from graftax.distill import DistillConfig, create_state, make_distill_step
 from graftax.distill.groups import group_units
-from graftax.distill.merged import regression_units
+from graftax.distill.steps import regression_units
 from graftax.distill.teacher import Teacher
 from graftax.models import init
 from graftax.models.collect import spread

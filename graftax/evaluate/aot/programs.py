@@ -16,7 +16,7 @@ from graftax.diffusion import Sampling, Times
 from graftax.distill import DistillConfig, create_state, make_distill_step
 from graftax.distill.cost import stage1_flops
 from graftax.distill.groups import group_units
-from graftax.distill.merged import MergedStep
+from graftax.distill.steps import StepSite
 from graftax.distill.placing import stacked_shardings
 from graftax.distill.teacher import Teacher
 from graftax.models import param_shapes
@@ -50,7 +50,7 @@ class Program:
 
 
 def stage1_program(
-    teacher: ModelSpec, student: ModelSpec, units: Sequence[Site | MergedStep], config: DistillConfig, batch_size: int
+    teacher: ModelSpec, student: ModelSpec, units: Sequence[Site | StepSite], config: DistillConfig, batch_size: int
 ) -> Program:
     """One update of all scions (`graftax.distill.distill_job`)."""
     process = noising_for(teacher)

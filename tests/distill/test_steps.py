@@ -13,7 +13,7 @@ from graftax.diffusion import Process
 from graftax.distill import DistillConfig, calibrate, distill
 from graftax.distill.groups import group_units, install_scions, stack_scions
 from graftax.distill.heldout import heldout_errors
-from graftax.distill.merged import merged_steps, regression_units
+from graftax.distill.steps import merged_steps, regression_units
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
 from graftax.models.stack import apply_stack

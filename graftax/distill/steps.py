@@ -1,9 +1,14 @@
-"""Steps that merge blocks by a learned projection, distilled as a whole: what the blocks did one after the other, the step
-learns to do on one input (the parallel blocks of the grafting paper, arXiv 2506.05340)."""
+"""Steps of a student's program that are distilled as a whole: what blocks of the teacher did one after the other, the step
+learns to do on one input.
+
+Such are blocks merged by a learned projection (the parallel blocks of the grafting paper, arXiv 2506.05340), and a block that
+stands for a span of dropped ones beside it (as in Flux.1-lite).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,26 +26,35 @@ from graftax.models.merge import MERGES
 from graftax.models.stack import apply_stack
 from graftax.ops.base import Params
 from graftax.spec import BlockSpec, ModelSpec, Step, members
-from graftax.surgery.select import Selector, Site
+from graftax.surgery.edits import flat
+from graftax.surgery.parse import parse
+from graftax.surgery.replace import Exchange
+from graftax.surgery.replay import is_training
+from graftax.surgery.restructure import ParallelPairs, healers
+from graftax.surgery.select import Selector, Site, ranges
+
+PROJECT = "project"
 
 
 @dataclass(frozen=True)
-class MergedStep:
-    """A step of a student's program with a learned projection: both its blocks and the projection are trained.
+class StepSite:
+    """A step of a student's program that is trained as a whole: its blocks, and the projection where it has one.
 
     Attributes:
         step: of the program.
+        span: the teacher's blocks whose work it does: it gets the first one's input and learns the last one's output.
     """
 
     step: Step
+    span: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"merges[{','.join(map(str, self.step.blocks))}]"
+        return f"{'merges' if self.step.merge == PROJECT else 'spans'}[{ranges(self.span)}]"
 
 
 @dataclass(frozen=True)
 class StepGroup:
-    """Merged steps whose blocks hold equal operators, in order of the program. Axis s counts them.
+    """Steps of one shape whose blocks hold equal operators, in order of the program. Axis s counts them.
 
     Attributes:
         spec: of the student.
@@ -52,7 +66,7 @@ class StepGroup:
     spec: ModelSpec
     step: Step
     blocks: tuple[BlockSpec, ...]
-    sites: tuple[MergedStep, ...]
+    sites: tuple[StepSite, ...]
 
     input = "block/in"
     output = "block/out"
@@ -60,8 +74,13 @@ class StepGroup:
 
     @property
     def spans(self) -> tuple[tuple[int, ...], ...]:
-        """The blocks of each step: it learns from the first one's input and the last one's output."""
-        return tuple(site.step.blocks for site in self.sites)
+        """The teacher's blocks for each step: it learns from the first one's input and the last one's output."""
+        return tuple(site.span for site in self.sites)
+
+    @property
+    def merges(self) -> bool:
+        """Whether the steps have a projection."""
+        return self.step.merge == PROJECT
 
     def apply_fn(self, config: DistillConfig) -> Callable[[Params, Context, Any], Any]:
         """One step as a function: (its weights, context, x (b, n, d)) -> (b, n, d); states of several streams as dicts."""
@@ -97,13 +116,15 @@ class StepGroup:
     ) -> tuple[Any, Taps]:
         local = self.spec.replace(blocks=self.blocks, program=(self.step,), adapters=())
         state, taps = apply_stack(
-            local, scion["blocks"], as_state(x), context, merges=scion[MERGES], plan="unroll", capture=capture,
+            local, scion["blocks"], as_state(x), context, merges=scion.get(MERGES), plan="unroll", capture=capture,
             dtype=config.dtype,
         )  # fmt: skip
         return alone(state), taps
 
     def readout(self, scion: Params) -> Params:
-        """The projection of a step."""
+        """The projection of a step. Raises `BadInput` where it has none."""
+        if not self.merges:
+            raise BadInput(f"calibration of {self.sites[0]}: a block that heals has no last layer, expected 0 batches")
         return scion[MERGES][self._own]
 
     def with_readout(self, scion: Params, layer: Params) -> Params:
@@ -112,21 +133,20 @@ class StepGroup:
 
     def weights(self, params: Params) -> list[Params]:
         """The weights of every step, its blocks numbered from 0: {"blocks": {"00", ...}, "merges": {"00_01"}}."""
-        return [
-            {
-                "blocks": {f"{j:02d}": params["blocks"][self.spec.block_key(i)] for j, i in enumerate(span)},
-                MERGES: {self._own: params[MERGES][self.spec.merge_key(span)]},
-            }
-            for span in self.spans
-        ]
+        return [self._weights(params, site.step.blocks) for site in self.sites]
+
+    def _weights(self, params: Params, ids: tuple[int, ...]) -> Params:
+        blocks = {f"{j:02d}": params["blocks"][self.spec.block_key(i)] for j, i in enumerate(ids)}
+        return {"blocks": blocks, **({MERGES: {self._own: params[MERGES][self.spec.merge_key(ids)]}} if self.merges else {})}
 
     def install(self, params: Params, scions: Iterable[Params]) -> Params:
         """`params` with the weights of every step in their places; inverse of `weights`."""
-        blocks, merges = dict(params["blocks"]), dict(params[MERGES])
-        for span, scion in zip(self.spans, scions, strict=True):
-            blocks |= {self.spec.block_key(i): scion["blocks"][f"{j:02d}"] for j, i in enumerate(span)}
-            merges[self.spec.merge_key(span)] = scion[MERGES][self._own]
-        return {**params, "blocks": blocks, MERGES: merges}
+        blocks, merges = dict(params["blocks"]), dict(params.get(MERGES, {}))
+        for site, scion in zip(self.sites, scions, strict=True):
+            ids = site.step.blocks
+            blocks |= {self.spec.block_key(i): scion["blocks"][f"{j:02d}"] for j, i in enumerate(ids)}
+            merges |= {self.spec.merge_key(ids): scion[MERGES][self._own]} if self.merges else {}
+        return {**params, "blocks": blocks, **({MERGES: merges} if merges else {})}
 
     @property
     def _own(self) -> str:
@@ -134,22 +154,42 @@ class StepGroup:
         return "_".join(f"{j:02d}" for j in self.step.blocks)
 
 
-def merged_steps(spec: ModelSpec) -> tuple[MergedStep, ...]:
+def merged_steps(spec: ModelSpec) -> tuple[StepSite, ...]:
     """The steps of `spec` that have a projection. Raises `BadInput` where one is looped or scaled or two share a block."""
-    steps = [step for step in spec.program if step.merge == "project"]
-    if odd := [step for step in steps if step != Step(step.blocks, "project")]:
+    steps = [step for step in spec.program if step.merge == PROJECT]
+    if odd := [step for step in steps if step != Step(step.blocks, PROJECT)]:
         raise BadInput(f"distillation: {odd[0]} is looped or scaled, expected merged steps that run once")
     blocks = [i for step in steps for i in step.blocks]
     if shared := [i for i in blocks if blocks.count(i) > 1]:
         raise BadInput(f"distillation: block {shared[0]} runs in two merged steps, expected one, which then trains it")
-    return tuple(map(MergedStep, steps))
+    return tuple(StepSite(step, step.blocks) for step in steps)
 
 
-def group_steps(spec: ModelSpec, sites: Iterable[MergedStep]) -> dict[str, StepGroup]:
-    """Groups of merged steps of a student of `spec`, under names that say what they are: "0_step_mha_mlp_mha_mlp"."""
+def healing_steps(student: Model) -> tuple[StepSite, ...]:
+    """The blocks that are to stand for spans that `drop(.., heal=..)` took out since the student's last training.
+
+    Raises `BadInput` where operators or steps were exchanged beside: the teacher has them under other numbers.
+    """
+    texts = list(itertools.takewhile(lambda text: not is_training(text), reversed(student.meta.edits)))
+    if not any("heal=" in text for text in texts):  # an edit of one's own need not read back
+        return ()
+    edits = [edit for text in reversed(texts) for edit in flat(parse(text))]
+    heals = healers(edits, student.spec.depth)
+    if heals and (others := [edit for edit in edits if isinstance(edit, Exchange | ParallelPairs)]):
+        raise BadInput(f"distillation: {others[0]} beside drop(.., heal=..), expected one distilled before the other")
+    return tuple(StepSite(Step((block,)), span) for block, span in sorted(heals.items()))
+
+
+def taken_out(units: Iterable[Site | StepSite]) -> int:
+    """How many of the teacher's blocks the student of these units does not have any more."""
+    return sum(len(unit.span) - len(unit.step.blocks) for unit in units if isinstance(unit, StepSite))
+
+
+def group_steps(spec: ModelSpec, sites: Iterable[StepSite]) -> dict[str, StepGroup]:
+    """Groups of steps of a student of `spec`, under names that say what they are: "0_step_mha_mlp_mha_mlp"."""
     sites = list(sites)
 
-    def local(site: MergedStep) -> tuple[Step, tuple[BlockSpec, ...]]:
+    def local(site: StepSite) -> tuple[Step, tuple[BlockSpec, ...]]:
         ids = site.step.blocks
         return dataclasses.replace(site.step, blocks=tuple(range(len(ids)))), tuple(spec.blocks[i] for i in ids)
 
@@ -163,11 +203,14 @@ def _kinds(blocks: Iterable[BlockSpec]) -> str:
     return "_".join(block[slot].kind for block in blocks for slot in block_kind(block.kind).tapped)
 
 
-def regression_units(student: Model, sites: Selector | None) -> tuple[Site | MergedStep, ...]:
-    """What stage 1 trains: the selected sites, or where `sites` is None all merged steps and all scions outside of them.
+def regression_units(student: Model, sites: Selector | None) -> tuple[Site | StepSite, ...]:
+    """What stage 1 trains: the selected sites; where `sites` is None the blocks that heal, and where there are none all merged
+    steps and all scions outside of them.
 
     Raises `BadInput` where there are none.
     """
+    if sites is None and (heals := healing_steps(student)):
+        return heals
     steps = merged_steps(student.spec) if sites is None else ()
     if not steps:
         return scion_sites(student, sites)
