@@ -13,7 +13,7 @@ from flax.linen.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
 from graftax.blocks.base import modulate, vectors
-from graftax.ops.norms import layer_norm
+from graftax.ops.norms import layer_norm, rms_norm
 
 FREQUENCIES = 256
 """Width of the sinusoidal timestep features."""
@@ -174,6 +174,7 @@ class FinalLayer(nn.Module):
         table: shift and scale are the conditioning plus a row each of a table (2, d), as in PixArt (arXiv 2310.00426),
             and no linear map of it.
         packed: a token's numbers are in the order of `packed`.
+        rms: its norm is an RMSNorm with a scale, as in LightningDiT, and no LayerNorm without one.
     """
 
     patch: int
@@ -182,6 +183,7 @@ class FinalLayer(nn.Module):
     dtype: DTypeLike | None = None
     table: bool = False
     packed: bool = False
+    rms: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array) -> jax.Array:
@@ -192,7 +194,8 @@ class FinalLayer(nn.Module):
         else:
             shift_scale = nn.Dense(2 * d, dtype=self.dtype, kernel_init=zeros, name="adaln")(nn.silu(c))
         shift, scale = vectors(shift_scale, 2)  # (b, 1, d) or (b, n, d)
-        x = modulate(layer_norm(x), shift, scale)
+        x = rms_norm(x) * self.param("scale", nn.initializers.ones, (d,), jnp.float32) if self.rms else layer_norm(x)
+        x = modulate(x, shift, scale)
         x = nn.Dense(p * p * self.channels, dtype=self.dtype, kernel_init=zeros, name="linear")(x)  # (b, n, p p c)
         return unpacked(x.astype(jnp.float32), p, self.grid) if self.packed else image_of(x, self.grid, p)
 

@@ -8,7 +8,8 @@ from jax.typing import DTypeLike
 
 from graftax.blocks.auraflow import AuraJoint, AuraSingle
 from graftax.blocks.base import BlockKind, Context, Run, Slot, State, Tap, Taps, alone, as_state, bind, part
-from graftax.blocks.dit import DiTBlock
+from graftax.blocks.ddt import DDTDecoder, DDTEncoder
+from graftax.blocks.dit import DiTBlock, DiTNoShift
 from graftax.blocks.flux import DoubleBlock, SingleBlock
 from graftax.blocks.pixart import PixArtBlock
 from graftax.blocks.sd3 import SD3Block, SD3DualBlock, SD3LastBlock
@@ -18,13 +19,13 @@ from graftax.spec import BlockSpec, ModelSpec, OpSpec, Sizes
 
 _KINDS: tuple[BlockKind, ...] = (
     DiTBlock(), PixArtBlock(), SD3Block(), SD3DualBlock(), SD3LastBlock(), DoubleBlock(), SingleBlock(), AuraJoint(),
-    AuraSingle(),
+    AuraSingle(), DiTNoShift(), DDTEncoder(), DDTDecoder(),
 )  # fmt: skip
 BLOCKS: dict[str, BlockKind] = {kind.kind: kind for kind in _KINDS}
 
 __all__ = [
     "BLOCKS", "BlockKind", "Context", "Run", "Slot", "State", "Tap", "Taps", "alone", "as_state", "bind", "block_kind",
-    "build", "part", "register", "resolve", "resolve_all", "slot_names", "slot_of",
+    "build", "part", "register", "resolve", "resolve_all", "slot_names", "slot_of", "streams",
     "tapped_slots",
 ]  # fmt: skip
 
@@ -63,6 +64,12 @@ def slot_names(spec: ModelSpec, *roles: str) -> tuple[str, ...]:
     kinds = dict.fromkeys(block.kind for block in spec.blocks)
     slots = [slot for kind in kinds for slot in block_kind(kind).slots]
     return tuple(dict.fromkeys(slot.name for slot in slots if not roles or slot.role in roles))
+
+
+def streams(spec: ModelSpec) -> tuple[str, ...]:
+    """Streams that the blocks of `spec` pass on, in alphabetical order."""
+    kinds = dict.fromkeys(block.kind for block in spec.blocks)
+    return tuple(sorted({stream for kind in kinds for slot in block_kind(kind).slots for stream in slot.streams}))
 
 
 def tapped_slots(spec: ModelSpec) -> tuple[str, ...]:

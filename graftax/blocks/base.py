@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from graftax import ops
 from graftax.ops.base import Operator, Params, call
@@ -28,7 +28,8 @@ from graftax.ops.rope import Rope
 from graftax.spec import OpSpec, Sizes
 
 State = dict[str, jax.Array]
-"""What blocks pass on, by stream: {"img": (b, n, d)}, or with a text stream {"img": .., "txt": (b, m, d)}, float32."""
+"""What blocks pass on, by stream, float32: {"img": (b, n, d)}, with a text also "txt" (b, m, d), in a DDT also "cond"
+(b, n, d)."""
 
 Taps = dict[str, Any]
 """Values on the way by name: arrays, or dicts of streams. "SLOT/in", "SLOT/out", "block/in", "block/out"."""
@@ -54,6 +55,7 @@ class Context:
         text: (b, m, d), the text that cross-attention looks at; None in models without.
         text_mask: (b, m) bool, which of its tokens are real; None: all of them.
         rope: rotary positions of all tokens of the streams, text before image (`graftax.ops.rope`); None: none.
+        time: what `vec` holds of the time, (b, d), in models that condition on it alone as well.
     """
 
     vec: jax.Array
@@ -61,6 +63,7 @@ class Context:
     text: jax.Array | None = None
     text_mask: jax.Array | None = None
     rope: Rope | None = None
+    time: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,21 @@ class Slot:
         role: which operators fit (`Operator.role`).
         streams: on which it works; several are concatenated in this order, or stand side by side for the role "joint".
         parts: vectors that a modulation must give, 0 for other roles.
+        each: whether it gives them for every token.
     """
 
     name: str
     role: str
     streams: tuple[str, ...] = ("img",)
     parts: int = 0
+    each: bool = False
 
     def sizes(self, sizes: Sizes) -> Sizes:
         """What its operator is built to: the tokens of its streams alone, and the text where it reads that."""
         return replace(
             sizes,
             text=sizes.text if "txt" in self.streams else 0,
-            grid=sizes.grid if "img" in self.streams else (0, 0),
+            grid=(0, 0) if self.streams == ("txt",) else sizes.grid,
             context=sizes.context if self.role == "cross" else 0,
         )
 
@@ -96,7 +101,7 @@ class Slot:
         self, op: OpSpec, sizes: Sizes, dtype: DTypeLike | None = None, init_style: str = "torch", name: str | None = None
     ) -> Operator:
         """The operator `op` in this slot of a model of `sizes`; `name` is that of the Linen module."""
-        given = {"parts": self.parts} if self.parts else {}
+        given = {"parts": self.parts, "each": self.each} if self.parts else {}
         return ops.build(op, self.sizes(sizes), dtype, init_style, name=name, **given)
 
 
@@ -116,6 +121,11 @@ class BlockKind(ABC):
     @abstractmethod
     def body(self, run: Run, state: State, context: Context, tap: Tap) -> State:
         """The state after the block: the same streams, of the same shapes."""
+
+    def under(self, state: State, context: Context) -> Context:
+        """What its operators read where the streams are at `state`: the context of the pass, but in kinds that condition one
+        stream on another."""
+        return context
 
     @property
     def tapped(self) -> tuple[str, ...]:
@@ -171,6 +181,6 @@ def vectors(modulation: jax.Array, parts: int) -> list[jax.Array]:
     return jnp.split(modulation.astype(jnp.float32), parts, axis=-1)
 
 
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+def modulate(x: jax.Array, shift: ArrayLike, scale: jax.Array) -> jax.Array:
     """adaLN: x * (1 + scale) + shift."""
     return x * (1 + scale) + shift

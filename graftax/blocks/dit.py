@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 
 from graftax.blocks.base import STREAM, BlockKind, Context, Run, Slot, State, Tap, modulate, vectors
 from graftax.ops.placement import place
+
+
+def dit_slots(parts: int = 6, stream: str = "img", each: bool = False) -> tuple[Slot, ...]:
+    """The slots of such a block on a stream; its modulation gives `parts` vectors, where `each` to every token its own."""
+    on = (stream,)
+    return (
+        Slot("adaln", "modulation", on, parts, each), Slot("norm1", "norm", on), Slot("mixer", "mixer", on),
+        Slot("norm2", "norm", on), Slot("mlp", "channel", on),
+    )  # fmt: skip
 
 
 class DiTBlock(BlockKind):
@@ -13,19 +24,32 @@ class DiTBlock(BlockKind):
 
     The modulation gives shift, scale, gate of the mixer, then of the channel mixer, for the whole image or for every token.
     Operators' inputs carry shift and scale, their outputs come before the gate.
+
+    Attributes:
+        stream: the one that it changes; others pass.
     """
 
     kind = "dit"
-    slots = (
-        Slot("adaln", "modulation", parts=6), Slot("norm1", "norm"), Slot("mixer", "mixer"), Slot("norm2", "norm"),
-        Slot("mlp", "channel"),
-    )  # fmt: skip
+    slots = dit_slots()
+    stream: ClassVar[str] = "img"
 
     def body(self, run: Run, state: State, context: Context, tap: Tap) -> State:
-        x = state["img"]
-        modulation = vectors(run["adaln"](), 6)  # (b, 1, d) or (b, n, d) each
-        for norm, slot, (shift, scale, gate) in (("norm1", "mixer", modulation[:3]), ("norm2", "mlp", modulation[3:])):
-            u = tap(f"{slot}/in", modulate(run[norm](x), shift, scale))
+        x = state[self.stream]
+        modulation = vectors(run["adaln"](), self.slots[0].parts)  # (b, 1, d) or (b, n, d) each
+        half = len(modulation) // 2
+        for norm, slot, own in (("norm1", "mixer", modulation[:half]), ("norm2", "mlp", modulation[half:])):
+            *shift, scale, gate = own
+            u = tap(f"{slot}/in", modulate(run[norm](x), shift[0] if shift else 0.0, scale))
             y = tap(f"{slot}/out", run[slot](u).astype(jnp.float32))
             x = place(x + gate * y, *STREAM)
-        return {"img": x}
+        return {**state, self.stream: x}
+
+
+class DiTNoShift(DiTBlock):
+    """`DiTBlock` without shifts: the modulation gives scale and gate of the mixer, then of the channel mixer.
+
+    LightningDiT's `wo_shift` (Yao et al., arXiv 2501.01423, released code).
+    """
+
+    kind = "dit_no_shift"
+    slots = dit_slots(parts=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from graftax.blocks import build
+from graftax.blocks import build, streams
 from graftax.models.backbone import find
 from graftax.models.lora import count_adapters
 from graftax.models.network import param_shapes
@@ -25,7 +25,7 @@ def count_trainable(spec: ModelSpec) -> int:
     """Parameters that training changes: all but fixed tables of positions (DiT-XL/2: 674,834,720)."""
     blocks = sum(operator_cost(spec, block, slot).params for block in spec.blocks for slot in block.slots)
     shared = sum(linear_cost(spec.width, part.features).params for part in shared_parts(spec).values())
-    merges = sum(_streams(spec) * _linear(len(ids) * spec.width, spec.width) for ids in spec.merges)
+    merges = sum(len(streams(spec)) * _linear(len(ids) * spec.width, spec.width) for ids in spec.merges)
     adapters = count_adapters(spec.adapters, param_shapes(spec.replace(adapters=()))) if spec.adapters else 0
     return find(spec).cost(spec).trained + blocks + shared + merges + adapters
 
@@ -80,11 +80,8 @@ def block_cost(spec: ModelSpec, ids: Sequence[int]) -> tuple[int, int]:
 
 def merge_flops(spec: ModelSpec, count: int) -> int:
     """FLOPs per image of one learned projection of `count` outputs."""
-    return 2 * spec.sizes.tokens * count * spec.width**2
-
-
-def _streams(spec: ModelSpec) -> int:
-    return 2 if spec.sizes.text else 1
+    tokens = sum(spec.sizes.text if stream == "txt" else spec.sizes.image for stream in streams(spec))
+    return 2 * tokens * count * spec.width**2
 
 
 def _linear(fan_in: int, fan_out: int) -> int:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from graftax.blocks import Context, State, block_kind
+from graftax.blocks import Context, State, block_kind, streams
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond, find
 from graftax.models.collect import Place, stacked
@@ -228,7 +228,7 @@ def _merge_parts(spec: ModelSpec, merges: Params) -> Params:
         biases = [jnp.tile(p["bias"], (len(ids), 1)) for ids, p in trees]
         return {"kernel": jnp.concatenate(kernels), "bias": jnp.concatenate(biases)}
 
-    return {stream: of(stream) for stream in (("img", "txt") if spec.sizes.text else ("img",))}
+    return {stream: of(stream) for stream in streams(spec)}
 
 
 def _projected(parts: Params, number: jax.Array, out: State) -> State:

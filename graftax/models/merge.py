@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from graftax.blocks import State
+from graftax.blocks import State, streams
 from graftax.ops.base import IN_HIDDEN, Params
 from graftax.spec import ModelSpec, Step
 
@@ -64,7 +64,8 @@ def mean_merge(spec: ModelSpec, count: int) -> Params:
     """The projection that starts as the mean of `count` block outputs: kernel (count d, d), bias (d,), by stream where there
     are several."""
     one = {"kernel": mean_kernel(None, (count * spec.width, spec.width)), "bias": jnp.zeros(spec.width)}
-    return one if not spec.sizes.text else {"img": one, "txt": one}
+    names = streams(spec)
+    return one if len(names) == 1 else dict.fromkeys(names, one)
 
 
 class Merges(nn.Module):

@@ -132,6 +132,7 @@ def run_block(
 ) -> tuple[State, Taps]:  # fmt: skip
     """One block: its weights by slot, for several operators in a slot as `operator` takes them."""
     kind, held = block
+    context = block_kind(kind).under(state, context)
     run = {slot: operator(spec, kind, slot, ops, weights[slot], context, dtype) for slot, ops in held}
     return block_kind(kind)(run, state, context, capture)
 

@@ -17,8 +17,9 @@ from graftax.ops.placement import place
 from graftax.ops.rope import Rope, rotate
 from graftax.spec import OpSpec, Option, Sizes
 
-NORMS = ("none", "rms", "layer")
-"""Of queries and keys, head by head: "rms" with a scale (Flux, SD3.5), "layer" without one (AuraFlow)."""
+NORMS = ("none", "rms", "layer", "layer_affine")
+"""Of queries and keys, head by head: "rms" with a scale (Flux, SD3.5, LightningDiT, DDT), "layer" without one (AuraFlow),
+"layer_affine" with a scale and a bias (REPA)."""
 
 BIASES = ("all", "in", "none")
 """Which projections have a bias: all, those of queries, keys and values alone (Flux's single blocks), or none (AuraFlow)."""
@@ -37,7 +38,15 @@ class HeadNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.norm == "layer":
             return layer_norm(x, 1e-5)
-        return rms_norm(x, 1e-6) * self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        if self.norm == "rms":
+            return rms_norm(x, 1e-6) * scale
+        return layer_norm(x, 1e-5) * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+
+
+def norm_params(norm: str, head_dim: int) -> int:
+    """Parameters of the norms of queries and keys, both together."""
+    return 2 * head_dim * {"rms": 1, "layer_affine": 2}.get(norm, 0)
 
 
 def check_attention(op: OpSpec) -> None:
@@ -55,8 +64,8 @@ def turned(q: jax.Array, k: jax.Array, rope: Rope | None) -> tuple[jax.Array, ja
 class MHANormed(MHA):
     """`MHA` whose queries and keys are normalised head by head, then turned by the context's rotary positions.
 
-    softmax(R norm(q) (R norm(k))^T / sqrt(head dim)) v, as in Flux's and AuraFlow's single blocks and the second attention
-    of SD3.5-medium (diffusers' FluxAttention, Attention with qk_norm). The norms' scales start at 1.
+    softmax(R norm(q) (R norm(k))^T / sqrt(head dim)) v, as in Flux's and AuraFlow's single blocks, the second attention of
+    SD3.5-medium (diffusers' FluxAttention, Attention with qk_norm), LightningDiT and DDT. The norms' scales start at 1.
 
     Attributes:
         qk_norm: one of `NORMS`.
@@ -69,7 +78,8 @@ class MHANormed(MHA):
     kind = "mha_normed"
     reads = ("rope",)
     torch_keys = (
-        *MHA.torch_keys, TorchKey("q_norm/scale", "ln_q.weight", "same"), TorchKey("k_norm/scale", "ln_k.weight", "same")
+        *MHA.torch_keys, TorchKey("q_norm/scale", "ln_q.weight", "same"), TorchKey("k_norm/scale", "ln_k.weight", "same"),
+        TorchKey("q_norm/bias", "ln_q.bias", "same"), TorchKey("k_norm/bias", "ln_k.bias", "same"),
     )  # fmt: skip
 
     def setup(self) -> None:
@@ -90,7 +100,7 @@ class MHANormed(MHA):
         return self.proj(place(mixed.reshape(*x.shape[:2], self.inner), "batch", None, "hidden"))
 
     def cost(self) -> Cost:
-        plain, scales = super().cost(), 2 * self.sizes.head_dim * (self.qk_norm == "rms")
+        plain, scales = super().cost(), norm_params(self.qk_norm, self.sizes.head_dim)
         missing = 3 * self.inner * (self.bias == "none") + self.width * (self.bias != "all")
         return Cost(plain.params + scales - missing, plain.op_flops, plain.featurizer_flops)
 
@@ -117,4 +127,6 @@ class MHANormed(MHA):
         )
         absent = {"all": (), "in": ("proj.bias",), "none": ("qkv.bias", "proj.bias")}.get(bias or "", ())
         names = {key.name for key in cls.torch_keys} - {*absent}  # those without norms are a damaged `mha`
-        return {"qk_norm": "rms", "bias": bias} if bias and set(shapes) == names else None
+        found = {"rms": names - {"ln_q.bias", "ln_k.bias"}, "layer_affine": names}
+        norm = next((norm for norm, own in found.items() if own == set(shapes)), None)
+        return {"qk_norm": norm, "bias": bias} if bias and norm else None

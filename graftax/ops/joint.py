@@ -15,7 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from graftax.errors import BadInput
 from graftax.ops.attention import full_attention
-from graftax.ops.attention_normed import HeadNorm, check_attention, turned
+from graftax.ops.attention_normed import HeadNorm, check_attention, norm_params, turned
 from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Params, carried, dense
 from graftax.ops.placement import place
 from graftax.ops.rope import Rope
@@ -137,7 +137,7 @@ class Joint(Operator):
         answers = 1 + self.text_out
         params = 2 * 3 * d * inner + answers * inner * d
         params += 2 * 3 * inner * (self.bias != "none") + answers * d * (self.bias == "all")
-        params += 2 * 2 * self.sizes.head_dim * (self.head_norm == "rms")
+        params += 2 * norm_params(self.head_norm, self.sizes.head_dim)
         projections = 2 * 3 * self.tokens * d * inner + 2 * self.asking * inner * d
         return Cost(params + core.params, core.op_flops, projections + core.featurizer_flops)
 

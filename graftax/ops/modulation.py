@@ -80,9 +80,9 @@ class SiluLinear(nn.Module):
         return u @ kernel if bias is None else u @ kernel + bias
 
 
-def linear_cost(width: int, features: int) -> Cost:
-    """Of a `SiluLinear` on one vector of `width`."""
-    return Cost(width * features + features, 2 * width * features)
+def linear_cost(width: int, features: int, vecs: int = 1) -> Cost:
+    """Of a `SiluLinear` on `vecs` vectors of `width`."""
+    return Cost(width * features + features, 2 * vecs * width * features)
 
 
 class Modulation(Operator):
@@ -90,13 +90,15 @@ class Modulation(Operator):
 
     Attributes:
         parts: vectors of width d that the block takes; set by the slot.
+        each: whether every token has a `vec` of its own; likewise.
     """
 
     parts: int = 6
+    each: bool = False
 
     role = "modulation"
     reads = ("vec",)
-    given = ("parts",)
+    given = ("parts", "each")
     readout = ""
     default_init = "transplant"
 
@@ -104,6 +106,11 @@ class Modulation(Operator):
     def features(self) -> int:
         """Numbers that come out, parts x d."""
         return self.parts * self.width
+
+    @property
+    def vecs(self) -> int:
+        """Conditioning vectors of an image."""
+        return self.tokens if self.each else 1
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), {"vec": jnp.zeros((1, self.width))}
@@ -147,7 +154,7 @@ class AdaLN(Modulation):
         return [_params(kernel=kernel, bias=bias) for kernel, bias in wanted], None
 
     def cost(self) -> Cost:
-        return linear_cost(self.width, self.features)
+        return linear_cost(self.width, self.features, self.vecs)
 
 
 class AdaLNNoBias(Modulation):
@@ -180,7 +187,7 @@ class AdaLNNoBias(Modulation):
         return [_params(kernel=kernel + np.outer(one, bias)) for kernel, bias in wanted], None
 
     def cost(self) -> Cost:
-        return Cost(self.width * self.features, 2 * self.width * self.features)
+        return Cost(self.width * self.features, 2 * self.vecs * self.width * self.features)
 
 
 class AdaLNShared(Modulation):
@@ -272,7 +279,7 @@ class AdaLNLowRank(Modulation):
 
     def cost(self) -> Cost:
         d, r, out = self.width, self.rank, self.features
-        return Cost(d * r + r * out + out, 2 * r * (d + out))
+        return Cost(d * r + r * out + out, 2 * self.vecs * r * (d + out))
 
 
 def _params(**leaves: np.ndarray) -> Params:

@@ -24,12 +24,12 @@ def built(kind, **options):
     return operator, jax.tree.map(np.asarray, params)
 
 
-def normed(x, norm, scale=None):
+def normed(x, norm, scale=None, bias=None):
     if norm == "rms":
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
-    if norm == "layer":
-        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    return x
+    if norm in ("layer", "layer_affine"):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return x * scale + bias if norm == "layer_affine" else x
 
 
 def turned(x, places):
@@ -43,8 +43,8 @@ def turned(x, places):
 def heads_of(x, p, norm):
     qkv = x @ p["qkv"]["kernel"] + p["qkv"].get("bias", 0)
     q, k, v = (part.reshape(*x.shape[:2], 2, 6) for part in np.split(qkv.astype(np.float64), 3, axis=-1))
-    scales = (p.get(f"{name}_norm", {}).get("scale") for name in "qk")
-    return *(normed(part, norm, scale) for part, scale in zip((q, k), scales, strict=True)), v
+    norms = (p.get(f"{name}_norm", {}) for name in "qk")
+    return *(normed(part, norm, **own) for part, own in zip((q, k), norms, strict=True)), v
 
 
 def attention(q, k, v, mask=True):

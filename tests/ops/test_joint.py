@@ -39,19 +39,22 @@ def test_a_text_without_an_answer():
     assert not np.asarray(out["txt"]).any()
 
 
-@pytest.mark.parametrize("bias", ["all", "in", "none"])
-def test_normed_attention_by_its_definition(bias):
-    operator, params = built("mha_normed", qk_norm="rms", bias=bias)
+@pytest.mark.parametrize(("bias", "norm"), [("all", "layer_affine"), ("in", "rms"), ("none", "rms"), ("all", "none")])
+def test_normed_attention_by_its_definition(bias, norm):
+    operator, params = built("mha_normed", qk_norm=norm, bias=bias)
     x = np.concatenate([TXT, IMG], axis=1)
     out = call(operator, params, x, rope=ROPE)
-    q, k, v = heads_of(x, params, "rms")
+    q, k, v = heads_of(x, params, norm)
     mixed = attention(turned(q, PLACES), turned(k, PLACES), v)
     expected = mixed @ params["proj"]["kernel"] + params["proj"].get("bias", 0)
     np.testing.assert_allclose(out, expected, atol=1e-5)
     assert ("bias" in params["qkv"], "bias" in params["proj"]) == (bias != "none", bias == "all")
 
 
-@pytest.mark.parametrize("options", [{}, {"qk_norm": "rms", "bias": "none"}, {"text_out": False, "qk_norm": "layer"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"qk_norm": "rms", "bias": "none"}, {"text_out": False, "qk_norm": "layer"}, {"qk_norm": "layer_affine"}],
+)
 def test_costs_count_every_parameter(options):
     alone = {name: value for name, value in options.items() if name != "text_out"}
     for kind, chosen in (("joint_mha", options), ("mha_normed", alone)):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from graftax.backbones.classes import ClassConditional
-from graftax.backbones.dit.frame import COMPAT, LabelEmbed, compat_of
+from graftax.backbones.dit.frame import COMPAT, LabelEmbed, compat_of, grid_rope
 from graftax.backbones.dit.overrides import override
 from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, sinusoidal_positions
 from graftax.backbones.times import STEPS
@@ -23,8 +23,8 @@ from graftax.ops.base import Params, call
 from graftax.ops.placement import place
 from graftax.spec import ModelSpec, Option
 
-OPTIONS = ("channels", "classes", "compat", "patch")
-"""Options of the frame."""
+OPTIONS = ("channels", "classes", "compat", "final_rms", "patch", "rope")
+"""Options of the frame; `final_rms` and `rope` are false where nothing is said (`graftax.backbones.dit.frame`)."""
 
 
 class DiT(ClassConditional):
@@ -41,6 +41,11 @@ class DiT(ClassConditional):
             raise BadInput(f"ModelSpec.frame classes: got {classes!r}, expected a positive integer")
         if compat_of(spec) not in COMPAT:
             raise BadInput(f"ModelSpec.frame compat: got {compat_of(spec)!r}, expected one of {COMPAT}")
+        for name in ("final_rms", "rope"):
+            if not isinstance(spec.option(name, False), bool):
+                raise BadInput(f"ModelSpec.frame {name}: got {spec.option(name)!r}, expected true or false")
+        if spec.option("rope") and spec.sizes.head_dim % 4:
+            raise BadInput(f"ModelSpec.frame rope: heads of {spec.sizes.head_dim} channels, expected a multiple of 4")
         if spec.sizes.text or not spec.tokens:
             raise BadInput(f"ModelSpec.sizes: {spec.sizes}, expected image tokens and no text")
 
@@ -51,7 +56,7 @@ class DiT(ClassConditional):
         module.param("pos_embed", lambda _: jnp.asarray(sinusoidal_positions(d, spec.sizes.grid)))
         c = TimestepEmbed(d, name="t_embedder")(jnp.zeros(1))
         LabelEmbed(spec.classes, d, name="y_embedder")(jnp.zeros(1, jnp.int32))
-        FinalLayer(patch, spec.out_channels, spec.sizes.grid, name="final")(tokens, c)
+        self._final(spec, None, name="final")(tokens, c)
 
     def embed(
         self, spec: ModelSpec, params: Params, x: jax.Array, t: jax.Array, cond: Cond, dtype: DTypeLike | None
@@ -64,7 +69,8 @@ class DiT(ClassConditional):
         # Going back, the gradient of vec is split over the batch and meets weights split over the width. XLA makes it whole
         # in between, with a warning if it is not told to; it is small.
         vec = place(vec, None, None)
-        return {"img": place(x, *STREAM)}, Context(place(vec, "batch", "width"))
+        rope = grid_rope(spec.sizes) if spec.option("rope") else None
+        return {"img": place(x, *STREAM)}, Context(place(vec, "batch", "width"), rope=rope)
 
     def vec(self, spec: ModelSpec, params: Params, t: jax.Array, y: jax.Array) -> jax.Array:
         """The conditioning vector (b, d): embeddings of t (b,) and of y (b,), added."""
@@ -74,9 +80,14 @@ class DiT(ClassConditional):
     def head(
         self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None
     ) -> jax.Array:
-        """The output (b, h, w, out_channels): predicted noise, then the variance channels."""
-        final = FinalLayer(spec.option("patch"), spec.out_channels, spec.sizes.grid, dtype)
-        return place(call(final, params["final"], state["img"], context.vec), "batch", None, None, None)
+        """The output (b, h, w, out_channels): predicted noise, then the variance channels; of a flow the velocity alone."""
+        out = call(self._final(spec, dtype), params["final"], state["img"], context.vec)
+        out = out[..., : spec.option("channels")] if spec.prediction.is_flow else out  # SiT's second half has no meaning
+        return place(out, "batch", None, None, None)
+
+    def _final(self, spec: ModelSpec, dtype: DTypeLike | None, name: str | None = None) -> FinalLayer:
+        rms = spec.option("final_rms", False)
+        return FinalLayer(spec.option("patch"), spec.out_channels, spec.sizes.grid, dtype, rms=rms, name=name)
 
     def vectors(self, spec: ModelSpec, params: Params, count: int) -> jax.Array:
         """About `count` conditioning vectors (s, d): times evenly spread, at each of them classes in turn."""
@@ -93,7 +104,7 @@ class DiT(ClassConditional):
         numbers = spec.option("patch") ** 2 * spec.option("channels")
         out = spec.option("patch") ** 2 * spec.out_channels
         embedders = numbers * d + d + FREQUENCIES * d + d + d * d + d + (spec.classes + 1) * d
-        final = d * 2 * d + 2 * d + d * out + out
+        final = d * 2 * d + 2 * d + d * out + out + d * spec.option("final_rms", False)
         embed = 2 * n * d * numbers + 2 * d * (FREQUENCIES + d)
         return FrameCost(embedders + final, n * d, embed, 2 * n * d * out + 4 * d * d)
 

@@ -2,7 +2,8 @@
 
 The frame's option `compat` "diffusers" computes as Hugging Face diffusers' DiTTransformer2DModel (0.42), which deviates in
 the timestep's frequencies (`timestep_features`); its other deviation, eps 1e-5 in the norm before the channel mixer, is an
-option of that norm.
+option of that norm. `rope` true gives the blocks rotary positions, for operators that read them (`mha_normed`,
+`clear_normed`), beside the fixed table; `final_rms` true makes the last norm an RMSNorm with a scale. LightningDiT has both.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from graftax.spec import ModelSpec
+from graftax.ops.rope import Rope, tables
+from graftax.spec import ModelSpec, Sizes
 
 COMPAT = ("dit", "diffusers")
 
@@ -19,6 +22,16 @@ COMPAT = ("dit", "diffusers")
 def compat_of(spec: ModelSpec) -> str:
     """Whose numerics: "dit" or "diffusers"."""
     return spec.option("compat", "dit")
+
+
+def grid_rope(sizes: Sizes) -> Rope:
+    """Rotary tables of image tokens at (row, column), whole numbers from 0.
+
+    The first half of a head's channels turns with the row, the second with the column (EVA-02, arXiv 2303.11331, as
+    LightningDiT has it); heads have a multiple of 4 channels.
+    """
+    places = np.indices(sizes.grid).reshape(2, -1).T.astype(np.float64)  # (n, 2)
+    return tables(places, (sizes.head_dim // 2, sizes.head_dim // 2))
 
 
 class LabelEmbed(nn.Module):

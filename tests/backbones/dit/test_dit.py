@@ -14,8 +14,9 @@ from graftax.backbones.embedders import FinalLayer, sinusoidal_positions, timest
 from graftax.errors import BadInput
 from graftax.models import Meta, Model, Network, forward, init, param_shapes
 from graftax.models.backbone import find
+from graftax.models.cost import count_params
 from graftax.ops.norms import layer_norm
-from graftax.spec import Sizes
+from graftax.spec import Sizes, op
 from graftax.testing import random_params, tiny_spec
 
 ROUNDED = {"S": 33, "B": 130, "L": 458, "XL": 675}
@@ -267,3 +268,23 @@ def test_sizes_that_do_not_go_together(change, message):
     sizes = {"input_size": 8, "patch_size": 2, "hidden_size": 48, "depth": 2, "num_heads": 4}
     with pytest.raises(BadInput, match=message):
         dit_spec(**{**sizes, **change})
+
+
+def test_rotary_positions_and_an_rms_norm_of_the_output_are_options_of_the_frame():
+    attention = op("mha_normed", qk_norm="none")
+    spec = tiny_spec(mixer=attention, depth=1, hidden_size=16, num_heads=2).with_frame(rope=True, final_rms=True)
+    model = Model(spec, random_params(spec, jax.random.key(0)))
+    assert model.params["final"]["scale"].shape == (16,)
+    assert count_params(spec) == sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    rng = np.random.default_rng(0)
+    x, t, y = rng.standard_normal((2, 8, 8, 4), np.float32), np.array([3.0, 900.0]), np.array([0, 10])
+    _, context = find(spec).embed(spec, model.params, x, t, {"y": y}, None)
+    cos, sin = context.rope
+    assert cos.shape == sin.shape == (16, 4)  # token 14 is in row 3 and column 2; two frequencies for either
+    np.testing.assert_allclose((cos[14, 1], sin[14, 3]), (np.cos(3 * 0.01), np.sin(2 * 0.01)), rtol=1e-6)
+    plain = Model(spec.with_frame(rope=False), model.params)
+    assert np.abs(model(x, t, y) - plain(x, t, y)).max() > 1e-3
+    with pytest.raises(BadInput, match="frame rope: heads of 6 channels, expected a multiple of 4"):
+        find(spec).check(tiny_spec(hidden_size=12, num_heads=2).with_frame(rope=True))
+    with pytest.raises(BadInput, match="frame final_rms: got 2, expected true or false"):
+        find(spec).check(spec.with_frame(final_rms=2))
