@@ -15,11 +15,13 @@ from graftax.ops.base import Axes, Cost, Operator, TorchKey
 from graftax.ops.clear import Clear
 from graftax.ops.clear_normed import ClearNormed
 from graftax.ops.cross import CrossMHA
+from graftax.ops.gqa import GQA
 from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
 from graftax.ops.hyena_2d import Hyena2D
 from graftax.ops.hyena_long import HyenaLong
 from graftax.ops.joint import JointMHA
 from graftax.ops.joint_clear import JointClear
+from graftax.ops.joint_gqa import JointGQA
 from graftax.ops.joint_hyena import JointHyenaX
 from graftax.ops.joint_linear import JointLinear
 from graftax.ops.linear import LinearAttention
@@ -34,9 +36,9 @@ from graftax.ops.window_2d import SWA2D
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, CrossMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2, LinearAttention,
-    Clear, ClearNormed, JointMHA, JointClear, JointLinear, JointHyenaX, MLP, MLPHyenaX, MLPHyenaXSplit, SwiGLU,
-    Affine, AffineMLP, AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
+    MHA, MHAKV, MHANormed, GQA, CrossMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2, LinearAttention,
+    Clear, ClearNormed, JointMHA, JointGQA, JointClear, JointLinear, JointHyenaX, MLP, MLPHyenaX, MLPHyenaXSplit,
+    SwiGLU, Affine, AffineMLP, AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {}
 LEAF_AXES: dict[str, tuple[str | None, ...]] = {}
@@ -103,9 +105,7 @@ def _typed(kind: str, name: str, value: Option, expected: type) -> Option:
     return value
 
 
-def build(
-    op: OpSpec, sizes: Sizes, dtype: DTypeLike | None = None, init_style: str = "torch", **given: Any
-) -> Operator:
+def build(op: OpSpec, sizes: Sizes, dtype: DTypeLike | None = None, init_style: str = "torch", **given: Any) -> Operator:
     """The Linen module of `op` for tokens of these sizes; `given`: the fields that its slot sets (`Operator.given`)."""
     cls = operator_class(op.kind)
     return cls(sizes, dtype, init_style, **dict(op.options), **given)  # pyright: ignore[reportArgumentType]

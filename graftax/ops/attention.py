@@ -69,15 +69,6 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = No
     return out.astype(v.dtype).swapaxes(-2, -3)
 
 
-def projections_of(weights: Params) -> Params:
-    """The projections among an attention's weights, with biases of zero where they have none: {"qkv": .., "proj": ..}."""
-    layers = {name: weights[name] for name in ("qkv", "proj")}
-    return {
-        name: layer if "bias" in layer else {**layer, "bias": jnp.zeros_like(layer["kernel"][0])}
-        for name, layer in layers.items()
-    }
-
-
 class MHA(Operator):
     """Multi-head attention over all tokens (Vaswani et al. 2017, eq. 1; key layout of timm's Attention)."""
 
@@ -131,4 +122,12 @@ class MHA(Operator):
         self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
     ) -> Params | None:
         """Another attention's projections."""
-        return projections_of(weights) if isinstance(donor, MHA) else None
+        return donor.projections(weights) if isinstance(donor, MHA) else None
+
+    def projections(self, weights: Params) -> Params:
+        """The projections among its weights as `MHA` has them, biases of zero where there are none: {"qkv", "proj"}."""
+        layers = {name: weights[name] for name in ("qkv", "proj")}
+        return {
+            name: layer if "bias" in layer else {**layer, "bias": jnp.zeros_like(layer["kernel"][0])}
+            for name, layer in layers.items()
+        }

@@ -10,7 +10,7 @@ from flax.linen.dtypes import promote_dtype
 from jax.typing import ArrayLike, DTypeLike
 
 from graftax.errors import BadInput
-from graftax.ops.attention import MHA, projections_of
+from graftax.ops.attention import MHA
 from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, TorchKey, carried, check_grid
 from graftax.ops.norms import layer_norm
 from graftax.ops.placement import place
@@ -101,7 +101,7 @@ class MHAKV(MHA):
         self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
     ) -> Params | None:
         """Another attention's projections; of norms and convolution those of a donor that has them."""
-        return carried(fresh, {**weights, **projections_of(weights)}) if isinstance(donor, MHA) else None
+        return carried(fresh, {**weights, **donor.projections(weights)}) if isinstance(donor, MHA) else None
 
     @property
     def keys(self) -> int:

@@ -110,8 +110,8 @@ class MHANormed(MHA):
         """Another attention's projections as far as there are biases for them; its norms where they are of this kind."""
         if not isinstance(donor, MHA):
             return None
-        taken = {name: {leaf: weights[name].get(leaf, jnp.zeros_like(old)) for leaf, old in fresh[name].items()}
-                 for name in ("qkv", "proj")}  # fmt: skip
+        layers = donor.projections(weights).items()
+        taken = {name: {leaf: layer[leaf] for leaf in fresh[name]} for name, layer in layers}
         norms = {name: weights.get(name, fresh[name]) for name in ("q_norm", "k_norm") if name in fresh}
         alike = all(jax.tree.map(jnp.shape, norm) == jax.tree.map(jnp.shape, fresh[name]) for name, norm in norms.items())
         return {**fresh, **taken, **(norms if alike else {})}

@@ -31,6 +31,7 @@ class Projections(nn.Module):
     Attributes:
         width: channels d of a token.
         heads: heads, and channels of one.
+        group: heads of queries that share one of keys and values.
         qk_norm: as in `graftax.ops.attention_normed`.
         bias: likewise.
         answers: whether what was mixed is projected back.
@@ -40,6 +41,7 @@ class Projections(nn.Module):
 
     width: int
     heads: tuple[int, int]
+    group: int
     qk_norm: str
     bias: str
     answers: bool
@@ -49,20 +51,29 @@ class Projections(nn.Module):
     def setup(self) -> None:
         inner = self.heads[0] * self.heads[1]
         style = (self.init_style, self.dtype)
-        self.qkv = dense(3 * inner, self.width, *style, bias=self.bias != "none", parts=3)
+        biased = self.bias != "none"
+        if self.group == 1:
+            self.qkv = dense(3 * inner, self.width, *style, bias=biased, parts=3)
+        else:
+            self.q = dense(inner, self.width, *style, bias=biased)
+            self.kv = dense(2 * inner // self.group, self.width, *style, bias=biased, parts=2)
         if self.answers:
             self.proj = dense(self.width, inner, *style, bias=self.bias == "all")
         if self.qk_norm != "none":
             self.q_norm, self.k_norm = HeadNorm(self.qk_norm), HeadNorm(self.qk_norm)
 
     def split(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values (b, t, h, k) of a stream's tokens x (b, t, d); the first two normalised, in float32."""
-        qkv = self.qkv(x).reshape(*x.shape[:2], 3, *self.heads)
-        q, k, v = (part.squeeze(2) for part in jnp.split(qkv, 3, axis=2))
+        """Queries (b, t, h, k), keys and values (b, t, h / g, k) of a stream's tokens x (b, t, d); the first two
+        normalised, in float32."""
+        q, k, v = (part.reshape(*x.shape[:2], -1, self.heads[1]) for part in self._parts(x))
         if self.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (place(part, "batch", None, "heads", None) for part in (q, k, v))
         return q, k, v
+
+    def _parts(self, x: jax.Array) -> list[jax.Array]:
+        """(b, t, h k), and twice (b, t, h k / g)."""
+        return jnp.split(self.qkv(x), 3, axis=-1) if self.group == 1 else [self.q(x), *jnp.split(self.kv(x), 2, axis=-1)]
 
     def out(self, mixed: jax.Array) -> jax.Array:
         """(b, t, h, k) -> (b, t, d)."""
@@ -98,6 +109,11 @@ class Joint(Operator):
         return "none"
 
     @property
+    def sharing(self) -> int:
+        """Heads of queries that share one of keys and values."""
+        return 1
+
+    @property
     def asking(self) -> int:
         """Tokens that get an answer."""
         return self.tokens if self.text_out else self.sizes.image
@@ -107,7 +123,7 @@ class Joint(Operator):
 
     def _projections(self, answers: bool) -> Projections:
         heads = (self.sizes.heads, self.sizes.head_dim)
-        return Projections(self.width, heads, self.head_norm, self.bias, answers, self.init_style, self.dtype)
+        return Projections(self.width, heads, self.sharing, self.head_norm, self.bias, answers, self.init_style, self.dtype)
 
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         d, sizes = self.width, self.sizes
@@ -134,11 +150,11 @@ class Joint(Operator):
 
     def cost(self) -> Cost:
         d, inner, core = self.width, self.inner, self.core()
-        answers = 1 + self.text_out
-        params = 2 * 3 * d * inner + answers * inner * d
-        params += 2 * 3 * inner * (self.bias != "none") + answers * d * (self.bias == "all")
+        answers, qkv = 1 + self.text_out, inner + 2 * inner // self.sharing
+        params = 2 * d * qkv + answers * inner * d
+        params += 2 * qkv * (self.bias != "none") + answers * d * (self.bias == "all")
         params += 2 * norm_params(self.head_norm, self.sizes.head_dim)
-        projections = 2 * 3 * self.tokens * d * inner + 2 * self.asking * inner * d
+        projections = 2 * self.tokens * d * qkv + 2 * self.asking * inner * d
         return Cost(params + core.params, core.op_flops, projections + core.featurizer_flops)
 
     def core(self) -> Cost:
@@ -158,8 +174,19 @@ class Joint(Operator):
             ours, theirs = (getattr(one, name, None) for one in (self, donor))
             if None not in (ours, theirs) and ours != theirs:
                 raise BadInput(f"{self.kind} {name}: got {ours!r}, expected {theirs!r} as {donor.kind} has it")
+        if self.sharing != donor.sharing:
+            plain = {stream: donor.separate(weights[stream]) for stream in STREAMS}
+            weights = {**weights, **{stream: self.shared(layers) for stream, layers in plain.items()}}
         streams = {stream: carried(fresh[stream], weights[stream]) for stream in STREAMS}
         return {**carried(fresh, weights), **streams}
+
+    def separate(self, layers: Params) -> Params:
+        """A stream's layers as they would be without heads that share keys and values."""
+        return layers
+
+    def shared(self, layers: Params) -> Params:
+        """A stream's layers with such heads, where this operator has them."""
+        return layers
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

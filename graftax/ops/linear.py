@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
-from graftax.ops.attention import MHA, projections_of
+from graftax.ops.attention import MHA
 from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, TorchKey, carried, linear_keys
 from graftax.ops.hyena import filter_cost
 from graftax.ops.hyena_2d import GridFilter
@@ -102,7 +102,7 @@ class LinearAttention(MHA):
         self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
     ) -> Params | None:
         """Another attention's projections; the convolution of a donor that has it."""
-        return carried(fresh, {**weights, **projections_of(weights)}) if isinstance(donor, MHA) else None
+        return carried(fresh, {**weights, **donor.projections(weights)}) if isinstance(donor, MHA) else None
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

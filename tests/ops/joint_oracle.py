@@ -41,8 +41,11 @@ def turned(x, places):
 
 
 def heads_of(x, p, norm):
-    qkv = x @ p["qkv"]["kernel"] + p["qkv"].get("bias", 0)
-    q, k, v = (part.reshape(*x.shape[:2], 2, 6) for part in np.split(qkv.astype(np.float64), 3, axis=-1))
+    layers = [p[name] for name in ("qkv", "q", "kv") if name in p]
+    qkv = np.concatenate([x @ layer["kernel"] + layer.get("bias", 0) for layer in layers], axis=-1).astype(np.float64)
+    shared = (qkv.shape[-1] - 12) // 2  # channels of keys: of both heads, or of one that both look at
+    parts = (part.reshape(*x.shape[:2], -1, 6) for part in np.split(qkv, (12, 12 + shared), axis=-1))
+    q, k, v = (np.repeat(part, 2 // part.shape[2], axis=2) for part in parts)
     norms = (p.get(f"{name}_norm", {}) for name in "qk")
     return *(normed(part, norm, **own) for part, own in zip((q, k), norms, strict=True)), v
 

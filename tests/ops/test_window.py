@@ -43,7 +43,8 @@ def near(n, window):
 @pytest.mark.parametrize(
     ("n", "window", "block"),
     [
-        (3, 4, None), (33, 4, None),
+        (3, 4, None),
+        (33, 4, None),
         *(pytest.param(*sizes, marks=SLOW) for sizes in ((32, 4, None), (71, 4, 16), (64, 20, 8))),
     ],
 )
@@ -95,11 +96,10 @@ def near_2d(grid, window):
 @pytest.mark.parametrize(
     ("grid", "window", "tile"),
     [
-        ((1, 1), 1, 8), ((9, 9), 3, 2), ((11, 4), 2, 3),
-        *(
-            pytest.param(*sizes, marks=SLOW)
-            for sizes in (((4, 4), 1, 8), ((7, 7), 2, 4), ((5, 5), 9, 3), ((3, 10), 1, 8))
-        ),
+        ((1, 1), 1, 8),
+        ((9, 9), 3, 2),
+        ((11, 4), 2, 3),
+        *(pytest.param(*sizes, marks=SLOW) for sizes in (((4, 4), 1, 8), ((7, 7), 2, 4), ((5, 5), 9, 3), ((3, 10), 1, 8))),
     ],
 )
 def test_grid_windows_equal_masked_attention(grid, window, tile):
