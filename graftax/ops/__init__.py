@@ -15,6 +15,7 @@ from graftax.ops.base import Axes, Cost, Operator, TorchKey
 from graftax.ops.clear import Clear
 from graftax.ops.clear_normed import ClearNormed
 from graftax.ops.cross import CrossMHA
+from graftax.ops.dico import DiCo
 from graftax.ops.gqa import GQA
 from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
 from graftax.ops.hyena_2d import Hyena2D
@@ -28,6 +29,7 @@ from graftax.ops.linear import LinearAttention
 from graftax.ops.mamba2 import Mamba2
 from graftax.ops.mlp import MLP
 from graftax.ops.mlp_hyena import MLPHyenaX, MLPHyenaXSplit
+from graftax.ops.mlp_low_rank import MLPLowRank
 from graftax.ops.modulation import AdaLN, AdaLNLowRank, AdaLNNoBias, AdaLNShared
 from graftax.ops.norms import LayerNorm, RMSNorm
 from graftax.ops.swiglu import SwiGLU
@@ -36,9 +38,9 @@ from graftax.ops.window_2d import SWA2D
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, GQA, CrossMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, Mamba2, LinearAttention,
-    Clear, ClearNormed, JointMHA, JointGQA, JointClear, JointLinear, JointHyenaX, MLP, MLPHyenaX, MLPHyenaXSplit,
-    SwiGLU, Affine, AffineMLP, AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
+    MHA, MHAKV, MHANormed, GQA, CrossMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, DiCo, Mamba2,
+    LinearAttention, Clear, ClearNormed, JointMHA, JointGQA, JointClear, JointLinear, JointHyenaX, MLP, MLPHyenaX,
+    MLPHyenaXSplit, MLPLowRank, SwiGLU, Affine, AffineMLP, AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {}
 LEAF_AXES: dict[str, tuple[str | None, ...]] = {}

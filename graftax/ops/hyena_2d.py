@@ -47,6 +47,14 @@ class GridFilter(nn.Module):
         return grid_conv(x, kernel, bias, self.grid)
 
 
+def check_grid_filter(op: OpSpec, sizes: Sizes) -> None:
+    """Raise `BadInput` where the filter has no centre, or there is more than the image."""
+    kernel = op.option("kernel")
+    if kernel < 1 or kernel % 2 == 0:
+        raise BadInput(f"{op.kind} kernel: got {kernel}, expected an odd number, so that it has a centre")
+    check_grid(op.kind, sizes)
+
+
 class Hyena2D(Hyena):
     """y = W_out(q * (k * v)) + b with (q, k, v) = split(conv_KxK(W_in u + b)): Hyena-X with a 2-D filter, not causal.
 
@@ -73,10 +81,7 @@ class Hyena2D(Hyena):
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
-        kernel = op.option("kernel")
-        if kernel < 1 or kernel % 2 == 0:
-            raise BadInput(f"hyena_2d kernel: got {kernel}, expected an odd number, so that it has a centre")
-        check_grid(cls.kind, sizes)
+        check_grid_filter(op, sizes)
 
     @classmethod
     def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:

@@ -84,8 +84,12 @@ class MLP(Operator):
             if importance is None or np.shape(importance) != (donor.hidden,):
                 got = "none" if importance is None else f"shape {np.shape(importance)}"
                 raise BadInput(f"fewer neurons, and importance is {got}, expected ({donor.hidden},)")
-            return keep_neurons(weights, importance, self.hidden)
-        return weights if donor.hidden == self.hidden else split_neurons(weights, fresh)
+            return keep_neurons(donor.layers(weights), importance, self.hidden)
+        return donor.layers(weights) if donor.hidden == self.hidden else split_neurons(donor.layers(weights), fresh)
+
+    def layers(self, weights: Params) -> Params:
+        """Its layers among `weights` as plain dense ones: {"fc1", "fc2"}."""
+        return weights
 
     def chooses(self, donor: Operator) -> bool:
         return isinstance(donor, MLP) and donor.hidden > self.hidden

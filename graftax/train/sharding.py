@@ -314,7 +314,8 @@ def _hidden_axis(names: tuple[str, ...], ndim: int) -> int | None:
     if len(names) < 2 or ndim < 2:
         return None
     owner = names[-2].lstrip("0123456789").removeprefix("_")  # collected blocks number what a slot holds: "0_adaln"
-    axes = merge.AXES if merge.MERGES in names else LEAF_AXES.get(f"{owner}/{names[-1]}", ())
+    ends = ("/".join(names[-3:]), f"{owner}/{names[-1]}")  # of a kernel in two factors, "fc1/up/kernel", the longer one
+    axes = merge.AXES if merge.MERGES in names else next((LEAF_AXES[end] for end in ends if end in LEAF_AXES), ())
     return ndim - len(axes) + axes.index("hidden") if "hidden" in axes else None
 
 

@@ -122,9 +122,7 @@ def _cut(batch: Batch, pieces: int, mesh: Mesh | None) -> Batch:
     return place_batch(cut, mesh, axis=1)
 
 
-def _advance(
-    state: TrainState, grads: Params, tx: optax.GradientTransformation, decay: float | jax.Array
-) -> TrainState:
+def _advance(state: TrainState, grads: Params, tx: optax.GradientTransformation, decay: float | jax.Array) -> TrainState:
     updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     ema = update_ema(state.ema, trainable, decay)  # type: ignore[arg-type]
