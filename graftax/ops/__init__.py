@@ -25,6 +25,7 @@ from graftax.ops.joint_clear import JointClear
 from graftax.ops.joint_gqa import JointGQA
 from graftax.ops.joint_hyena import JointHyenaX
 from graftax.ops.joint_linear import JointLinear
+from graftax.ops.joint_sla import JointSLA
 from graftax.ops.linear import LinearAttention
 from graftax.ops.mamba2 import Mamba2
 from graftax.ops.mlp import MLP
@@ -32,15 +33,18 @@ from graftax.ops.mlp_hyena import MLPHyenaX, MLPHyenaXSplit
 from graftax.ops.mlp_low_rank import MLPLowRank
 from graftax.ops.modulation import AdaLN, AdaLNLowRank, AdaLNNoBias, AdaLNShared
 from graftax.ops.norms import LayerNorm, RMSNorm
+from graftax.ops.sla import SLA
 from graftax.ops.swiglu import SwiGLU
 from graftax.ops.window import SWA
 from graftax.ops.window_2d import SWA2D
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, GQA, CrossMHA, SWA, SWA2D, HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, DiCo, Mamba2,
-    LinearAttention, Clear, ClearNormed, JointMHA, JointGQA, JointClear, JointLinear, JointHyenaX, MLP, MLPHyenaX,
-    MLPHyenaXSplit, MLPLowRank, SwiGLU, Affine, AffineMLP, AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
+    MHA, MHAKV, MHANormed, GQA, CrossMHA, SWA, SWA2D, Clear, ClearNormed, LinearAttention, SLA, Affine,
+    HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, DiCo, Mamba2,
+    JointMHA, JointGQA, JointClear, JointLinear, JointSLA, JointHyenaX,
+    MLP, MLPHyenaX, MLPHyenaXSplit, MLPLowRank, SwiGLU, AffineMLP,
+    AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {}
 LEAF_AXES: dict[str, tuple[str | None, ...]] = {}

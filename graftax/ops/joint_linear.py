@@ -18,7 +18,7 @@ class JointLinear(JointMHA):
     Rotary positions turn the features of queries and keys (`linear_attention`), after the norms and phi.
 
     Attributes:
-        feature: phi, "relu" or "elu" (elu(x) + 1).
+        feature: phi, "relu", "elu" (elu(x) + 1) or "softmax" (over a head's channels).
     """
 
     feature: str = "relu"

@@ -14,8 +14,9 @@ from graftax.ops.hyena import filter_cost
 from graftax.ops.hyena_2d import GridFilter
 from graftax.spec import OpSpec, Option, Sizes
 
-FEATURES = {"relu": nn.relu, "elu": lambda x: nn.elu(x) + 1}
-"""Feature maps phi >= 0: of SANA (arXiv 2410.10629), and of Katharopoulos et al. (arXiv 2006.16236, Eq. 7)."""
+FEATURES = {"relu": nn.relu, "elu": lambda x: nn.elu(x) + 1, "softmax": nn.softmax}
+"""Feature maps phi >= 0: of SANA (arXiv 2410.10629), of Katharopoulos et al. (arXiv 2006.16236, Eq. 7), and over a head's
+channels, of SLA (arXiv 2509.24006)."""
 
 EPS = 1e-15
 """Added to the sum of weights, as in SANA: a query whose features are all zero gets zero."""
@@ -61,7 +62,7 @@ class LinearAttention(MHA):
     model has it so: in PyTorch files its weights have names of their own, and the feature map is not in the tensors.
 
     Attributes:
-        feature: phi, "relu" or "elu" (elu(x) + 1).
+        feature: phi, "relu", "elu" (elu(x) + 1) or "softmax" (over a head's channels).
         conv: whether there is the convolution.
     """
 
