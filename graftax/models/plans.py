@@ -9,6 +9,7 @@ takes the first that fits.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graftax.errors import BadInput, did_you_mean
@@ -39,23 +40,34 @@ class Segment:
     period: int = 1
     step: Step | None = None
 
+    @property
+    def steps(self) -> int:
+        """Steps of the program that it runs."""
+        return len(self.ids) // len(self.step.blocks) if self.step else len(self.ids)
 
-def segments(spec: ModelSpec, plan: str = "auto") -> tuple[Segment, ...]:
+
+def segments(spec: ModelSpec, plan: str = "auto", cuts: Iterable[int] = ()) -> tuple[Segment, ...]:
     """Cut `spec.program` by `plan`; parallel and looped steps become segments of their own, runs of equal ones a scan.
 
-    Raises `BadInput` for an unknown plan or one that does not fit the blocks.
+    `cuts`: positions of the program before which a segment ends, whatever the plan. Raises `BadInput` for an unknown plan
+    or one that does not fit the blocks.
     """
     if plan not in PLANS:
         raise BadInput(f"plan: got {plan!r}, expected one of {PLANS}{did_you_mean(plan, PLANS)}")
+    ends = sorted({0, len(spec.program), *cuts})
+    return tuple(piece for a, b in itertools.pairwise(ends) for piece in _pieces(spec, spec.program[a:b], plan))
+
+
+def _pieces(spec: ModelSpec, program: tuple[Step, ...], plan: str) -> list[Segment]:
     out: list[Segment] = []
-    for single, steps in itertools.groupby(spec.program, key=_is_single):
+    for single, steps in itertools.groupby(program, key=_is_single):
         if not single:
             out += _cut_parallel(spec, tuple(steps), plan)
             continue
         ids = [step.blocks[0] for step in steps]
         for _, run in itertools.groupby(ids, key=lambda i: spec.blocks[i].kind):
             out += _cut(spec, tuple(run), plan)
-    return tuple(out)
+    return out
 
 
 def _is_single(step: Step) -> bool:

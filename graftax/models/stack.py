@@ -8,7 +8,7 @@ becomes a function, by a call or by a switch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from graftax.blocks import Context, State, Taps, bind, block_kind, build
+from graftax.blocks import Context, State, Taps, alone, bind, block_kind, build
 from graftax.errors import BadInput, did_you_mean
 from graftax.models.collect import one_block, stack, stacked
 from graftax.models.merge import merged
 from graftax.models.plans import Segment, segments
+from graftax.models.policy import PLAIN, Draws, Policy
+from graftax.models.routing import enter, leave
 from graftax.ops.base import Params
 from graftax.ops.target import target
 from graftax.spec import BlockSpec, ModelSpec, OpSpec, Step, members
@@ -32,7 +34,10 @@ Held = OpSpec | tuple[OpSpec, ...]
 Block = tuple[str, tuple[tuple[str, Held], ...]]
 """A block as the executor sees it: its kind, and what every slot holds."""
 
-BlockFn = Callable[[Block, Mapping[str, Params], State, Context], tuple[State, Taps]]
+BlockFn = Callable[[Block, Mapping[str, Params], State, Context, jax.Array | None], tuple[State, Taps]]
+Scales = jax.Array | None
+"""Factors of the branches of some steps, a row each (`Policy.scales`); None: none is dropped."""
+
 WHICH = "which"
 """Where the weights of several operators have the number of the one that runs."""
 
@@ -73,26 +78,55 @@ def apply_stack(
     return run_stack(spec, prepared, state, context, capture=capture, dtype=dtype, remat=remat)
 
 
-def prepare(spec: ModelSpec, blocks: Params, plan: str = "auto", merges: Params | None = None) -> Prepared:
-    """Weights arranged for `plan`. Raises `BadInput` on a plan that does not fit the blocks."""
-    cut = segments(spec, plan)
+def prepare(
+    spec: ModelSpec, blocks: Params, plan: str = "auto", merges: Params | None = None, cuts: Iterable[int] = ()
+) -> Prepared:
+    """Weights arranged for `plan`, also for passes that must stop at `cuts` (`Policy.cuts`). Raises `BadInput` on a plan
+    that does not fit the blocks."""
+    cut = segments(spec, plan, cuts)
     return Prepared(tuple(_arrange(spec, blocks, merges or {}, segment) for segment in cut), cut)
 
 
 def run_stack(
     spec: ModelSpec, prepared: Prepared, state: State, context: Context, *, capture: Sequence[str] = (),
-    dtype: DTypeLike | None = None, remat: str = "none",
+    dtype: DTypeLike | None = None, remat: str = "none", policy: Policy = PLAIN, draws: Draws | None = None,
+    states: Sequence[int] = (),
 ) -> tuple[State, Taps]:  # fmt: skip
-    """`apply_stack` on weights that `prepare` arranged."""
+    """`apply_stack` on weights that `prepare` arranged.
+
+    `policy` leaves out what `draws` (`Policy.draw`) say. `states`: positions of the program behind which the state is noted
+    as taps["state/7"], on a route of the kept tokens alone. The weights must be prepared with the cuts of both.
+    """
     check_capture(spec, capture)
     if remat not in ("auto", *REMAT):
         raise BadInput(f"remat: got {remat!r}, expected one of {('auto', *REMAT)}")
-    block = _block_fn(spec, tuple(capture), dtype, chosen_remat(remat))
-    rows: list[Taps] = []
+    if policy and capture:
+        raise BadInput(f"capture: got {tuple(capture)} with the policy {policy}, expected none: it changes what taps hold")
+    draws, rows, noted = draws or {}, list[Taps](), Taps()
+    scales = policy.scales(draws, len(spec.program))
+    begun, at = None, 0
     for segment, weights in zip(prepared.segments, prepared.weights, strict=True):
-        state, taps = _RUN[segment.mode](spec, segment, weights, state, context, block)
+        end = at + segment.steps
+        _check_cut(policy, states, at, end)
+        if begun is None and (order := policy.kept(spec, draws, at)) is not None:
+            begun, state = enter(spec, order, state, context)
+        there, read = (begun.spec, begun.context) if begun else (spec, context)
+        block = _block_fn(there, tuple(capture), dtype, chosen_remat(remat))
+        factors = None if scales is None else scales[at:end]
+        state, taps = _RUN[segment.mode](there, segment, weights, factors, state, read, block)
         rows.append(taps)
-    return state, _joined(rows)
+        if end - 1 in states:
+            noted[f"state/{end - 1}"] = alone(state)
+        if begun and (route := policy.at(at)) and route.last == end - 1:
+            begun, state = None, leave(begun, state)
+        at = end
+    return state, {**_joined(rows), **noted}
+
+
+def _check_cut(policy: Policy, states: Sequence[int], at: int, end: int) -> None:
+    """Raise `BadInput` where a route or a noted state lies within a segment of steps `at` to `end`."""
+    if inside := [cut for cut in (*policy.cuts, *(i + 1 for i in states)) if at < cut < end]:
+        raise BadInput(f"weights: prepared in one piece over position {inside[0]}, expected prepare(..., cuts=policy.cuts)")
 
 
 def chosen_remat(remat: str) -> str:
@@ -128,13 +162,24 @@ def check_capture(spec: ModelSpec, capture: Sequence[str]) -> None:
 
 def run_block(
     spec: ModelSpec, block: Block, weights: Mapping[str, Params], state: State, context: Context,
-    capture: tuple[str, ...] = (), dtype: DTypeLike | None = None,
+    capture: tuple[str, ...] = (), dtype: DTypeLike | None = None, scale: jax.Array | None = None,
 ) -> tuple[State, Taps]:  # fmt: skip
-    """One block: its weights by slot, for several operators in a slot as `operator` takes them."""
+    """One block: its weights by slot, for several operators in a slot as `operator` takes them.
+
+    `scale`: factors of its branches, (branches, b), or () for all of them.
+    """
     kind, held = block
     context = block_kind(kind).under(state, context)
     run = {slot: operator(spec, kind, slot, ops, weights[slot], context, dtype) for slot, ops in held}
+    if scale is not None:
+        for i, slot in enumerate(block_kind(kind).branches):
+            run[slot] = _scaled(run[slot], scale[i][:, None, None] if scale.ndim else scale)
     return block_kind(kind)(run, state, context, capture)
+
+
+def _scaled(function: Callable[..., Any], scale: jax.Array) -> Callable[..., Any]:
+    """`function` whose answers (b, t, d), of all streams, are multiplied by `scale`, in float32."""
+    return lambda *inputs: jax.tree.map(lambda y: scale * y.astype(jnp.float32), function(*inputs))
 
 
 def operator(
@@ -157,13 +202,24 @@ def as_block(block: BlockSpec) -> Block:
 
 
 def _block_fn(spec: ModelSpec, capture: tuple[str, ...], dtype: DTypeLike | None, remat: str) -> BlockFn:
-    """`run_block` with rematerialisation; only captured taps leave it."""
+    """`run_block` with rematerialisation; only captured taps leave it. A block whose scale () is 0 is not computed."""
 
-    def one(block: Block, weights: Mapping[str, Params], state: State, context: Context) -> tuple[State, Taps]:
-        return run_block(spec, block, weights, state, context, capture, dtype)
+    def one(
+        block: Block, weights: Mapping[str, Params], state: State, context: Context, scale: jax.Array | None = None
+    ) -> tuple[State, Taps]:
+        return run_block(spec, block, weights, state, context, capture, dtype, scale)
 
     policy = REMAT[remat]
-    return one if policy is None else jax.checkpoint(one, policy=policy, static_argnums=(0,))  # pyright: ignore
+    kept = one if policy is None else jax.checkpoint(one, policy=policy, static_argnums=(0,))  # pyright: ignore
+
+    def dropped(
+        block: Block, weights: Mapping[str, Params], state: State, context: Context, scale: jax.Array | None = None
+    ) -> tuple[State, Taps]:
+        if scale is None or scale.ndim:
+            return kept(block, weights, state, context, scale)
+        return jax.lax.cond(scale > 0, lambda x: kept(block, weights, x, context, scale), lambda x: (x, Taps()), state)
+
+    return dropped
 
 
 # --- Segments: how weights are arranged, how they run ------------------------------------------------------------------
@@ -226,58 +282,75 @@ def _padded(compact: Params, rows: Sequence[int], count: int) -> Params:
     )
 
 
-def _run_unrolled(spec: ModelSpec, segment: Segment, weights: Any, state: State, context: Context, block: BlockFn):
+def _run_unrolled(
+    spec: ModelSpec, segment: Segment, weights: Any, scales: Scales, state: State, context: Context, block: BlockFn
+):
     rows = []
-    for i, p in zip(segment.ids, weights, strict=True):
-        state, taps = block(as_block(spec.blocks[i]), p, state, context)
+    for k, (i, p) in enumerate(zip(segment.ids, weights, strict=True)):
+        state, taps = block(as_block(spec.blocks[i]), p, state, context, _at(scales, k))
         rows.append(taps)
     return state, _stacked_rows(rows)
 
 
-def _run_periodic(spec: ModelSpec, segment: Segment, weights: Any, state: State, context: Context, block: BlockFn):
-    group = segment.ids[: segment.period]
+def _run_periodic(
+    spec: ModelSpec, segment: Segment, weights: Any, scales: Scales, state: State, context: Context, block: BlockFn
+):
+    group = Segment("unroll", segment.ids[: segment.period])
 
-    def body(state: State, ps: Any) -> tuple[State, Taps]:
-        return _run_unrolled(spec, Segment("unroll", group), ps, state, context, block)
+    def body(state: State, inputs: Any) -> tuple[State, Taps]:
+        return _run_unrolled(spec, group, *inputs, state, context, block)
 
-    state, taps = jax.lax.scan(body, state, weights)  # taps (groups, period, b, n, d)
+    by_group = None if scales is None else scales.reshape(-1, segment.period, *scales.shape[1:])
+    state, taps = jax.lax.scan(body, state, (weights, by_group))  # taps (groups, period, b, n, d)
     return state, _flat_rows(taps)
 
 
-def _run_kinds(spec: ModelSpec, segment: Segment, weights: Any, state: State, context: Context, block: BlockFn):
+def _run_kinds(
+    spec: ModelSpec, segment: Segment, weights: Any, scales: Scales, state: State, context: Context, block: BlockFn
+):
     shape, which = _kinds(spec, segment.ids)
 
-    def body(state: State, inputs: tuple[Params, dict[str, jax.Array]]) -> tuple[State, Taps]:
-        p, chosen = inputs
-        return block(shape, {slot: {**p[slot], WHICH: chosen[slot]} for slot in p}, state, context)
+    def body(state: State, inputs: tuple[Params, dict[str, jax.Array], Scales]) -> tuple[State, Taps]:
+        p, chosen, scale = inputs
+        return block(shape, {slot: {**p[slot], WHICH: chosen[slot]} for slot in p}, state, context, scale)
 
-    return jax.lax.scan(body, state, (weights, {slot: jnp.array(numbers) for slot, numbers in which.items()}))
+    return jax.lax.scan(body, state, (weights, {slot: jnp.array(numbers) for slot, numbers in which.items()}, scales))
 
 
-def _run_parallel(spec: ModelSpec, segment: Segment, weights: Any, state: State, context: Context, block: BlockFn):
+def _run_parallel(
+    spec: ModelSpec, segment: Segment, weights: Any, scales: Scales, state: State, context: Context, block: BlockFn
+):
     step = segment.step or Step(segment.ids)
     rows = []
     for _ in range(step.loops):
-        state, taps = _run_step(spec, step, weights, state, context, block)
+        state, taps = _run_step(spec, step, weights, _at(scales, 0), state, context, block)
         rows.append(taps)
     return state, _joined(rows)
 
 
-def _run_parallel_scan(spec: ModelSpec, segment: Segment, weights: Any, state: State, context: Context, block: BlockFn):
+def _run_parallel_scan(
+    spec: ModelSpec, segment: Segment, weights: Any, scales: Scales, state: State, context: Context, block: BlockFn
+):
     step = segment.step or Step(segment.ids)
 
-    def body(state: State, one: Any) -> tuple[State, Taps]:
-        return _run_step(spec, step, one, state, context, block)
+    def body(state: State, inputs: Any) -> tuple[State, Taps]:
+        return _run_step(spec, step, *inputs, state, context, block)
 
-    state, taps = jax.lax.scan(body, state, weights)  # taps (steps, m, b, n, d)
+    state, taps = jax.lax.scan(body, state, (weights, scales))  # taps (steps, m, b, n, d)
     return state, _flat_rows(taps)
 
 
-def _run_step(spec: ModelSpec, step: Step, weights: Any, state: State, context: Context, block: BlockFn):
+def _run_step(
+    spec: ModelSpec, step: Step, weights: Any, scale: Scales, state: State, context: Context, block: BlockFn
+):
     """One pass through a step of several blocks, whose definition is `Step`'s. Returns the state and taps (m, b, n, d)."""
     plain, projection = weights
-    outs = [block(as_block(spec.blocks[i]), p, state, context) for i, p in zip(step.blocks, plain, strict=True)]
+    outs = [block(as_block(spec.blocks[i]), p, state, context, scale) for i, p in zip(step.blocks, plain, strict=True)]
     return merged(step, state, [out for out, _ in outs], projection), _stacked_rows([taps for _, taps in outs])
+
+
+def _at(scales: Scales, index: int) -> Scales:
+    return None if scales is None else scales[index]
 
 
 _RUN = {

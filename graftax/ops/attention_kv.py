@@ -78,6 +78,10 @@ class MHAKV(MHA):
         TorchKey("sr/bias", "sr.bias", "same"),
     )  # fmt: skip
 
+    @property
+    def needs_grid(self) -> bool:
+        return self.factor > 1
+
     def setup(self) -> None:
         super().setup()
         if self.qk_norm:

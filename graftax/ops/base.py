@@ -168,6 +168,11 @@ class Operator(nn.Module):
         """Tokens n that it works on."""
         return self.sizes.tokens
 
+    @property
+    def needs_grid(self) -> bool:
+        """Whether it must have all tokens of the image, each in its place on the grid, and cannot work on some of them."""
+        return False
+
     @classmethod
     def options(cls) -> dict[str, Option]:
         """Option names with their defaults: the fields that the subclass adds."""

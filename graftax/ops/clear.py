@@ -123,6 +123,10 @@ class Clear(MHA):
     kind = "clear"
     torch_keys = linear_keys("qkv", "disc_qkv") + linear_keys("proj", "out_proj")
 
+    @property
+    def needs_grid(self) -> bool:
+        return True
+
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return disc_and_text(q, k, v, self.sizes.grid, self.radius)
 

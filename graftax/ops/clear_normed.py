@@ -23,6 +23,10 @@ class ClearNormed(MHANormed):
     kind = "clear_normed"
     torch_keys = ()
 
+    @property
+    def needs_grid(self) -> bool:
+        return True
+
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return disc_and_text(q, k, v, self.sizes.grid, self.radius)
 

@@ -70,6 +70,10 @@ class Hyena2D(Hyena):
         TorchKey("grid_filter/bias", "grid_filter.bias", "same"),
     )
 
+    @property
+    def needs_grid(self) -> bool:
+        return True
+
     def setup_filters(self) -> None:
         self.grid_filter = GridFilter(3 * self.width, self.kernel, self.sizes.grid)
 

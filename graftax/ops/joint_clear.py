@@ -21,6 +21,10 @@ class JointClear(JointMHA):
 
     kind = "joint_clear"
 
+    @property
+    def needs_grid(self) -> bool:
+        return True
+
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return disc_and_text(q, k, v, self.sizes.grid, self.radius)
 

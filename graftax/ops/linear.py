@@ -77,6 +77,10 @@ class LinearAttention(MHA):
         TorchKey("local/bias", "local.bias", "same"),
     )
 
+    @property
+    def needs_grid(self) -> bool:
+        return self.conv
+
     def setup(self) -> None:
         super().setup()
         if self.conv:

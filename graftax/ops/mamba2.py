@@ -89,6 +89,10 @@ class Mamba2(Operator):
         """Heads of the scan; they are not the attention heads of the model."""
         return self.inner // self.headdim
 
+    @property
+    def needs_grid(self) -> bool:
+        return self.scan == "cross"
+
     def setup(self) -> None:
         mixed = self.inner + 2 * self.d_state  # x, B, C
         self.in_proj = self.linear(self.inner + mixed + self.heads, self.width, bias=False)

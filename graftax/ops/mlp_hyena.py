@@ -51,6 +51,10 @@ class MLPHyenaX(Operator):
         q, k, v = jnp.split(self.convolved(self.in_proj(x)), 3, axis=-1)  # (b, n, m) each
         return self.out_proj(q * (k * v))
 
+    @property
+    def needs_grid(self) -> bool:
+        return True
+
     def convolved(self, u: jax.Array) -> jax.Array:
         """The convolution along features, each token with its own filter: (b, n, 3 m) -> (b, n, 3 m)."""
         b, n, features = u.shape

@@ -11,7 +11,8 @@ import numpy as np
 from graftax.errors import BadInput
 
 Rope = tuple[jax.Array, jax.Array]
-"""Cosines and sines (t, k / 2) float32 of all tokens of the streams, text before image."""
+"""Cosines and sines (t, k / 2) float32 of all tokens of the streams, text before image; (b, t, k / 2) where every image has
+other tokens."""
 
 
 def angles(places: np.ndarray, axes: Sequence[int], theta: float = 10_000.0) -> np.ndarray:
@@ -34,7 +35,7 @@ def tables(places: np.ndarray, axes: Sequence[int], theta: float = 10_000.0) -> 
 
 def rotate(x: jax.Array, rope: Rope) -> jax.Array:
     """x (b, t, h, k) with neighbouring channels (2 i, 2 i + 1) turned by their token's angle, in float32 inside."""
-    cos, sin = (table[:, None] for table in rope)  # (t, 1, k / 2)
+    cos, sin = (table[..., None, :] for table in rope)  # (t, 1, k / 2), or (b, t, 1, k / 2)
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     first, second = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -105,6 +105,10 @@ class SWA2D(MHA):
     kind = "swa_2d"
     torch_keys = linear_keys("qkv", "grid_qkv") + linear_keys("proj", "out_proj")
 
+    @property
+    def needs_grid(self) -> bool:
+        return True
+
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return grid_attention(q, k, v, self.sizes.grid, self.window)
 
