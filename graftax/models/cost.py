@@ -9,6 +9,8 @@ from graftax.blocks import build, streams
 from graftax.models.backbone import find
 from graftax.models.lora import count_adapters
 from graftax.models.network import param_shapes
+from graftax.models.policy import PLAIN, Policy
+from graftax.models.routing import on_tokens
 from graftax.models.shared import shared_parts
 from graftax.models.stack import runs
 from graftax.ops import Cost
@@ -30,24 +32,33 @@ def count_trainable(spec: ModelSpec) -> int:
     return find(spec).cost(spec).trained + blocks + shared + merges + adapters
 
 
-def flops(spec: ModelSpec, *, head: bool = True) -> int:
+def flops(spec: ModelSpec, *, head: bool = True, policy: Policy = PLAIN) -> int:
     """FLOPs of one forward pass on one image, 2 per multiply-add, blocks counted as often as the program runs them.
 
     Matrix products, softmax, gates and convolutions count; norms, activations, residual sums and table look-ups do not,
     nor do adapters, folded into their kernels beforehand (DiT-XL/2 at 256 pixels: 237.3 G, twice the published 118.6 G
-    multiply-adds). Without `head` the pass ends before the final layer.
+    multiply-adds). Without `head` the pass ends before the final layer. What a `policy` leaves out does not count, of blocks
+    that are dropped by chance their share on average.
     """
     frame = find(spec).cost(spec)
-    blocks = sum(operator_cost(spec, spec.blocks[i], slot).flops for i in runs(spec) for slot in spec.blocks[i].slots)
+    steps = sum(round(_step_flops(spec, policy, at)) for at in range(len(spec.program)))
     shared = sum(linear_cost(spec.width, part.features).flops for part in shared_parts(spec).values())
-    merges = sum(merge_flops(spec, len(step.blocks)) * step.loops for step in spec.program if step.merge == "project")
-    return frame.embed + head * frame.head + blocks + shared + merges
+    return frame.embed + head * frame.head + steps + shared
 
 
-def train_flops(spec: ModelSpec) -> int:
+def _step_flops(spec: ModelSpec, policy: Policy, position: int) -> float:
+    """Of a step of the program, all its loops."""
+    step, route = spec.program[position], policy.at(position)
+    there = spec if route is None else on_tokens(spec, route.kept(spec.tokens))
+    blocks = sum(operator_cost(there, spec.blocks[i], slot).flops for i in step.blocks for slot in spec.blocks[i].slots)
+    merge = merge_flops(there, len(step.blocks)) if step.merge == "project" else 0
+    return step.loops * (policy.share(position, len(spec.program)) * blocks + merge)
+
+
+def train_flops(spec: ModelSpec, policy: Policy = PLAIN) -> int:
     """Model FLOPs of one training step per image: 3 x forward, for the backward pass does each product twice, towards the
     inputs and towards the weights. What rematerialisation computes again, optimiser and averages are not counted."""
-    return 3 * flops(spec)
+    return 3 * flops(spec, policy=policy)
 
 
 def operator_cost(spec: ModelSpec, block: BlockSpec, slot: str) -> Cost:

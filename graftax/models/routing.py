@@ -29,37 +29,42 @@ class Detour:
         spec: of the model on the kept tokens.
         context: what blocks read, of the kept tokens.
         places: where these belong.
-        before: all image tokens (b, n, d) as they were before the route.
+        before: streams of all image tokens (b, n, d) as they were before the route.
     """
 
     spec: ModelSpec
     context: Context
     places: Places
-    before: jax.Array
+    before: State
+
+
+def on_tokens(spec: ModelSpec, count: int) -> ModelSpec:
+    """A model on `count` tokens of an image, in a row."""
+    return spec.replace(sizes=replace(spec.sizes, grid=(1, count)))
 
 
 def enter(spec: ModelSpec, order: jax.Array, state: State, context: Context) -> tuple[Detour, State]:
-    """The state with the image tokens `order` (b, k) alone; other streams are whole."""
+    """The state with the image tokens `order` (b, k) alone, in every stream of the image; that of a text is whole."""
     tokens = state["img"].shape[1]
     at = jnp.arange(tokens)
     rank = (order[:, :, None] < at).sum(1)  # (b, k, n) -> (b, n)
     places = order, jnp.minimum(rank, order.shape[1] - 1), (order[:, :, None] == at).any(1)
-    sized = spec.replace(sizes=replace(spec.sizes, grid=(1, order.shape[1])))
     there = replace(
         context,
         vec=_of_tokens(context.vec, places),
         shared={kind: _of_tokens(value, places) for kind, value in context.shared.items()},
         rope=None if context.rope is None else tuple(_rows(table, order, tokens) for table in context.rope),
     )
-    kept = place(pick(state["img"], places), *STREAM)
-    return Detour(sized, there, places, state["img"]), {**state, "img": kept}
+    before = {name: x for name, x in state.items() if name != "txt"}
+    kept = {name: place(pick(x, places), *STREAM) for name, x in before.items()}
+    return Detour(on_tokens(spec, order.shape[1]), there, places, before), {**state, **kept}
 
 
 def leave(detour: Detour, state: State) -> State:
     """The state behind the route: the tokens that went around it as they were before."""
-    kept = fill(state["img"], detour.places)
-    around = jnp.where(detour.places[2][..., None], 0, detour.before)
-    return {**state, "img": place(kept + around, *STREAM)}
+    here = detour.places[2][..., None]
+    whole = {name: fill(state[name], detour.places) + jnp.where(here, 0, x) for name, x in detour.before.items()}
+    return {**state, **{name: place(x, *STREAM) for name, x in whole.items()}}
 
 
 @jax.custom_vjp

@@ -11,10 +11,12 @@ from relatives import golden, model, nhwc
 from two_streams import SPECS
 
 from graftax.backbones.auraflow import auraflow_spec
+from graftax.backbones.dit import variant
 from graftax.blocks import as_state
 from graftax.errors import BadInput
-from graftax.models import forward
+from graftax.models import forward, param_shapes
 from graftax.models.backbone import find
+from graftax.models.cost import flops
 from graftax.models.forward import embed, forward_prepared, prepare_params
 from graftax.models.policy import PLAIN, Depth, Policy, Route
 from graftax.models.routing import fill, pick
@@ -271,3 +273,42 @@ def test_parting_and_filling_are_transposes():
     np.testing.assert_allclose(jnp.vdot(pick(x, places), y), jnp.vdot(x, fill(y, places)), rtol=1e-6)
     np.testing.assert_array_equal(jax.vjp(lambda x: pick(x, places), x)[1](y)[0], fill(y, places))
     np.testing.assert_array_equal(jax.vjp(lambda y: fill(y, places), y)[1](x)[0], pick(x, places))
+
+
+# --- What it saves -----------------------------------------------------------------------------------------------------
+
+TREAD_XL = Policy((Route(2, 24, 0.5),))
+
+
+def test_what_is_left_out_is_not_counted():
+    """TREAD's routes of DiT-XL/2 and DiT-B/2; blocks dropped with up to a half save a quarter."""
+    xl, b = variant("DiT-XL/2"), variant("DiT-B/2")
+    assert flops(xl, policy=TREAD_XL) / flops(xl) == pytest.approx(0.583, abs=5e-4)
+    assert flops(b, policy=Policy((Route(2, 8, 0.5),))) / flops(b) == pytest.approx(0.701, abs=5e-4)
+    assert flops(xl, policy=Policy((), Depth(0.5, "batch"))) / flops(xl) == pytest.approx(0.75, abs=1e-3)
+    assert flops(xl, policy=Policy((), Depth(0.5))) == flops(xl)
+
+
+def step_flops(spec, policy, count=2):
+    """XLA's count of a training step, of shapes alone."""
+    shapes = param_shapes(spec)
+    x = jax.ShapeDtypeStruct((count, *spec.image_shape), jnp.float32)
+
+    def loss(params, x, key):
+        t, cond = jnp.full(count, 3), {"y": jnp.zeros(count, int)}
+        return jnp.mean(forward(spec, params, x, t, cond, policy=policy, key=key, plan="unroll")[0] ** 2)
+
+    lowered = jax.jit(jax.grad(loss)).lower(shapes, x, jax.eval_shape(lambda: KEY))
+    return lowered.cost_analysis()["flops"] / count
+
+
+@pytest.mark.parametrize(
+    ("spec", "policy", "share"),
+    [
+        (tiny_spec(input_size=16, hidden_size=288, depth=7), Policy((Route(1, 5, 0.5),)), None),
+        pytest.param(variant("DiT-XL/2"), TREAD_XL, 0.583, marks=pytest.mark.slow),
+    ],
+)
+def test_the_compiler_counts_the_same_share(spec, policy, share):
+    found = step_flops(spec, policy) / step_flops(spec, PLAIN)
+    assert found == pytest.approx(share or flops(spec, policy=policy) / flops(spec), abs=5e-3)
