@@ -123,6 +123,20 @@ def run_stack(
     return state, {**_joined(rows), **noted}
 
 
+def steps_of(
+    spec: ModelSpec, prepared: Prepared, context: Context, dtype: DTypeLike | None = None
+) -> list[Callable[[State], State]]:
+    """Every step of the program as a function of the state. The weights must be prepared with a cut before each."""
+    block = _block_fn(spec, (), dtype, "none")
+
+    def one(segment: Segment, weights: Any) -> Callable[[State], State]:
+        return lambda state: _RUN[segment.mode](spec, segment, weights, None, state, context, block)[0]
+
+    if len(prepared.segments) != len(spec.program):
+        raise BadInput(f"weights: {len(prepared.segments)} pieces, expected one for each of {len(spec.program)} steps")
+    return [one(*piece) for piece in zip(prepared.segments, prepared.weights, strict=True)]
+
+
 def _check_cut(policy: Policy, states: Sequence[int], at: int, end: int) -> None:
     """Raise `BadInput` where a route or a noted state lies within a segment of steps `at` to `end`."""
     if inside := [cut for cut in (*policy.cuts, *(i + 1 for i in states)) if at < cut < end]:
