@@ -18,6 +18,8 @@ FEW, MANY = (256, 0.5), (4096, 1.15)
 
 def check_times(spec: ModelSpec, t: jax.Array) -> None:
     """Raise `BadInput` where times t (b,), as far as they are known, are not such as the network was trained with."""
+    if spec.prediction.time == "log_sigma":
+        return
     index = spec.prediction.time == "index"
     last = STEPS if index else spec.prediction.scale
     if not all_known(t, lambda t: (t >= 0) & ((t < last) if index else (t <= last))):

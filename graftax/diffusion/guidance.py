@@ -17,6 +17,9 @@ ModelFn = Callable[[jax.Array, jax.Array, Any], jax.Array]
 variance; (b, h, w, c) of models without. Of a flow: t is the noise fraction, and the output (b, h, w, c) the velocity, noise
 minus data (`graftax.models.prediction.as_called` turns networks to this)."""
 
+GuidedFn = Callable[[jax.Array, jax.Array, Any, jax.Array], jax.Array]
+"""A `ModelFn` that is also given the scale of guidance (), where that varies from step to step."""
+
 
 @dataclass(frozen=True)
 class Weaker:
@@ -47,8 +50,9 @@ class Weaker:
 
 
 def guided(
-    model_fn: ModelFn, scale: float, null: Callable[[Any], Any], channels: int | None = 3, weaker: Weaker | None = None
-) -> ModelFn:
+    model_fn: ModelFn, scale: float, null: Callable[[Any], Any], channels: int | None = 3, weaker: Weaker | None = None,
+    weak: ModelFn | None = None, varies: bool = False,
+) -> Any:  # fmt: skip
     """Wrap a model so that its prediction is pushed away from the unconditional one.
 
     eps = eps(null) + scale * (eps(cond) - eps(null)) on the first `channels` noise channels (of a flow: velocities); the
@@ -57,27 +61,39 @@ def guided(
 
     Both passes run as one batch of 2b, each image followed by its null pass, and see the same x, so one trajectory is
     enough: DiT's doubled batch keeps this very half. At scale 1 guidance changes nothing and `model_fn` itself is returned.
+    With a `weak` model that one's prediction under the same conditions takes the place of the unconditional (autoguidance).
 
     model_fn: see `ModelFn`; scale: a Python number; null: from conditions to their unconditional twin; weaker: what the
-    guided channels are led away from as well. Returns a `ModelFn` on (b, ...), float32. Raises BadInput if `scale` is
-    negative or `channels` below 1.
+    guided channels are led away from as well; varies: what is returned takes the scale as its fourth argument, and where that
+    is 1 runs the conditional pass alone. Returns a `ModelFn` on (b, ...), float32, or such a `GuidedFn`. Raises BadInput if
+    `scale` is negative or `channels` below 1.
     """
     check_guidance(scale, channels)
     if scale == 1:
         return model_fn
 
-    def call(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
+    def both(x: jax.Array, t: jax.Array, cond: Any) -> tuple[jax.Array, jax.Array]:
+        """The conditional output, and what it is led away from."""
+        if weak is not None:
+            return model_fn(x, t, cond).astype(jnp.float32), weak(x, t, cond).astype(jnp.float32)
         out = model_fn(_pairs(x, x), _pairs(t, t), jax.tree.map(_pairs, cond, null(cond)))  # (2b, h, w, 2c)
         out = out.astype(jnp.float32).reshape(len(x), 2, *out.shape[1:])
-        conditional, unconditional = out[:, 0], out[:, 1]  # (b, h, w, 2c)
+        return out[:, 0], out[:, 1]  # (b, h, w, 2c)
+
+    def call(x: jax.Array, t: jax.Array, cond: Any, scale: float | jax.Array = scale) -> jax.Array:
+        conditional, reference = both(x, t, cond)
         c = x.shape[-1]
         k = c if channels is None else min(channels, c)
-        eps = unconditional[..., :k] + scale * (conditional[..., :k] - unconditional[..., :k])
+        eps = reference[..., :k] + scale * (conditional[..., :k] - reference[..., :k])
         if weaker is not None:
             eps += weaker(x, t, cond, conditional)[..., :k]
         return jnp.concatenate([eps, conditional[..., k:]], axis=-1)  # (b, h, w, 2c)
 
-    return call
+    def varying(x: jax.Array, t: jax.Array, cond: Any, scale: jax.Array) -> jax.Array:
+        alone = lambda x, t, cond, scale: model_fn(x, t, cond).astype(jnp.float32)  # noqa: E731
+        return jax.lax.cond(scale == 1, alone, call, x, t, cond, scale)
+
+    return varying if varies else call
 
 
 def check_guidance(scale: float, channels: int | None) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 
 from graftax.diffusion.times import UNIFORM, Times
 from graftax.errors import BadInput
+from graftax.models.paths import BETA_END, STEPS, alpha_bars
 
-BETA_START, BETA_END = 1e-4, 0.02  # at 1000 steps; other step counts scale both by 1000 / steps
 DATA = -1  # the time of clean data, one before that of step 0
 HALF_BIN = 1 / 255  # half the distance between neighbouring 8-bit levels in [-1, 1]
 
@@ -51,8 +51,8 @@ class Process:
     timesteps: tuple[int, ...] | None = None  # None keeps all
 
     def __post_init__(self) -> None:
-        if self.steps <= 1000 * BETA_END:
-            raise BadInput(f"diffusion steps: {self.steps}, expected more than {1000 * BETA_END:.0f}")
+        if self.steps <= STEPS * BETA_END:
+            raise BadInput(f"diffusion steps: {self.steps}, expected more than {STEPS * BETA_END:.0f}")
         if self.timesteps is None:
             return
         kept = self.timesteps
@@ -100,8 +100,7 @@ class Process:
     @functools.cached_property
     def _alpha_bars(self) -> np.ndarray:
         """(steps,) float64: alpha_bar of every original step."""
-        scale = 1000 / self.steps
-        return np.cumprod(1 - np.linspace(scale * BETA_START, scale * BETA_END, self.steps, dtype=np.float64))
+        return alpha_bars(self.steps)
 
     def alpha_bar_at(self, times: np.ndarray) -> np.ndarray:
         """alpha_bar at `times` (n,), counted in original steps, -1 being the data: (n,) float64.

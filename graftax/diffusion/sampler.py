@@ -8,28 +8,33 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from graftax.diffusion.guidance import ModelFn
+from graftax.diffusion.adaptive import adaptive
+from graftax.diffusion.guidance import GuidedFn, ModelFn
+from graftax.diffusion.noise import unit_noise
 from graftax.diffusion.process import interpolate, split_output
-from graftax.diffusion.sampling import Sampling, check_variance, unit_noise
+from graftax.diffusion.sampling import Sampling, check_variance
 from graftax.diffusion.schedule import Step, schedule
+from graftax.diffusion.way import LINEAR, Way
 from graftax.errors import BadInput
 
 
 class SamplerState(NamedTuple):
-    """What one step hands to the next.
+    """What one call of the model hands to the next.
 
     Attributes:
-        x: images as they are now (b, h, w, c) float32.
-        x0: what the step before took the clean images to be, of the same shape; zeros before the first.
+        x: where the model looks: images as they are now (b, h, w, c) float32.
+        estimate: what the call before took the clean images to be, or their slope, of the same shape; zeros before the first.
+        start: where the step began: x, but between the two calls of a step.
     """
 
     x: jax.Array
-    x0: jax.Array
+    estimate: jax.Array
+    start: jax.Array
 
     @classmethod
-    def start(cls, x: jax.Array) -> SamplerState:
-        """Before the first step: unit Gaussian noise x."""
-        return cls(x, jnp.zeros_like(x))
+    def begin(cls, x: jax.Array) -> SamplerState:
+        """Before the first step at x."""
+        return cls(x, jnp.zeros_like(x), x)
 
 
 @dataclass(frozen=True)
@@ -37,46 +42,66 @@ class Steps:
     """The steps of a sampler, noisiest first.
 
     Attributes:
-        model_fn: see `ModelFn`; called with the times `sampling.timesteps`.
+        model_fn: see `ModelFn`; called with the times of `schedule(sampling, way)`, and as a fourth argument with the scale of
+            guidance where that varies (`sampling.varies`).
         sampling: what is drawn; its guidance is not looked at, `model_fn` has it.
         clip: hold the predicted x0 within [-1, 1], for models of pixels.
+        way: of flows.
     """
 
-    model_fn: ModelFn
+    model_fn: ModelFn | GuidedFn
     sampling: Sampling
     clip: bool = False
+    way: Way = LINEAR
 
-    def __call__(self, number: int | jax.Array, state: SamplerState, cond: Any, noise: jax.Array | None) -> SamplerState:
-        """Step `number`, from `SamplerState.start` or what the step before gave; `noise` (b, h, w, c) if steps add any."""
-        step = jax.tree.map(lambda row: row[number], schedule(self.sampling))
+    def start(self, noise: jax.Array) -> SamplerState:
+        """Before the first step: unit Gaussian noise."""
+        return SamplerState.begin(noise * self.way.start)
+
+    def __call__(self, call: int | jax.Array, state: SamplerState, cond: Any, noise: jax.Array | None) -> SamplerState:
+        """Call number `call` of the model, from `start` or what the call before gave; `noise` (b, h, w, c), its step's, if
+        steps add any."""
+        step = jax.tree.map(lambda row: row[call], schedule(self.sampling, self.way))
         return self._advance(step, state, cond, noise)
 
     def scan(self, x: jax.Array, cond: Any, keys: jax.Array | None, step_noise: jax.Array | None) -> jax.Array:
         """All steps as one loop; see `denoise`."""
+        if self.sampling.sampler == "dopri5":
+            return adaptive(self.model_fn, self.sampling, self.way, self.start(x).x, cond)
 
-        def body(state: SamplerState, inputs: tuple[jax.Array, Step, jax.Array | None]) -> tuple[SamplerState, None]:
-            i, step, noise = inputs
-            if noise is None and self.sampling.noisy:
-                assert keys is not None, "checked by denoise"
-                noise = unit_noise(keys, i, x.shape[1:])
+        def body(state: SamplerState, inputs: tuple[jax.Array, Step]) -> tuple[SamplerState, None]:
+            i, step = inputs
+            noise = None
+            if self.sampling.noisy:
+                noise = step_noise[i] if step_noise is not None else unit_noise(_known(keys), i, x.shape[1:])
             return self._advance(step, state, cond, noise), None
 
-        inputs = (jnp.arange(self.sampling.steps), schedule(self.sampling), step_noise)
-        return jax.lax.scan(body, SamplerState.start(x), inputs)[0].x
+        steps = schedule(self.sampling, self.way)
+        numbers = jnp.arange(self.sampling.steps) if steps.number is None else steps.number
+        return jax.lax.scan(body, self.start(x), (numbers, steps))[0].x
 
     def _advance(self, step: Step, state: SamplerState, cond: Any, noise: jax.Array | None) -> SamplerState:
-        x = state.x
-        out, v = _split(self.model_fn(x, jnp.full(x.shape[:1], step.timestep), cond), x)
-        x0 = step.x_scale * x - step.out_scale * out
+        x, start = state.x, state.start
+        if step.lift is not None:
+            lift = step.lift * _known(noise).astype(x.dtype)
+            x, start = x + lift, start + lift
+        scale = () if step.guidance is None else (step.guidance,)
+        out, v = _split(self.model_fn(x, jnp.full(x.shape[:1], step.timestep), cond, *scale), x)
+        estimate = step.x_scale * x - step.out_scale * out
         if self.clip:
-            x0 = jnp.clip(x0, -1, 1)
-        x_next = step.x0_weight * x0 + step.x_weight * x
+            estimate = jnp.clip(estimate, -1, 1)
+        following = step.x0_weight * estimate + step.x_weight * start
         if step.before_weight is not None:
-            x_next += step.before_weight * state.x0
+            following += step.before_weight * state.estimate
         if step.std is not None:
-            assert noise is not None, "steps of this sampler add noise"
-            x_next += _std(step, v) * noise.astype(x.dtype)
-        return SamplerState(x_next, x0)
+            following += _std(step, v) * _known(noise).astype(x.dtype)
+        return SamplerState(following, estimate, following if step.ends is None else jnp.where(step.ends, following, start))
+
+
+def _known(noise: jax.Array | None) -> jax.Array:
+    """Noise, or its keys, which `denoise` has checked to be there."""
+    assert noise is not None, "steps of this sampler add noise"
+    return noise
 
 
 def _split(model_out: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -95,8 +120,8 @@ def _std(step: Step, v: jax.Array | None) -> jax.Array:
 
 
 def denoise(
-    model_fn: ModelFn, sampling: Sampling, x_init: jax.Array, cond: Any, keys: jax.Array | None = None,
-    step_noise: jax.Array | None = None, *, clip: bool = False,
+    model_fn: ModelFn | GuidedFn, sampling: Sampling, x_init: jax.Array, cond: Any, keys: jax.Array | None = None,
+    step_noise: jax.Array | None = None, *, clip: bool = False, way: Way | None = None,
 ) -> jax.Array:  # fmt: skip
     """Denoise `x_init` through all steps of `sampling`, in float32.
 
@@ -104,20 +129,20 @@ def denoise(
     2020 (arXiv 2010.02502) Eq. 12 with sigma of Eq. 16 scaled by `eta` in [0, 1]; 0 is deterministic, and 1
     has DDPM's mean. No noise is added at the last step of either. "dpmpp_2m": DPM-Solver++ of second order, multistep, in
     its midpoint form, and "sde_dpmpp_2m": its SDE form (Lu et al. 2022, arXiv 2211.01095), as diffusers'
-    DPMSolverMultistepScheduler computes them with the settings that PixArt publishes. "euler": the straight path of a flow,
-    x + (s' - s) v, as diffusers' FlowMatchEulerDiscreteScheduler computes it; `model_fn` then takes noise fractions s and
-    gives velocities v, noise - x0.
+    DPMSolverMultistepScheduler computes them with the settings that PixArt publishes. "euler": x + (s' - s) v, as diffusers'
+    FlowMatchEulerDiscreteScheduler computes it; the others of flows as SiT's code (`graftax.diffusion.walk`). `model_fn` then
+    takes times s of the path and gives velocities v, dx / ds; for "edm_heun" it takes sigmas and gives x0.
 
     x_init: (b, h, w, c), unit Gaussian noise; cond: conditions, a tree of arrays (b, ...). step_noise: (steps, b, h, w, c)
     with step 0 the noisiest, unit Gaussian; if None, step i draws `unit_noise(keys, i, ...)` of one key for each image,
-    keys (b,). Deterministic samplers use neither. `model_fn` and `clip` as in `Steps`. Returns (b, h, w, c) float32. Pure
-    and traceable: sampling and clip are static.
+    keys (b,). Deterministic samplers use neither. `model_fn` and `clip` as in `Steps`; `way`: along which flows are walked,
+    None: the linear path from 1 to 0. Returns (b, h, w, c) float32. Pure and traceable: sampling, way and clip are static.
 
-    Raises BadInput on shapes that do not fit, on noise that is needed but has neither keys nor array, and on "ddpm" where
-    the model has no variance channels.
+    Raises BadInput on shapes that do not fit, on noise that is needed but has neither keys nor array, on "ddpm" where
+    the model has no variance channels, and on steps that are not finite.
     """
     _check(sampling, x_init, keys, step_noise)
-    return Steps(model_fn, sampling, clip).scan(x_init.astype(jnp.float32), cond, keys, step_noise)
+    return Steps(model_fn, sampling, clip, way or LINEAR).scan(x_init.astype(jnp.float32), cond, keys, step_noise)
 
 
 def _check(sampling: Sampling, x_init: jax.Array, keys: jax.Array | None, step_noise: jax.Array | None) -> None:

@@ -1,37 +1,40 @@
-"""`Sampling`: how images are drawn, as one value; and the one convention for their noise.
-
-Image i of a seed has its own noise, which depends on the seed and on i alone: not on the batch that it is drawn in, nor on
-devices, hosts and models (`image_keys`). On one machine and in batches of one size it is therefore drawn to the bit each
-time; other batch sizes and processors add up in another order, which shows in the last digits.
-"""
+"""`Sampling`: how images are drawn, as one value."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from graftax.diffusion.guidance import check_guidance
 from graftax.diffusion.process import DATA, Process
 from graftax.diffusion.times import shifted
+from graftax.diffusion.way import RHO, SIGMA_MAX, SIGMA_MIN, Diffusion
 from graftax.errors import BadInput, did_you_mean
 
-Sampler = Literal["ddpm", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "euler"]
-Spacing = Literal["linspace", "time_uniform", "sd3"]
-Last = Literal["zero", "sigma_min"]
+Sampler = Literal[
+    "ddpm", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "euler", "heun", "midpoint", "dopri5", "euler_maruyama", "sde_heun", "edm_heun"
+]
+Spacing = Literal["linspace", "time_uniform", "sd3", "tail"]
+Last = Literal["zero", "sigma_min", "mean", "tweedie", "euler", "none"]
+Weak = Literal["null", "model", "skip"]
 
 SAMPLERS: dict[Sampler, str] = {
     "ddpm": "DDPM", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++ 2M", "sde_dpmpp_2m": "SDE-DPM-Solver++ 2M",
-    "euler": "Euler",
+    "euler": "Euler", "heun": "Heun", "midpoint": "midpoint", "dopri5": "Dormand-Prince 5", "euler_maruyama": "Euler-Maruyama",
+    "sde_heun": "stochastic Heun", "edm_heun": "EDM's Heun",
 }  # fmt: skip
 """Names of samplers, and what papers call them."""
-SPACINGS: tuple[Spacing, ...] = ("linspace", "time_uniform", "sd3")
-LASTS: tuple[Last, ...] = ("zero", "sigma_min")
+MULTISTEP: tuple[Sampler, ...] = ("dpmpp_2m", "sde_dpmpp_2m")
+STRAIGHT: tuple[Sampler, ...] = ("euler", "heun", "midpoint")
+ODES: tuple[Sampler, ...] = (*STRAIGHT, "dopri5")
+SDES: tuple[Sampler, ...] = ("euler_maruyama", "sde_heun")
+SPACINGS: tuple[Spacing, ...] = ("linspace", "time_uniform", "sd3", "tail")
+LASTS: tuple[Last, ...] = ("zero", "sigma_min", "mean", "tweedie", "euler", "none")
+WEAK: tuple[Weak, ...] = ("null", "model", "skip")
 LEAST = 1 / 1000
 """The least noise fraction that flows are trained at in SD3's code, before it is shifted."""
 
@@ -41,20 +44,35 @@ class Sampling:
     """How images are drawn from a model. Raises BadInput on values out of range.
 
     Attributes:
-        sampler: "ddpm", ancestral with the learned variance, "ddim", "dpmpp_2m" or its SDE form "sde_dpmpp_2m", and for
-            models that predict a velocity "euler" (`graftax.diffusion.denoise`).
-        steps: intervals that the way from noise to data is cut into, evenly: the model is called once in each.
+        sampler: "ddpm", ancestral with the learned variance, "ddim", "dpmpp_2m" or its SDE form "sde_dpmpp_2m"
+            (`graftax.diffusion.denoise`). Of flows and all that can be taken for one: "euler", "heun", "midpoint", "dopri5",
+            adaptive, which takes as many steps as it needs; with noise "euler_maruyama" and "sde_heun"
+            (`graftax.diffusion.walk`); in EDM's terms "edm_heun".
+        steps: intervals that the way from noise to data is cut into. The model is called once in each, twice by Heun's
+            methods and "midpoint".
         cfg_scale: classifier-free guidance; 1 is none.
         cfg_channels: guide the first so many channels; 0 or None: all. DiT guides 3 of its 4.
+        interval: guide only the steps that begin at a sigma / alpha in (interval[0], interval[1]]; in others the model is
+            called once (Kynkaanniemi et al. 2024, arXiv 2404.07724). None: all.
+        cfg_power: let the guidance rise from 1 to `cfg_scale` by 1 - cos(pi p^cfg_power), p the share of the steps that is
+            done (MDT, arXiv 2303.14389); 0: constant.
+        weak: what is guided away from: "null", the model without its conditions; "model", another one, with the same
+            (autoguidance, Karras et al. 2024, arXiv 2406.02507); "skip", the model without its positions `skip`.
         eta: noise of DDIM, 0 to 1.
         spacing: of the times of "dpmpp_2m" and its SDE form: "linspace" rounds them to the process' steps, as diffusers
-            does, "time_uniform" does not, as PixArt's own solver, which ends at "sigma_min". Of "euler": "linspace" cuts the
+            does, "time_uniform" does not, as PixArt's own solver, which ends at "sigma_min". Of flows: "linspace" cuts the
             noise fraction 1 .. 0 evenly, as Flux does, "sd3" cuts 1 .. the shifted 1/1000 into one interval less, as SD3 and
-            AuraFlow do, and the last one leads to the data.
-        last: where DPM-Solvers end: "zero", at the data, or "sigma_min", at the process' step 0, with a trace of noise.
-        shift: of the noise fractions of "euler", after they are cut (`graftax.diffusion.shifted`); 1 leaves them.
+            AuraFlow do, and the last one leads to the data; "tail" cuts 1 .. `last_size` so, as DDT and all with noise.
+        last: where DPM-Solvers end: "zero", at the data, or "sigma_min", at the process' step 0, with a trace of noise. The
+            last interval of "heun" by "euler", as REPA's. That of flows with noise, without any: "mean", drift and score
+            ("zero" is this), "euler", the velocity alone, "tweedie", to the expected data; "none": it is as all others.
+        last_size: of that interval, in noise fractions.
+        shift: of the noise fractions of flows, after they are cut (`graftax.diffusion.shifted`); 1 leaves them.
+        diffusion: noise of "euler_maruyama" and "sde_heun" (`graftax.diffusion.way.Diffusion`): "sigma", "sbdm(0.5)", ..
+        churn: of "edm_heun": S_churn, S_min, S_max and S_noise (Karras et al. 2022, Algorithm 2); () is none.
+        tolerance: relative and absolute, of "dopri5".
         skip: positions of the program that a third, weaker pass leaves out, from which the guided prediction is led away
-            (skip-layer guidance, as SD3.5-medium is published: 7, 8, 9); () is none.
+            (skip-layer guidance, as SD3.5-medium is published: 7, 8, 9), or that of `weak`; () is none.
         skip_scale: how far.
         skip_span: in which steps: i of n where skip_span[0] n < i < skip_span[1] n.
     """
@@ -63,37 +81,75 @@ class Sampling:
     steps: int = 50
     cfg_scale: float = 1.5
     cfg_channels: int | None = 3
+    interval: tuple[float, float] | None = None
+    cfg_power: float = 0.0
+    weak: Weak = "null"
     eta: float = 0.0
     spacing: Spacing = "linspace"
     last: Last = "zero"
+    last_size: float = 0.04
     shift: float = 1.0
+    diffusion: str = "sigma"
+    churn: tuple[float, ...] = ()
+    tolerance: tuple[float, float] = (1e-3, 1e-6)
     skip: tuple[int, ...] = ()
     skip_scale: float = 2.8
     skip_span: tuple[float, float] = (0.01, 0.2)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cfg_channels", self.cfg_channels or None)
-        kinds = {"steps": Integral, "cfg_scale": Real, "cfg_channels": Integral, "eta": Real, "shift": Real}
-        for name, kind in kinds.items():
+        for name, kind in NUMBERS.items():
             if (value := getattr(self, name)) is not None and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise BadInput(f"{name}: got {value!r}, expected {'an integer' if kind is Integral else 'a number'}")
-        for name, known in {"sampler": tuple(SAMPLERS), "spacing": SPACINGS, "last": LASTS}.items():
+        choices = {"sampler": tuple(SAMPLERS), "spacing": SPACINGS, "last": LASTS, "weak": WEAK}
+        for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise BadInput(f"{name}: got {value!r}, expected one of {known}{did_you_mean(value, known)}")
         if not 0 <= self.eta <= (1 if self.sampler == "ddim" else 0):
             raise BadInput(f"eta: {self.eta} with {self.sampler!r}, expected 0..1 for 'ddim' and 0 for others")
-        spacings = ("linspace", "time_uniform") if self.multistep else ("linspace", "sd3") if self.flow else ("linspace",)
-        lasts = LASTS if self.multistep else ("zero",)
+        self._check_ends()
+        self._check_shift()
+        check_guidance(self.cfg_scale, self.cfg_channels)
+        self._check_tuples()
+        self._check_skip()
+        self.times  # refuses impossible numbers of steps  # noqa: B018
+
+    def _check_ends(self) -> None:
+        if self.sampler in SDES and self.last == "zero":
+            object.__setattr__(self, "last", "mean")
+        spacings, lasts = ("linspace",), ("zero",)
+        if self.multistep:
+            spacings, lasts = ("linspace", "time_uniform"), ("zero", "sigma_min")
+        elif self.sampler in SDES:
+            lasts = ("mean", "tweedie", "euler", "none")
+        elif self.sampler in STRAIGHT:
+            spacings, lasts = ("linspace", "sd3", "tail"), ("zero", "euler") if self.sampler == "heun" else ("zero",)
         if self.spacing not in spacings or self.last not in lasts:
             raise BadInput(
                 f"spacing {self.spacing!r}, last {self.last!r} with {self.sampler!r}: expected "
                 f"{' or '.join(map(repr, spacings))} and {' or '.join(map(repr, lasts))}"
             )
-        if not (self.shift > 0 and math.isfinite(self.shift)) or (self.shift != 1 and not self.flow):
+        if not 0 < self.last_size < 1:
+            raise BadInput(f"last_size: got {self.last_size}, expected a noise fraction, above 0 and below 1")
+        Diffusion.parse(self.diffusion)
+
+    def _check_shift(self) -> None:
+        shifts = self.flow and self.sampler != "dopri5"
+        if not (self.shift > 0 and math.isfinite(self.shift)) or (self.shift != 1 and not shifts):
             raise BadInput(f"shift: {self.shift} with {self.sampler!r}, expected more than 0 for 'euler' and 1 for others")
-        check_guidance(self.cfg_scale, self.cfg_channels)
-        self._check_skip()
-        self.times  # refuses impossible numbers of steps  # noqa: B018
+        if not (self.cfg_power >= 0 and math.isfinite(self.cfg_power)) or (self.cfg_power and self.sampler == "dopri5"):
+            raise BadInput(f"cfg_power: {self.cfg_power} with {self.sampler!r}, expected 0 or more, for 'dopri5' 0")
+
+    def _check_tuples(self) -> None:
+        interval = self.interval if self.interval is None else _numbers("interval", self.interval, 2)
+        if interval is not None and not 0 <= interval[0] < interval[1]:
+            raise BadInput(f"interval: got {self.interval}, expected two values of sigma / alpha, rising, from 0")
+        churn = _numbers("churn", self.churn, 4) if self.churn else ()
+        if churn and (self.sampler != "edm_heun" or not churn[1] < churn[2]):
+            raise BadInput(f"churn: got {self.churn} with {self.sampler!r}, expected it for 'edm_heun', S_min below S_max")
+        tolerance = _numbers("tolerance", self.tolerance, 2)
+        for name, value in {"interval": interval, "churn": churn, "tolerance": tolerance}.items():
+            object.__setattr__(self, name, value)
 
     def _check_skip(self) -> None:
         for name, kind, what in (("skip", int, "positions, from 0"), ("skip_span", int | float, "two shares of the steps")):
@@ -105,6 +161,10 @@ class Sampling:
             raise BadInput(f"skip_span: got {self.skip_span}, expected two shares of the steps, rising, 0 to 1")
         if not (self.skip_scale >= 0 and math.isfinite(self.skip_scale)):
             raise BadInput(f"skip_scale: got {self.skip_scale}, expected 0 or more, finite")
+        if (self.weak == "skip") > bool(self.skip):
+            raise BadInput("weak: got 'skip', expected positions in skip")
+        if self.skip and self.sampler not in ("euler", "ddpm", "ddim", *MULTISTEP):
+            raise BadInput(f"skip: got {self.skip} with {self.sampler!r}, expected a sampler that calls the model once a step")
         if self.skip and self.cfg_scale == 1:
             raise BadInput(f"skip: got {self.skip} and no guidance (1), expected cfg_scale above 1")
         if self.skip and not self.skip_steps:
@@ -119,24 +179,35 @@ class Sampling:
     @property
     def multistep(self) -> bool:
         """Whether a step also looks at what the model said in the step before."""
-        return self.sampler in ("dpmpp_2m", "sde_dpmpp_2m")
+        return self.sampler in MULTISTEP
 
     @property
     def flow(self) -> bool:
-        """Whether it is for models that predict the velocity of a flow."""
-        return self.sampler == "euler"
+        """Whether it asks for the velocity of a flow."""
+        return self.sampler in (*ODES, *SDES)
 
     @property
     def noisy(self) -> bool:
         """Whether steps add noise."""
-        return self.sampler in ("ddpm", "sde_dpmpp_2m") or self.eta > 0
+        return self.sampler in ("ddpm", "sde_dpmpp_2m", *SDES) or self.eta > 0 or bool(self.churn)
+
+    @property
+    def varies(self) -> bool:
+        """Whether guidance differs from step to step."""
+        return self.cfg_scale != 1 and (self.interval is not None or self.cfg_power > 0)
 
     @property
     def times(self) -> np.ndarray:
         """(steps + 1,) float64: the ends of all intervals, noisiest first, in steps of the process, `DATA` (-1) being the
-        data; of "euler" noise fractions, 0 being the data. The model is called at all but the last."""
+        data; of flows noise fractions, of "edm_heun" sigmas, 0 being the data."""
+        return self.times_between()
+
+    def times_between(self, most: float = 1.0, least: float = 0.0) -> np.ndarray:
+        """`times`, where a flow goes from the noise fraction `most` to `least`; see `graftax.diffusion.way`."""
         if self.flow:
-            return self._fractions()
+            return self._fractions(most, least)
+        if self.sampler == "edm_heun":
+            return self._sigmas()
         process = Process()
         if not self.multistep:
             return np.append(process.respaced(self.steps).timestep_map[::-1], DATA).astype(float)
@@ -146,31 +217,67 @@ class Sampling:
         times = (times.round() if self.spacing == "linspace" else times)[::-1]
         return np.append(times[:-1], DATA) if self.last == "zero" else times
 
-    def _fractions(self) -> np.ndarray:
+    def _fractions(self, most: float, least: float) -> np.ndarray:
         if self.steps < 1:
             raise BadInput(f"sampling steps: {self.steps}, expected 1 or more")
+        if self.spacing == "tail" or (self.sampler in SDES and self.last != "none"):
+            return np.append(most * shifted(np.linspace(1, self.last_size / most, self.steps), self.shift), 0.0)
         # Shifted here and again below: the authors' schedules of SD3 and AuraFlow are so.
-        least = shifted(LEAST, self.shift) if self.spacing == "sd3" else 1 / self.steps
-        return np.append(shifted(np.linspace(1, least, self.steps), self.shift), 0.0)
+        end = shifted(LEAST, self.shift) if self.spacing == "sd3" else 1 / self.steps
+        return np.append(least + (most - least) * shifted(np.linspace(1, end, self.steps), self.shift), least)
+
+    def _sigmas(self) -> np.ndarray:
+        """Karras et al. 2022, Eq. 5."""
+        if self.steps < 2:
+            raise BadInput(f"sampling steps: {self.steps}, expected 2 or more")
+        low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
+        return np.append(np.linspace(high, low, self.steps) ** RHO, 0.0)
 
     @property
     def timesteps(self) -> np.ndarray:
         """(steps,): what the model is called with, noisiest first, int32; float32 where it may lie between two steps, and
-        of "euler" (`graftax.models.prediction.network_times` is what the network itself is given)."""
-        whole = self.spacing == "linspace" and not self.flow
+        of flows (`graftax.models.prediction.network_times` is what the network itself is given)."""
+        whole = self.spacing == "linspace" and not self.flow and self.sampler != "edm_heun"
         return self.times[:-1].astype(np.int32 if whole else np.float32)
 
     def __str__(self) -> str:
-        channels = "all" if self.cfg_channels is None else f"the first {self.cfg_channels}"
-        guidance = f"guidance {self.cfg_scale:g} on {channels} channels" if self.cfg_scale != 1 else "no guidance"
-        if self.skip:
-            low, high = self.skip_span
-            guidance += f", {self.skip_scale:g} from skipping {self.skip} in {low:g} to {high:g} of the steps"
+        spacing = {"linspace": "", "time_uniform": ", not rounded", "sd3": ", spaced as in SD3", "tail": ", tail"}[self.spacing]
         noise = f", eta {self.eta:g}" if self.eta else ""
-        spacing = {"linspace": "", "time_uniform": ", not rounded", "sd3": ", spaced as in SD3"}[self.spacing]
+        noise += f", diffusion {self.diffusion}" if self.sampler in SDES else ""
+        noise += f", churn {', '.join(f'{one:g}' for one in self.churn)}" if self.churn else ""
+        tail = f" {self.last_size:g}" if self.sampler in SDES or self.spacing == "tail" else ""
+        last = {"zero": tail, "sigma_min": ", to sigma_min"}.get(self.last, f", last {self.last}{tail}")
         shift = f", shift {self.shift:g}" if self.shift != 1 else ""
-        last = ", to sigma_min" if self.last == "sigma_min" else ""
-        return f"{SAMPLERS[self.sampler]}, {self.steps} steps{spacing}{shift}{last}{noise}, {guidance}"
+        steps = f"tolerance {self.tolerance[0]:g}, {self.tolerance[1]:g}" if self.sampler == "dopri5" else f"{self.steps} steps"
+        return f"{SAMPLERS[self.sampler]}, {steps}{spacing}{shift}{last}{noise}, {self._guidance()}"
+
+    def _guidance(self) -> str:
+        if self.cfg_scale == 1:
+            return "no guidance"
+        channels = "all" if self.cfg_channels is None else f"the first {self.cfg_channels}"
+        away = {"null": "", "model": " from a weak model", "skip": f" from skipping {self.skip}"}[self.weak]
+        text = f"guidance {self.cfg_scale:g}{away} on {channels} channels"
+        text += f", power-cosine {self.cfg_power:g}" if self.cfg_power else ""
+        text += f", for sigma/alpha in ({self.interval[0]:g}, {self.interval[1]:g}]" if self.interval else ""
+        if self.skip and self.weak != "skip":
+            low, high = self.skip_span
+            text += f", {self.skip_scale:g} from skipping {self.skip} in {low:g} to {high:g} of the steps"
+        return text
+
+
+NUMBERS = {
+    "steps": Integral, "cfg_scale": Real, "cfg_channels": Integral, "cfg_power": Real, "eta": Real, "last_size": Real,
+    "shift": Real,
+}  # fmt: skip
+
+
+def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
+    """`value` as so many finite numbers from 0. Raises `BadInput` on others."""
+    if not isinstance(value, list | tuple) or len(value) != count or not all(isinstance(one, Real) for one in value):
+        raise BadInput(f"{name}: got {value!r}, expected {count} numbers")
+    if not all(math.isfinite(one) and one >= 0 for one in value):
+        raise BadInput(f"{name}: got {value!r}, expected {count} numbers from 0, finite")
+    return tuple(map(float, value))
 
 
 class SamplingFields(TypedDict, total=False):
@@ -180,10 +287,17 @@ class SamplingFields(TypedDict, total=False):
     steps: int
     cfg_scale: float
     cfg_channels: int | None
+    interval: tuple[float, float] | None
+    cfg_power: float
+    weak: Weak
     eta: float
     spacing: Spacing
     last: Last
+    last_size: float
     shift: float
+    diffusion: str
+    churn: tuple[float, ...]
+    tolerance: tuple[float, float]
     skip: tuple[int, ...]
     skip_scale: float
     skip_span: tuple[float, float]
@@ -196,18 +310,3 @@ def check_variance(sampler: Sampler, variance: bool) -> None:
             "sampler 'ddpm': the model has no variance channels, expected another sampler ('ddim' with eta 1 is DDPM with "
             "the smaller fixed variance of Ho et al.)"
         )
-
-
-def image_keys(key: jax.Array, first: int, count: int) -> jax.Array:
-    """Keys (count,) of the noise of images first .. first + count - 1 of one root key."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(first, first + count))
-
-
-def unit_noise(keys: jax.Array, number: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Unit Gaussian noise (b, *shape) float32 for a step's `number`, of one key for each image (b,)."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), shape))(keys)
-
-
-def initial_noise(keys: jax.Array, steps: int, shape: tuple[int, ...]) -> jax.Array:
-    """The noise (b, *shape) float32 that sampling in `steps` steps starts from."""
-    return unit_noise(keys, steps, shape)

@@ -1,7 +1,7 @@
 """What tells one sampler from another: the scalars of its steps, computed in float64 on the times of `Sampling.times`.
 
-There x_t = alpha x0 + sigma noise, with alpha^2 = alpha_bar and sigma^2 = 1 - alpha_bar; on the straight path of a flow
-alpha = 1 - t and sigma = t, the noise fraction. Every sampler here is one linear rule (`Step`) with weights of its own.
+There x_t = alpha x0 + sigma noise, with alpha^2 = alpha_bar and sigma^2 = 1 - alpha_bar; on the paths of flows
+alpha and sigma are the path's. Every sampler here is one linear rule (`Step`) with weights of its own.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ import numpy as np
 
 from graftax.diffusion.process import Process
 from graftax.diffusion.sampling import Sampling
+from graftax.diffusion.walk import walk
+from graftax.diffusion.way import LINEAR, Way
+from graftax.models.paths import level
 
 FEW_STEPS = 15
 """Below so many steps the last one of a multistep solver is of first order, which is stabler (Lu et al. 2022)."""
 
 
 class Step(NamedTuple):
-    """Scalars of one denoising step: x0 = x_scale * x - out_scale * out, where the model's out is the noise, of a
-    flow the velocity; and the next x is
-    x0_weight * x0 + x_weight * x + before_weight * (x0 of the step before) + std * noise.
+    """Scalars of one call of the model: it looks at x + lift * noise, the estimate is e = x_scale * x - out_scale * out, x0
+    or the slope towards it, and the next x is
+    x0_weight * e + x_weight * x at the step's start + before_weight * e of the call before + std * noise.
 
-    As fields of a schedule they are arrays (steps,), noisiest step first. What a sampler does not use is None.
+    As fields of a schedule they are arrays (calls,), noisiest first. What a sampler does not use is None.
     """
 
     timestep: jax.Array  # for the model
@@ -36,12 +39,54 @@ class Step(NamedTuple):
     std: jax.Array | None = None  # DDPM: 1, to be scaled by the learned deviation; 0 at the last step
     log_variance_low: jax.Array | None = None
     log_variance_high: jax.Array | None = None
+    lift: jax.Array | None = None
+    number: jax.Array | None = None  # of the step, where some call the model twice
+    ends: jax.Array | None = None  # whether the step does, likewise
+    guidance: jax.Array | None = None  # its scale, where that varies
 
 
-def schedule(sampling: Sampling) -> Step:
-    """The steps of `sampling`: float32 fields (steps,); timesteps as in `Sampling.timesteps`."""
-    rows = (_multistep if sampling.multistep else _euler if sampling.flow else _ancestral)(sampling)
-    return Step(jnp.asarray(sampling.timesteps), **{name: jnp.asarray(row, jnp.float32) for name, row in rows.items()})
+def schedule(sampling: Sampling, way: Way | None = None) -> Step:
+    """The calls of `sampling`: float32 fields (calls,); timesteps as in `Sampling.timesteps`, one call a step but where a
+    method looks twice. `way`: along which flows are walked, None: the linear path."""
+    way = way or LINEAR
+    if sampling.flow or sampling.sampler == "edm_heun":
+        found = list(walk(sampling, way))
+        rows = {name: np.array([row[name] for row in found]) for name in found[0]}
+        numbers, ends, times = rows.pop("number").astype(np.int32), rows.pop("ends"), rows.pop("timestep").astype(np.float32)
+        known = {"number": jnp.asarray(numbers), "ends": jnp.asarray(ends)} if not ends.all() else {}
+    else:
+        rows, known = (_multistep if sampling.multistep else _ancestral)(sampling), {}
+        numbers, times = np.arange(sampling.steps), sampling.timesteps
+    if sampling.varies:
+        rows["guidance"] = guidance_scales(sampling, way)[numbers]
+    return Step(jnp.asarray(times), **{name: jnp.asarray(row, jnp.float32) for name, row in rows.items()}, **known)
+
+
+def guidance_scales(sampling: Sampling, way: Way) -> np.ndarray:
+    """(steps,) the scale of guidance in every step, 1 where there is none."""
+    progress = np.arange(sampling.steps) / sampling.steps
+    rise = (1 - np.cos(np.pi * progress**sampling.cfg_power)) / 2 if sampling.cfg_power else 1.0
+    scales = 1 + (sampling.cfg_scale - 1) * rise * np.ones(sampling.steps)
+    if sampling.interval is None:
+        return scales
+    return np.where(inside(sampling.interval, noise_ratios(sampling, way)), scales, 1.0)
+
+
+def noise_ratios(sampling: Sampling, way: Way) -> np.ndarray:
+    """(steps,) sigma / alpha at which the steps begin."""
+    times = sampling.times_between(way.most, way.least)[:-1]
+    if sampling.flow or sampling.sampler == "edm_heun":
+        at = level(way.path, times)
+        with np.errstate(divide="ignore"):
+            return at.sigma / at.alpha
+    alpha_bar = Process().alpha_bar_at(times)
+    return np.sqrt((1 - alpha_bar) / alpha_bar)
+
+
+def inside(interval: tuple[float, float], ratio: np.ndarray) -> np.ndarray:
+    """Whether sigma / alpha is in the interval; what is nearer to an end than float32 tells counts as on it."""
+    low, high = (end * (1 + 1e-6) for end in interval)
+    return (low < ratio) & (ratio <= high)
 
 
 def _ancestral(sampling: Sampling) -> dict[str, np.ndarray]:
@@ -92,13 +137,3 @@ def _multistep(sampling: Sampling) -> dict[str, np.ndarray]:
         "before_weight": -gain * slope,
     }
     return rows | ({"std": sigma[1:] * np.sqrt(1 - kept)} if stochastic else {})
-
-
-def _euler(sampling: Sampling) -> dict[str, np.ndarray]:
-    """x + (s' - s) v along the straight path, as FlowMatchEulerDiscreteScheduler of diffusers.
-
-    Written through x0 = x - s v it is (1 - s'/s) x0 + (s'/s) x: DDIM's step, alpha and sigma being the path's.
-    """
-    ends = sampling.times  # (steps + 1,)
-    kept = ends[1:] / ends[:-1]
-    return {"x_scale": np.ones(sampling.steps), "out_scale": ends[:-1], "x0_weight": 1 - kept, "x_weight": kept}

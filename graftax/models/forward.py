@@ -12,6 +12,7 @@ from graftax.models.backbone import Cond, find
 from graftax.models.lora import materialise
 from graftax.models.merge import MERGES
 from graftax.models.policy import PLAIN, Draws, Policy, drawn
+from graftax.models.prediction import entered, left
 from graftax.models.shared import with_shared
 from graftax.models.sizes import at_size
 from graftax.models.stack import prepare, run_stack
@@ -62,12 +63,20 @@ def forward_prepared(
         spec, prepared["blocks"], state, context, capture=capture, dtype=dtype, remat=remat, policy=policy,
         draws=drawn(spec, policy, key, len(x)), states=states,
     )  # fmt: skip
-    return find(spec).head(spec, prepared, state, context, dtype), taps
+    return head(spec, prepared, state, context, x, t, dtype), taps
 
 
 def embed(
     spec: ModelSpec, params: Params, x: jax.Array, t: jax.Array, cond: Cond, dtype: DTypeLike | None = None
 ) -> tuple[State, Context]:
     """What the blocks run on, of plain or prepared parameters; inputs as in `forward`."""
-    state, context = find(spec).embed(spec, params, x, t, cond, dtype)
+    state, context = find(spec).embed(spec, params, *entered(spec.prediction, x, t), cond, dtype)
     return state, with_shared(spec, params, context, dtype)
+
+
+def head(
+    spec: ModelSpec, params: Params, state: State, context: Context, x: jax.Array, t: jax.Array,
+    dtype: DTypeLike | None = None,
+) -> jax.Array:  # fmt: skip
+    """The output of what the blocks left; x and t are those that `embed` had."""
+    return left(spec.prediction, find(spec).head(spec, params, state, context, dtype), x, t)

@@ -27,9 +27,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from graftax.blocks import Context, State, block_kind, streams
 from graftax.errors import BadInput
-from graftax.models.backbone import Cond, find
+from graftax.models.backbone import Cond
 from graftax.models.collect import Place, stacked
-from graftax.models.forward import embed
+from graftax.models.forward import embed, head
 from graftax.models.lora import materialise
 from graftax.models.merge import MERGES, stream_of
 from graftax.models.sizes import at_size
@@ -171,7 +171,7 @@ class Library:
         sized = replace(self, specs=tuple(at_size(spec, x) for spec in self.specs))
         state, context = embed(sized.spec, prepared, x, t, cond, dtype)
         state = sized.run(prepared, instructions, state, context, dtype)
-        return find(sized.spec).head(sized.spec, prepared, state, context, dtype)
+        return head(sized.spec, prepared, state, context, x, t, dtype)
 
     # --- Where every operator's weights are ---------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from graftax.blocks import State
-from graftax.models.backbone import Cond, find
-from graftax.models.forward import embed, prepare_params
+from graftax.models.backbone import Cond
+from graftax.models.forward import embed, head, prepare_params
 from graftax.models.sizes import at_size
 from graftax.models.stack import steps_of
 from graftax.ops.base import Params
@@ -57,7 +57,7 @@ def inside(
     spec = at_size(spec, x)
     state, context = embed(spec, prepared, x, t, cond, dtype)
     runs = steps_of(spec, prepared["blocks"], context, dtype)
-    return runs, state, lambda state: find(spec).head(spec, prepared, state, context, dtype)
+    return runs, state, lambda state: head(spec, prepared, state, context, x, t, dtype)
 
 
 def by_table(

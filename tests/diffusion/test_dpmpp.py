@@ -43,7 +43,7 @@ def closed_form(x, t, cond):
 def walk(model_fn, how: Sampling, x, cond=None, noise=None) -> np.ndarray:
     """(steps + 1, b, h, w, c): noise, and what every step has left."""
     step = jax.jit(Steps(model_fn, how))
-    state, seen = SamplerState.start(x), [x]
+    state, seen = SamplerState.begin(x), [x]
     for i in range(how.steps):
         state = step(i, state, cond, None if noise is None else noise[i])
         seen.append(state.x)
@@ -87,7 +87,7 @@ def test_it_is_of_second_order():
     def error(sampler: str, steps: int) -> float:
         how = sampling_of(sampler=sampler, steps=steps)
         half = int(np.argmin(np.abs(how.timesteps - 500)))
-        step, state = jax.jit(Steps(exact(1000), how)), SamplerState.start(x_init())
+        step, state = jax.jit(Steps(exact(1000), how)), SamplerState.begin(x_init())
         for i in range(half):
             state = step(i, state, Y, None)
         return float(jnp.abs(state.x - flow(x_init(), 999, int(how.timesteps[half]))).max())

@@ -49,7 +49,7 @@ def test_trajectories_of_the_reference(run):
     np.testing.assert_allclose(how.times, g["sigmas"], atol=1e-6)
     np.testing.assert_allclose(1000 * how.timesteps, g["t"], atol=1e-3)
     assert how.timesteps.dtype == np.float32
-    step, state = jax.jit(Steps(closed_form, how)), SamplerState.start(jnp.asarray(g["x"][0]))
+    step, state = jax.jit(Steps(closed_form, how)), SamplerState.begin(jnp.asarray(g["x"][0]))
     tolerance = 1e-5 * float(np.abs(g["x"]).max())
     for i, expected in enumerate(g["x"][1:]):
         state = step(i, state, None, None)

@@ -79,7 +79,7 @@ def test_one_step_after_the_other_is_the_loop(sampler):
     steps = Steps(model, how)
     assert how.noisy == (sampler in ("ddpm", "sde_dpmpp_2m"))
     noise = jax.random.normal(jax.random.key(7), (6, *SHAPE))
-    state = SamplerState.start(x_init())
+    state = SamplerState.begin(x_init())
     for i in range(6):
         state = steps(i, state, Y, noise[i] if how.noisy else None)
     np.testing.assert_allclose(steps.scan(x_init(), Y, None, noise), state.x, atol=1e-5)
