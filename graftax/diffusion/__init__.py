@@ -5,6 +5,7 @@ from graftax.diffusion.flow import Flow, Noising
 from graftax.diffusion.guidance import ModelFn, guided
 from graftax.diffusion.heldout import Heldout, heldout_set
 from graftax.diffusion.noise import image_keys, initial_noise, unit_noise
+from graftax.diffusion.objective import PLAIN, Objective
 from graftax.diffusion.process import Process
 from graftax.diffusion.sampler import SamplerState, Steps, denoise
 from graftax.diffusion.sampling import SAMPLERS, Sampler, Sampling, SamplingFields, check_variance
@@ -13,7 +14,7 @@ from graftax.diffusion.times import UNIFORM, Times, shifted
 from graftax.diffusion.way import Diffusion, Way, way_for
 
 __all__ = [
-    "SAMPLERS", "UNIFORM", "Diffusion", "Flow", "Heldout", "ModelFn", "Noising", "Process", "Sampler", "SamplerState",
-    "Sampling", "SamplingFields", "Steps", "Times", "Way", "check_variance", "denoise", "guided", "heldout_set", "image_keys",
-    "initial_noise", "schedule", "shifted", "unit_noise", "way_for",
+    "PLAIN", "SAMPLERS", "UNIFORM", "Diffusion", "Flow", "Heldout", "ModelFn", "Noising", "Objective", "Process", "Sampler",
+    "SamplerState", "Sampling", "SamplingFields", "Steps", "Times", "Way", "check_variance", "denoise", "guided",
+    "heldout_set", "image_keys", "initial_noise", "schedule", "shifted", "unit_noise", "way_for",
 ]  # fmt: skip

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from graftax.diffusion.objective import PLAIN, Objective
 from graftax.diffusion.times import UNIFORM, Times
 from graftax.errors import BadInput
-from graftax.models.paths import BETA_END, STEPS, alpha_bars
+from graftax.models.paths import BETA_END, STEPS, Level, alpha_bars
 
 DATA = -1  # the time of clean data, one before that of step 0
 HALF_BIN = 1 / 255  # half the distance between neighbouring 8-bit levels in [-1, 1]
@@ -72,13 +73,22 @@ class Process:
         """The kept steps (n,) int32 that lie `share` (0 to below 1) of the way from data to noise."""
         return (np.asarray(share) * len(self)).astype(np.int32)
 
-    def draw(self, key: jax.Array, count: int, times: Times = UNIFORM) -> jax.Array:
-        """(count,) int32 kept steps, drawn as `times` says of the way from data to noise."""
+    def draw(self, key: jax.Array, count: int, times: Times | None = None) -> jax.Array:
+        """(count,) int32 kept steps, drawn as `times` says of the way from data to noise; None: evenly."""
+        times = times or UNIFORM
         if times.kind == "uniform":
             low, high = (round(end * len(self)) for end in times.numbers)
             return jax.random.randint(key, (count,), min(low, high - 1), high)
+        if times.kind == "lognormal":
+            return self._nearest(times.draw(key, count))
         steps = jnp.floor(times.draw(key, count) * len(self)).astype(jnp.int32)
         return jnp.minimum(steps, len(self) - 1)
+
+    def _nearest(self, fraction: jax.Array) -> jax.Array:
+        """The kept steps (n,) int32 whose sigma / (alpha + sigma) are the first from `fraction` on."""
+        sigma, alpha = np.sqrt(1 - self.tables.alpha_bar), np.sqrt(self.tables.alpha_bar)
+        found = jnp.searchsorted(jnp.asarray(sigma / (alpha + sigma), jnp.float32), fraction)
+        return jnp.minimum(found, len(self) - 1).astype(jnp.int32)
 
     def model_times(self, t: jax.Array) -> jax.Array:
         """What a model is called with at kept steps t (b,): their original indices."""
@@ -130,8 +140,10 @@ class Process:
         x0, noise = x0.astype(jnp.float32), noise.astype(jnp.float32)
         return _at(np.sqrt(alpha_bar), t) * x0 + _at(np.sqrt(1 - alpha_bar), t) * noise
 
-    def training_losses(self, model_out: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array) -> dict[str, jax.Array]:
-        """The hybrid objective of IDDPM (Eq. 16) in DiT's weighting: loss = mse + vb.
+    def training_losses(
+        self, model_out: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array, objective: Objective = PLAIN
+    ) -> dict[str, jax.Array]:
+        """The hybrid objective of IDDPM (Eq. 16) in DiT's weighting: loss = mse + vb, mse weighted as `objective` says.
 
         mse: mean squared error of the predicted noise. vb: this step's term of the variational bound in bits
         per dimension, not rescaled by the number of steps; it trains the variance only, the mean is held
@@ -146,7 +158,13 @@ class Process:
         x0, error = x0.astype(jnp.float32), eps - noise.astype(jnp.float32)
         mse = jnp.mean(error**2, axis=(1, 2, 3))  # (b, h, w, c) -> (b,)
         vb = self._bound_term(jax.lax.stop_gradient(error), v, x0, t)
-        return {"mse": mse, "vb": vb, "loss": mse + vb}
+        return {"mse": mse, "vb": vb, "loss": self._weight(objective, t) * mse + vb}
+
+    def _weight(self, objective: Objective, t: jax.Array) -> jax.Array:
+        if objective.of_velocities or objective.weighting not in ("none", "min_snr"):
+            raise BadInput(f"objective: {objective} of noise at steps of a process, expected 'none' or 'min_snr(GAMMA)'")
+        alpha_bar = jnp.take(jnp.asarray(self.tables.alpha_bar, jnp.float32), t, mode="fill")
+        return objective.weight("eps", Level(jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)))
 
     def _bound_term(self, error: jax.Array, v: jax.Array, x0: jax.Array, t: jax.Array) -> jax.Array:
         """Bits per dimension of L_t (KL of the two Gaussians) or, at t = 0, of the decoder: (b,).

@@ -14,9 +14,9 @@ from graftax.errors import BadInput
 
 A = TypeVar("A", float, np.ndarray, jax.Array)
 
-KINDS = {"uniform": 2, "logit_normal": 2, "shifted": 1}
+KINDS = {"uniform": 2, "logit_normal": 2, "lognormal": 2, "shifted": 1}
 """Distributions, and how many numbers each is said by."""
-FORMS = "'uniform', 'uniform(LOW, HIGH)' in 0..1, 'logit_normal(MEAN, STD)' or 'shifted(SHIFT)'"
+FORMS = "'uniform', 'uniform(LOW, HIGH)' in 0..1, 'logit_normal(MEAN, STD)', 'lognormal(MEAN, STD)' or 'shifted(SHIFT)'"
 
 
 def shifted(fraction: A, shift: float) -> A:
@@ -30,9 +30,10 @@ class Times:
     """A distribution of the noise fraction. Raises `BadInput` on names and numbers that are none.
 
     Attributes:
-        kind: "uniform"; "logit_normal", the sigmoid of a normal number (SD3, section 3.1); "shifted", uniform, shifted.
-        numbers: of "uniform" its ends, of "logit_normal" mean and deviation, of "shifted" the shift. Shifting a logit-normal
-            adds the shift's logarithm to its mean.
+        kind: "uniform"; "logit_normal", the sigmoid of a normal number (SD3, section 3.1); "lognormal", of which sigma / alpha
+            is e to a normal number (EDM, REPA), so that on the linear path it is "logit_normal"; "shifted", uniform, shifted.
+        numbers: of "uniform" its ends, of the normal ones mean and deviation, of "shifted" the shift. Shifting a logit-normal
+            adds the shift's logarithm to its mean; RAE shifts by sqrt(numbers of an image / 4096) (arXiv 2510.11690).
     """
 
     kind: str = "uniform"
@@ -59,8 +60,8 @@ class Times:
             raise BadInput(f"times: got {text}, expected {FORMS}") from None
 
     def draw(self, key: jax.Array, count: int) -> jax.Array:
-        """(count,) float32 in 0..1."""
-        if self.kind == "logit_normal":
+        """(count,) float32 in 0..1: a path's noise fractions, of "lognormal" sigma / (alpha + sigma)."""
+        if self.kind in ("logit_normal", "lognormal"):
             mean, deviation = self.numbers
             return jax.nn.sigmoid(mean + deviation * jax.random.normal(key, (count,)))
         if self.kind == "shifted":
@@ -73,3 +74,5 @@ class Times:
 
 
 UNIFORM = Times()
+EDM_TIMES = Times("lognormal", (-1.2, 1.2))
+"""Karras et al. 2022, Table 1."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from graftax.diffusion import Times
+from graftax.diffusion import Objective, Times
 from graftax.errors import BadInput, did_you_mean
 from graftax.models.network import fixed_paths
 from graftax.models.stack import REMAT
@@ -59,7 +60,9 @@ class DiffusionConfig(TrainConfig):
     Attributes:
         class_dropout: share of images that are trained without their conditions.
         times: of the noise fraction, 0 data and 1 noise, at which images are trained (`graftax.diffusion.Times`): "uniform",
-            "uniform(0.35, 0.8)", "logit_normal(0, 1)" as in SD3, or "shifted(3)".
+            "uniform(0.35, 0.8)", "logit_normal(0, 1)" as in SD3, "lognormal(-1.2, 1.2)" as in EDM, or "shifted(3)"; "": as such
+            models are, "uniform", EDM's own.
+        objective: what is made of the squared error (`graftax.diffusion.Objective`): "none", "min_snr(5)", "none + direction(1)".
         compute_dtype: matmul type.
         plan: as in `graftax.models.forward`.
         remat: likewise; "auto" keeps matmul results only on a CPU, where that is faster, and everything elsewhere.
@@ -67,7 +70,8 @@ class DiffusionConfig(TrainConfig):
     """
 
     class_dropout: float = 0.1
-    times: str = "uniform"
+    times: str = ""
+    objective: str = "none"
     compute_dtype: str = "float32"
     plan: str = "auto"
     remat: str = "auto"
@@ -77,11 +81,16 @@ class DiffusionConfig(TrainConfig):
         """`frozen`, and what no training of such a model changes: a DiT's table of positions, a PixArt's null caption."""
         return tuple(dict.fromkeys((*fixed_paths(spec), *self.frozen)))
 
+    @property
+    def objectives(self) -> dict[str, Any]:
+        """`times` and `objective` as `diffusion_loss` takes them."""
+        return {"times": Times.parse(self.times) if self.times else None, "objective": Objective.parse(self.objective)}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.preview < 0:
             raise BadInput(f"preview: got {self.preview}, expected 0 or more")
-        Times.parse(self.times)
+        self.objectives  # refuses what is none  # noqa: B018
         for name, choices in {"compute_dtype": DTYPES, "remat": ("auto", *REMAT)}.items():
             if getattr(self, name) not in choices:
                 near = did_you_mean(getattr(self, name), choices)

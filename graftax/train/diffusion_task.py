@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from graftax.diffusion import UNIFORM, Noising, Times, heldout_set
+from graftax.diffusion import PLAIN, Noising, Objective, Times, heldout_set
 from graftax.errors import BadInput
 from graftax.models import Cond, forward
 from graftax.models.backbone import find
@@ -29,26 +29,27 @@ TIME, NOISE, DROP = range(3)  # streams of a step's key
 
 
 def diffusion_loss(
-    spec: ModelSpec, process: Noising | None = None, *, times: Times = UNIFORM, class_dropout: float = 0.1,
-    dtype: DTypeLike | None = None, plan: str = "auto", remat: str = "auto",
+    spec: ModelSpec, process: Noising | None = None, *, times: Times | None = None, objective: Objective = PLAIN,
+    class_dropout: float = 0.1, dtype: DTypeLike | None = None, plan: str = "auto", remat: str = "auto",
 ) -> DiffusionLoss:  # fmt: skip
     """`loss_fn(params, batch, key) -> (() loss, metrics)` of conditional diffusion training.
 
-    The loss is `training_losses` of `process`, None: of what models like `spec` are trained with. A model of noise and
-    variance has DiT's, with metrics {"mse", "vb"}, one of a velocity flow matching's, with {"mse"}.
+    The loss is `training_losses` of `process`, None: of what models like `spec` are trained with, under `objective`. A model
+    of noise and variance has DiT's, with metrics {"mse", "vb"}, one of a flow or EDM the error of what it predicts, with
+    {"mse"} and the objective's own terms.
 
     `params` plain or collected; batch: image (b, h, w, c) clean data and what the model is conditioned on, label (b,) int
-    for classes. t is drawn from the process as `times` says; the conditions become the unconditional ones with probability
+    for classes. t is drawn from the process as `times` says, None: as such models are; the conditions become the unconditional ones with probability
     `class_dropout` (classifier-free guidance, arXiv 2207.12598; 0.1 in DiT, arXiv 2212.09748). `dtype`, `plan`, `remat` as
     in `graftax.models.forward`.
 
-    Raises BadInput if `class_dropout` is no probability, or the model predicts neither noise and variance nor a velocity, or
-    `process` is not for it.
+    Raises BadInput if `class_dropout` is no probability, or the model's times are steps and it does not predict noise and
+    variance, or `process` or `objective` is not for it.
     """
     if not 0 <= class_dropout <= 1:
         raise BadInput(f"class_dropout: got {class_dropout!r}, expected a probability in [0, 1]")
     options = {"dtype": dtype, "plan": plan, "remat": remat}
-    return DiffusionLoss(spec, _objective(spec, process), times, class_dropout, options)
+    return DiffusionLoss(spec, _noising(spec, process), times, objective, class_dropout, options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +59,16 @@ class DiffusionLoss:
     Attributes:
         spec: of the model.
         process: that noises.
-        times: at which.
+        times: at which; None: as the process' own.
+        objective: that judges.
         class_dropout: share of images that are trained without their conditions.
         options: of `graftax.models.forward`.
     """
 
     spec: ModelSpec
     process: Noising
-    times: Times
+    times: Times | None
+    objective: Objective
     class_dropout: float
     options: Mapping[str, Any]
 
@@ -84,7 +87,8 @@ class DiffusionLoss:
     def given(self, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         """Loss and metrics of a batch that `draw` made."""
         cond = self._dropped(params, batch["cond"], batch["drop"]) if self.class_dropout else batch["cond"]
-        losses = _losses(self.spec, self.process, params, batch["image"], batch["t"], cond, batch["noise"], **self.options)
+        inputs = batch["image"], batch["t"], cond, batch["noise"]
+        losses = _losses(self.spec, self.process, self.objective, params, *inputs, **self.options)
         return jnp.mean(losses["loss"]), {name: jnp.mean(losses[name]) for name in losses if name != "loss"}
 
     def _dropped(self, params: Params, cond: Cond, drop: jax.Array) -> Cond:
@@ -117,7 +121,7 @@ def heldout_loss(
 
     Raises BadInput where `heldout_set` does, and as `diffusion_loss` of model and process.
     """
-    process = _objective(spec, process)
+    process = _noising(spec, process)
     heldout = heldout_set(data, process, seed=seed, batch_size=batch_size)
     backbone = find(spec)
 
@@ -125,7 +129,7 @@ def heldout_loss(
     def losses(params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array) -> dict[str, jax.Array]:
         with activations(mesh, rules):
             inputs = place_batch((x0, t, cond, noise), mesh)
-            found = _losses(spec, process, params, *inputs, dtype=dtype, plan=plan, remat="none")
+            found = _losses(spec, process, PLAIN, params, *inputs, dtype=dtype, plan=plan, remat="none")
         return {name: jnp.mean(value) for name, value in found.items()}
 
     def evaluate(params: Params) -> dict[str, float]:
@@ -137,18 +141,18 @@ def heldout_loss(
 
 
 def _losses(
-    spec: ModelSpec, process: Noising, params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array,
-    **options: Any,
+    spec: ModelSpec, process: Noising, objective: Objective, params: Params, x0: jax.Array, t: jax.Array, cond: Cond,
+    noise: jax.Array, **options: Any,
 ) -> dict[str, jax.Array]:  # fmt: skip
     def network(x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
         return forward(spec, params, x, t, cond, **options)[0]
 
     out = as_called(spec.prediction, network)(process.q_sample(x0, t, noise), process.model_times(t), cond)
-    return process.training_losses(out, x0, t, noise)
+    return process.training_losses(out, x0, t, noise, objective)
 
 
-def _objective(spec: ModelSpec, process: Noising | None) -> Noising:
+def _noising(spec: ModelSpec, process: Noising | None) -> Noising:
     found = spec.prediction
-    if not found.is_flow and (found.target, found.time, found.variance) != ("eps", "index", True):
-        raise BadInput(f"diffusion loss: {found}, expected noise and variance at times of a process, or a velocity")
+    if found.time == "index" and (found.target, found.variance) != ("eps", True):
+        raise BadInput(f"diffusion loss: {found}, expected noise and variance at times of a process, or a flow")
     return noising_for(spec, process)

@@ -19,7 +19,7 @@ from graftax.checkpoint.files import sha256_of_arrays
 from graftax.checkpoint.lock import holding
 from graftax.checkpoint.paths import work_path
 from graftax.data.feed import as_batch, as_batches
-from graftax.diffusion import Noising, Times
+from graftax.diffusion import Noising
 from graftax.errors import BadInput
 from graftax.models import Meta, Model, init
 from graftax.models.collect import spread
@@ -119,7 +119,7 @@ def _run(
     """The averaged parameters after training, plain, and the records. `table`: what is trained, for people."""
     process, dtype, frozen = noising_for(spec, process), jnp.dtype(config.compute_dtype), config.frozen_in(spec)
     loss = diffusion_loss(
-        spec, process, times=Times.parse(config.times), class_dropout=config.class_dropout, dtype=dtype, plan=config.plan,
+        spec, process, **config.objectives, class_dropout=config.class_dropout, dtype=dtype, plan=config.plan,
         remat=config.remat,
     )  # fmt: skip
     errors = None

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from graftax.api import draw, settings_for
-from graftax.diffusion import Sampling, Times
+from graftax.diffusion import Sampling
 from graftax.distill import DistillConfig, create_state, make_distill_step
 from graftax.distill.cost import stage1_flops
 from graftax.distill.groups import group_units
@@ -71,7 +71,7 @@ def train_program(name: str, spec: ModelSpec, config: DiffusionConfig) -> Progra
     """One update of the whole model as `config` says (`graftax.train.train_job`): stage 2, or training from scratch."""
     dtype, frozen = jnp.dtype(config.compute_dtype), config.frozen_in(spec)
     loss = diffusion_loss(
-        spec, times=Times.parse(config.times), class_dropout=config.class_dropout, dtype=dtype, plan=config.plan,
+        spec, **config.objectives, class_dropout=config.class_dropout, dtype=dtype, plan=config.plan,
         remat=config.remat,
     )  # fmt: skip
 
