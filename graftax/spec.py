@@ -26,7 +26,7 @@ TARGETS = ("eps", "velocity", "x0", "score", "edm")
 TIMES = {"index": ("ddpm",), "noise": ("linear", "gvp", "vp"), "data": ("linear", "gvp", "vp"), "log_sigma": ("edm",)}
 """What networks are given for the time, and the paths from data to noise on which each is (`graftax.models.paths`)."""
 
-BACKBONES = {name: f"graftax.backbones.{name}" for name in ("dit", "pixart", "sd3", "flux", "auraflow")}
+BACKBONES = {name: f"graftax.backbones.{name}" for name in ("dit", "pixart", "sd3", "flux", "auraflow", "lightningdit")}
 """Backbones by name, and the module that is each. A module is imported when a model of its kind is first computed
 (`graftax.models.backbone.find`). To add one: write its folder, name it here."""
 

@@ -9,13 +9,14 @@ from types import ModuleType
 from graftax.backbones.auraflow import zoo as auraflow
 from graftax.backbones.dit import zoo as dit
 from graftax.backbones.flux import zoo as flux
+from graftax.backbones.lightningdit import zoo as lightningdit
 from graftax.backbones.pixart import zoo as pixart
 from graftax.backbones.sd3 import zoo as sd3
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
 
-Published = dit.Published | pixart.Published | sd3.Published | flux.Published | auraflow.Published
-FAMILIES = (dit, pixart, sd3, flux, auraflow)
+Published = dit.Published | pixart.Published | sd3.Published | flux.Published | auraflow.Published | lightningdit.Published
+FAMILIES = (dit, pixart, sd3, flux, auraflow, lightningdit)
 ZOO: dict[str, Published] = {name: found for family in FAMILIES for name, found in family.ZOO.items()}
 """Every published model by its name."""
 

@@ -113,6 +113,10 @@ class Layout(ABC):
         """Names of tensors that a file may have and that nothing is read from, since everybody computes them."""
         return ()
 
+    def constants(self, spec: ModelSpec) -> dict[str, np.ndarray]:
+        """Tensors of a file that follow from the spec: written, and looked at, but nothing is read from them."""
+        return {}
+
     def config(self, spec: ModelSpec) -> dict[str, Any]:
         """The `config.json` of a folder."""
         return {}
@@ -153,6 +157,10 @@ def params_from(layout: Layout, spec: ModelSpec, tensors: Mapping[str, np.ndarra
     """
     expected, unread = tensor_shapes(layout, spec), layout.unread(spec)
     tensors = {name: array for name, array in layout.own(tensors).items() if name not in unread}
+    constants = {name: array for name, array in layout.constants(spec).items() if name in tensors}
+    others = [name for name, array in constants.items() if not _near(tensors[name], array)]
+    refuse("tables that are not those that everybody computes", others)
+    tensors = {name: array for name, array in tensors.items() if name not in constants}
     refuse("tensors missing", [name for name in expected if name not in tensors])
     refuse("tensors unexpected", [name for name in tensors if name not in expected])
     differ = {name: shape for name, shape in expected.items() if tensors[name].shape != shape}
@@ -192,7 +200,7 @@ def tensors_from(layout: Layout, spec: ModelSpec, params: Params) -> dict[str, n
         copied = key.join == "copies" or len(key.names) == 1
         pieces = [tensor] * len(key.names) if copied else np.split(tensor, len(key.names))
         found.update(zip(key.names, pieces, strict=True))
-    return {layout.prefix + name: tensor for name, tensor in found.items()}
+    return {layout.prefix + name: tensor for name, tensor in (layout.constants(spec) | found).items()}
 
 
 def to_ours(turn: str, array: np.ndarray) -> np.ndarray:
@@ -249,6 +257,12 @@ def _alike(leaf: np.ndarray, computed: np.ndarray) -> bool:
     """Whether a leaf is the computed one, to the precision of a type that it may have been saved in."""
     saved = (computed.astype(kind).astype(np.float32) for kind in (leaf.dtype, np.float16, jnp.bfloat16))
     return any(np.allclose(leaf.astype(np.float32), rounded, rtol=0, atol=1e-5) for rounded in saved)
+
+
+def _near(tensor: np.ndarray, computed: np.ndarray) -> bool:
+    """Whether a tensor of numbers up to 1 is the computed one, to the precision of its type."""
+    atol = 1e-4 if tensor.dtype.itemsize >= 4 else 1e-2
+    return tensor.shape == computed.shape and np.allclose(tensor.astype(np.float32), computed, rtol=0, atol=atol)
 
 
 def _to_theirs(turn: str, array: np.ndarray) -> np.ndarray:

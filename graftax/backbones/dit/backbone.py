@@ -14,11 +14,11 @@ from graftax.backbones.classes import ClassConditional
 from graftax.backbones.dit.frame import COMPAT, LabelEmbed, compat_of, grid_rope
 from graftax.backbones.dit.overrides import override
 from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, sinusoidal_positions
-from graftax.backbones.times import STEPS
 from graftax.blocks import Context, State
 from graftax.blocks.base import STREAM
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond, FrameCost
+from graftax.models.prediction import time_at
 from graftax.ops.base import Params, call
 from graftax.ops.placement import place
 from graftax.spec import ModelSpec, Option
@@ -94,8 +94,9 @@ class DiT(ClassConditional):
         classes = min(spec.classes + 1, max(1, round(math.sqrt(count))))
         times = -(-count // classes)
         t, y = jnp.meshgrid(
-            (jnp.arange(times) + 0.5) / times * STEPS, jnp.round(jnp.linspace(0, spec.classes, classes)), indexing="ij"
-        )
+            time_at(spec.prediction, (jnp.arange(times) + 0.5) / times),
+            jnp.round(jnp.linspace(0, spec.classes, classes)), indexing="ij",
+        )  # fmt: skip
         return self.vec(spec, params, t.reshape(-1), y.reshape(-1).astype(jnp.int32))
 
     def cost(self, spec: ModelSpec) -> FrameCost:

@@ -51,6 +51,11 @@ STEM = (
     *linear_keys("final/adaln", "final_layer.adaLN_modulation.1"),
     *linear_keys("final/linear", "final_layer.linear"),
 )
+RELATIVES = {
+    "s_embedder.proj.weight", "final_layer.norm_final.weight", "feat_rope.freqs_cos", "blocks.0.mlp.w12.weight"
+}  # fmt: skip
+"""Tensors of files whose other names are DiT's: DDT's, then LightningDiT's."""
+
 PREFIX = {
     "adaln": "adaLN_modulation.", "norm1": "norm1.", "mixer": "attn.", "norm2": "norm2.", "mlp": "mlp.",
 }  # fmt: skip
@@ -59,9 +64,10 @@ PREFIX = {
 SHARED_PREFIX = "adaLN_shared."
 """Of what blocks with `adaln_shared` share; no published DiT has it."""
 
-_AS_WIDE_AS_THE_MODEL = (
+AS_WIDE_AS_THE_MODEL = (
     "x_embedder.proj.bias", "t_embedder.mlp.0.bias", "t_embedder.mlp.2.bias", "pos_embed", "final_layer.linear.weight"
 )  # fmt: skip
+"""Tensors whose last axis is as long as the model is wide."""
 
 
 class DiTFile(Layout):
@@ -71,16 +77,17 @@ class DiTFile(Layout):
     name = "dit"
 
     def fits(self, shapes: Shapes, config: Config) -> bool:
-        return not config and {"x_embedder.proj.weight", "y_embedder.embedding_table.weight"} <= shapes.keys()
+        stem = {"x_embedder.proj.weight", "y_embedder.embedding_table.weight"}
+        return not config and stem <= shapes.keys() and not RELATIVES & shapes.keys()
 
     def spec(self, shapes: Shapes, config: Config, overrides: Mapping[str, Option]) -> ModelSpec:
         check_names(overrides, OWN)
         slots = by_slot(shapes, PREFIX, [key.name for key in STEM], ("1.bias", "1.weight"), more=SHARED_PREFIX)
-        d = width_of(shapes, _AS_WIDE_AS_THE_MODEL)
+        d = width_of(shapes, AS_WIDE_AS_THE_MODEL)
         p, c, learn_sigma = patches_of(shapes)
         heads = heads_of(d, overrides, HEADS, "DiT")
         sizes = Sizes(d, heads, d // heads, grid_of(shapes))
-        frame = (("patch", p), ("channels", c), ("classes", _classes(shapes)), ("compat", "dit"))
+        frame = (("patch", p), ("channels", c), ("classes", classes_of(shapes)), ("compat", "dit"))
         blocks = blocks_of("dit", sizes, slots, PREFIX, overrides)
         spec = ModelSpec("dit", sizes, frame, Prediction(variance=learn_sigma), blocks)
         check_operators(self, spec, shapes, PREFIX)
@@ -154,7 +161,7 @@ class DiffusersDiT(Layout):
 LAYOUTS: tuple[Layout, ...] = (DiTFile(), DiffusersDiT())
 
 
-def _classes(shapes: Shapes) -> int:
+def classes_of(shapes: Shapes) -> int:
     """Rows of the label embedding without the null class."""
     shape = shapes["y_embedder.embedding_table.weight"]
     if len(shape) != 2 or shape[0] < 2:
