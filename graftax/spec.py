@@ -26,7 +26,8 @@ TARGETS = ("eps", "velocity", "x0", "score", "edm")
 TIMES = {"index": ("ddpm",), "noise": ("linear", "gvp", "vp"), "data": ("linear", "gvp", "vp"), "log_sigma": ("edm",)}
 """What networks are given for the time, and the paths from data to noise on which each is (`graftax.models.paths`)."""
 
-BACKBONES = {name: f"graftax.backbones.{name}" for name in ("dit", "pixart", "sd3", "flux", "auraflow", "lightningdit")}
+FAMILIES = ("dit", "pixart", "sd3", "flux", "auraflow", "lightningdit", "maskdit")
+BACKBONES = {name: f"graftax.backbones.{name}" for name in FAMILIES}
 """Backbones by name, and the module that is each. A module is imported when a model of its kind is first computed
 (`graftax.models.backbone.find`). To add one: write its folder, name it here."""
 
@@ -147,7 +148,7 @@ class Prediction:
         time: "index" 0 .. 999 of a discrete process, "noise" fraction 0 .. 1 (0 is data), "data" fraction 0 .. 1, or
             "log_sigma", ln(sigma) / 4. A velocity is the change of x with this fraction.
         variance: whether the output layer has a second half, that places the learned variance (IDDPM, arXiv 2102.09672, Eq.
-            15); models of a flow may have it without a use for it, as SiT.
+            15); models of a flow may have it without a use for it, as SiT, and do not return it then.
         scale: the network takes fractions times this: 1000 in SD3.
         path: from data to noise (`graftax.models.paths`): "linear", "gvp" or "vp" of fractions, "ddpm" of steps, "edm" of
             log_sigma; "" is the first that goes with `time`.
@@ -319,6 +320,11 @@ class ModelSpec:
         """(h, w, c) of the images, or latents, that the model was made for."""
         (rows, columns), patch = self.sizes.grid, self.option("patch")
         return rows * patch, columns * patch, self.option("channels")
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the images that are latents or pixels, the first ones: all but the frame's `features`."""
+        return self.option("channels") - self.option("features", 0)
 
     @property
     def out_channels(self) -> int:

@@ -69,11 +69,13 @@ def check_plain_program(spec: ModelSpec, kind: str, files: str) -> None:
 # --- What tensors say ----------------------------------------------------------------------------------------------------
 
 
-def by_slot(shapes: Shapes, prefix: Prefix, stem: Collection[str], modulation: Sequence[str], more: str = "") -> list[Slots]:
+def by_slot(
+    shapes: Shapes, prefix: Prefix, stem: Collection[str], modulation: Sequence[str], more: tuple[str, ...] = ()
+) -> list[Slots]:
     """Per block: slot -> shapes by name within the slot. Refuses missing and unexpected names outside the slots.
 
-    `stem`: names outside the blocks, all needed, and others may begin with `more`; `modulation`: the names that are called
-    missing where a block's slot "adaln" has no tensors at all.
+    `stem`: names outside the blocks, all needed, and others may begin with one of `more`; `modulation`: the names that are
+    called missing where a block's slot "adaln" has no tensors at all.
     """
     found: dict[int, Slots] = defaultdict(lambda: {slot: {} for slot in prefix})
     unexpected = []
@@ -82,7 +84,7 @@ def by_slot(shapes: Shapes, prefix: Prefix, stem: Collection[str], modulation: S
         slot = match and next((s for s, start in prefix.items() if match[2].startswith(start)), None)
         if match and slot:
             found[int(match[1])][slot][match[2].removeprefix(prefix[slot])] = shape
-        elif name not in stem and not (more and name.startswith(more)):
+        elif name not in stem and not name.startswith(more):
             unexpected.append(name)
     depth = 1 + max(found, default=0)
     bare = [i for i in range(depth) if not found[i]["adaln"]]
@@ -121,12 +123,15 @@ def heads_of(width: int, overrides: Mapping[str, Option], known: Mapping[int, in
     return heads
 
 
-def grid_of(shapes: Shapes) -> tuple[int, int]:
-    """Rows and columns of patches, by the position table; files of these families hold tables of squares alone."""
+def grid_of(shapes: Shapes, before: int = 0) -> tuple[int, int]:
+    """Rows and columns of patches, by the position table; files of these families hold tables of squares alone, and of so
+    many tokens `before` them."""
     shape = shapes["pos_embed"]
-    if len(shape) != 3 or shape[0] != 1 or math.isqrt(shape[1]) ** 2 != shape[1] or shape[1] == 0:
-        raise BadInput(f"pos_embed {shape}: expected (1, n, d) with a square number n of tokens")
-    return math.isqrt(shape[1]), math.isqrt(shape[1])
+    side = math.isqrt(max(shape[1] - before, 0)) if len(shape) == 3 else 0
+    if side == 0 or shape[0] != 1 or side**2 != shape[1] - before:
+        more = f" and {before} more" * bool(before)
+        raise BadInput(f"pos_embed {shape}: expected (1, n, d) with a square number n of tokens{more}")
+    return side, side
 
 
 def blocks_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from graftax.errors import BadInput
@@ -18,7 +19,9 @@ FEW, MANY = (256, 0.5), (4096, 1.15)
 
 def check_times(spec: ModelSpec, t: jax.Array) -> None:
     """Raise `BadInput` where times t (b,), as far as they are known, are not such as the network was trained with."""
-    if spec.prediction.time == "log_sigma":
+    if spec.prediction.time == "log_sigma":  # any number
+        if not all_known(t, jnp.isfinite):
+            raise BadInput(f"t: {some(t)}, expected ln(sigma) / 4, finite")
         return
     index = spec.prediction.time == "index"
     last = STEPS if index else spec.prediction.scale

@@ -8,15 +8,20 @@ from types import ModuleType
 
 from graftax.backbones.auraflow import zoo as auraflow
 from graftax.backbones.dit import zoo as dit
+from graftax.backbones.dit.relatives import zoo as relatives
 from graftax.backbones.flux import zoo as flux
 from graftax.backbones.lightningdit import zoo as lightningdit
+from graftax.backbones.maskdit import zoo as maskdit
 from graftax.backbones.pixart import zoo as pixart
 from graftax.backbones.sd3 import zoo as sd3
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
 
-Published = dit.Published | pixart.Published | sd3.Published | flux.Published | auraflow.Published | lightningdit.Published
-FAMILIES = (dit, pixart, sd3, flux, auraflow, lightningdit)
+Published = (
+    dit.Published | relatives.Published | lightningdit.Published | maskdit.Published | pixart.Published | sd3.Published
+    | flux.Published | auraflow.Published
+)  # fmt: skip
+FAMILIES = (dit, relatives, lightningdit, maskdit, pixart, sd3, flux, auraflow)
 ZOO: dict[str, Published] = {name: found for family in FAMILIES for name, found in family.ZOO.items()}
 """Every published model by its name."""
 

@@ -16,11 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from graftax.blocks.base import STREAM, BlockKind, Context, Run, Slot, State, Tap, modulate, vectors
+from graftax.blocks.base import BOTH, STREAM, BlockKind, Context, Run, Slot, State, Tap, modulate, vectors
 from graftax.ops.placement import place
-
-BOTH = ("txt", "img")
-"""Streams of a sequence, in the order of their tokens."""
 
 
 class AuraJoint(BlockKind):

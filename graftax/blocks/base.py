@@ -40,6 +40,9 @@ Run = Mapping[str, Callable[..., jax.Array]]
 Tap = Callable[[str, Any], Any]
 """tap(name, value) notes a value and returns it."""
 
+BOTH = ("txt", "img")
+"""Streams of a sequence, in the order of their tokens."""
+
 STREAM = ("batch", "tokens", "width")
 """Axes of a stream, for `graftax.ops.placement.place`."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import jax.numpy as jnp
 
-from graftax.blocks.base import STREAM, BlockKind, Context, Run, Slot, State, Tap, modulate, vectors
+from graftax.blocks.base import BOTH, STREAM, BlockKind, Context, Run, Slot, State, Tap, modulate, vectors
 from graftax.ops.placement import place
 
 
@@ -53,3 +54,16 @@ class DiTNoShift(DiTBlock):
 
     kind = "dit_no_shift"
     slots = dit_slots(parts=4)
+
+
+class DiTTokenBlock(DiTBlock):
+    """`DiTBlock` on a class token and an image as one sequence (REG, arXiv 2507.01467)."""
+
+    kind = "dit_token"
+    slots = tuple(replace(slot, streams=BOTH) for slot in DiTBlock.slots)
+
+    def body(self, run: Run, state: State, context: Context, tap: Tap) -> State:
+        m = state["txt"].shape[1]
+        x = place(jnp.concatenate([state[name] for name in BOTH], axis=1), *STREAM)  # (b, m + n, d)
+        x = super().body(run, {"img": x}, context, tap)["img"]
+        return {"txt": x[:, :m], "img": x[:, m:]}

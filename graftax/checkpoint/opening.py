@@ -32,7 +32,7 @@ from graftax.checkpoint.tensors import TORCH_SUFFIXES, Source, read_tensors, wri
 from graftax.checkpoint.torch_writer import write_torch
 from graftax.errors import BadInput, did_you_mean, naming
 from graftax.models.backbone import find, module_of, modules, published
-from graftax.models.layout import Layout, params_from, tensors_from
+from graftax.models.layout import Layout, Shape, params_from, tensors_from
 from graftax.spec import ModelSpec, Option
 
 SPEC_KEY = "graftax_spec"
@@ -79,16 +79,19 @@ def open_checkpoint(path: str | Path, layout: str | None = None, **overrides: Op
     `BadInput` with the file's name.
     """
     require_there(path)
-    known = layouts()
-    if layout is not None and layout not in (OWN, *known):
-        raise BadInput(
-            f"layout {layout!r}: not known, expected one of {(OWN, *known)}{did_you_mean(layout, (OWN, *known))}"
-        )
-    chosen = known if layout is None else {name: one for name, one in known.items() if name == layout}
+    known = _asked(layout)
     with local_copy(fetched(path, PART)) as file:
         with naming(file):
-            spec, params, meta = _open(file, chosen, layout, overrides)
+            spec, params, meta = _open(file, known, layout, overrides)
         return spec, params, {**meta, "source": pinned(file)} if meta["source"] == file.name else meta
+
+
+def _asked(layout: str | None) -> dict[str, Layout]:
+    """The foreign layouts that a file may be in: all, or the one of that name; none where it is our own."""
+    known = layouts()
+    if layout is not None and layout not in (OWN, *known):
+        raise BadInput(f"layout {layout!r}: not known, expected one of {(OWN, *known)}{did_you_mean(layout, (OWN, *known))}")
+    return known if layout is None else {name: one for name, one in known.items() if name == layout}
 
 
 def _open(path: Path, known: Mapping[str, Layout], layout: str | None, overrides: Mapping[str, Option]) -> Opened:
@@ -115,14 +118,21 @@ def _open(path: Path, known: Mapping[str, Layout], layout: str | None, overrides
     if is_own_layout(source.metadata):
         spec, params, saved = from_own_layout(tensors, source.metadata)
         return _own(layout, spec, params, _provenance(source.name, source.sha256, saved), overrides)
-    found = _fitting(known, tensors, {})
-    if SPEC_KEY in source.metadata:
-        spec = find_overridden(read_spec(source.metadata[SPEC_KEY]), overrides)
+    said = read_spec(source.metadata[SPEC_KEY]) if SPEC_KEY in source.metadata else None
+    found = _fitting(known if said is None else _holding(known, said), tensors, {})
+    if said is not None:
+        spec = find_overridden(said, overrides)
         params = params_from(found, spec, tensors)
     else:
         spec, params = _read(found, tensors, {}, overrides)
     found.vet(path, spec)
     return spec, params, _foreign(found, source)
+
+
+def _holding(known: Mapping[str, Layout], spec: ModelSpec) -> Mapping[str, Layout]:
+    """Those layouts that can hold a model; all of them where none can, for their readers to say why."""
+    own = {one.name for one in module_of(spec.backbone).LAYOUTS}
+    return {name: one for name, one in known.items() if name in own and _holds(one, spec)} or known
 
 
 def _check_pipeline(name: str, config: Mapping[str, Any]) -> None:
@@ -141,12 +151,18 @@ def _fitting(known: Mapping[str, Layout], tensors: Mapping[str, np.ndarray], con
     alike = [layout for layout in known.values() if bool(layout.folder) == bool(config)]
     if config:
         alike = [layout for layout in alike if config.get("_class_name") in layout.classes]
-    fitting = [layout for layout in alike if layout.fits(layout.own(shapes), config)] or alike
+    fitting = [layout for layout in alike if layout.fits(_parts(layout, shapes), config)] or alike
     if not fitting:
         what = f"a {shown(str(config.get('_class_name')))}" if config else "no layout of ours"
         classes = sorted({name for layout in known.values() for name in layout.classes})
         raise BadInput(f"{what}, expected {f'one of {classes}' if config else f'one of {tuple(known)}'}")
     return fitting[0]
+
+
+def _parts(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes in a file as a layout names them, those beside the model included."""
+    own, beside = layout.parted(shapes)
+    return {**own, **beside}
 
 
 def _read(
@@ -155,6 +171,15 @@ def _read(
     spec = layout.spec({name: tuple(array.shape) for name, array in layout.own(tensors).items()}, config, overrides)
     params = params_from(layout, spec, tensors)
     return find_overridden(spec, overrides), params
+
+
+def read_beside(path: str | Path, layout: str | None = None) -> dict[str, np.ndarray]:
+    """What a file of a family holds beside the model (`Layout.beside`), by name: REPA's `projectors`, SRA's `ap_head`, the
+    statistics `bn` of REPA-E's latents. {} where there is nothing; `layout` and errors as in `open_checkpoint`."""
+    require_there(path)
+    with local_copy(path) as file, naming(file):
+        tensors, _ = read_tensors(file)
+        return _fitting(_asked(layout), tensors, {}).parted(tensors)[1]
 
 
 def find_overridden(spec: ModelSpec, overrides: Mapping[str, Option]) -> ModelSpec:
@@ -187,8 +212,9 @@ def _provenance(name: str, digest: str, saved: Mapping[str, Any]) -> dict[str, A
 def export_model(
     path: Path, spec: ModelSpec, params: Mapping[str, Any], layout: str | None = None, meta: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a model in a foreign layout, by default the first of its backbone's that fits the path: a file `.pt`, `.pth` or
-    `.safetensors`, or without suffix a folder. A model card goes beside it, with what `meta` says of its provenance.
+    """Write a model in a foreign layout, by default the first of its backbone's that fits the path and can hold it: a file
+    `.pt`, `.pth` or `.safetensors`, or without suffix a folder. A model card goes beside it, with what `meta` says of its
+    provenance.
 
     Raises `BadInput` on other suffixes and on models that the layout cannot hold. Nothing is written then.
     """
@@ -202,18 +228,28 @@ def export_model(
     fitting = [one for one in own.values() if bool(one.folder) != bool(path.suffix) and layout in (None, one.name)]
     if not fitting:
         raise BadInput(f"{path}: layout {layout!r} is {'one file' if not path.suffix else 'a folder'}, expected such a path")
-    tensors = {name: np.asarray(tensor, np.float32) for name, tensor in tensors_from(fitting[0], spec, dict(params)).items()}
+    chosen = next((one for one in fitting if _holds(one, spec)), fitting[0])
+    tensors = {name: np.asarray(tensor, np.float32) for name, tensor in tensors_from(chosen, spec, dict(params)).items()}
     about = card(path.name, spec, meta or {})
-    if fitting[0].folder:
-        _write_folder(path, fitting[0], spec, dict(sorted(tensors.items())), about)
+    if chosen.folder:
+        _write_folder(path, chosen, spec, dict(sorted(tensors.items())), about)
         return
     texts = {SPEC_KEY: spec.to_json()}
     if path.suffix == ".safetensors":
         write_safetensors(path, tensors, {"format": "pt", **texts})
     else:
-        write_torch(path, tensors, key=fitting[0].entry or None, texts=texts)
+        write_torch(path, tensors, key=chosen.entry or None, texts=texts)
     with replacing(card_path(path)) as temporary:
         temporary.write_text(about)
+
+
+def _holds(layout: Layout, spec: ModelSpec) -> bool:
+    """Whether a layout can hold a model."""
+    try:
+        layout.check(spec)
+    except BadInput:
+        return False
+    return True
 
 
 def _write_folder(folder: Path, layout: Layout, spec: ModelSpec, tensors: dict[str, np.ndarray], about: str) -> None:

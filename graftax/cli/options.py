@@ -24,6 +24,7 @@ OWNED = contextlib.ExitStack()
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """What the tensors of a PyTorch file cannot tell."""
+    parser.add_argument("--layout", metavar="NAME", help='file format, where tensors do not tell: "sit", "redi", "repa"')
     parser.add_argument("--num-heads", type=int, metavar="H", help="attention heads, where the file does not tell")
     parser.add_argument("--window", type=int, metavar="W", help="window of sliding-window attention, likewise")
     parser.add_argument("--interpolation", type=float, metavar="S", help="of a PixArt's positions, pixels / 512, likewise")
@@ -34,7 +35,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
     """The ones that were given, and the type of the weights."""
-    names, weights = ("num_heads", "window", "interpolation", "compat"), getattr(args, "weights", None)
+    names, weights = ("layout", "num_heads", "window", "interpolation", "compat"), getattr(args, "weights", None)
     known = {name: value for name in names if (value := getattr(args, name)) is not None}
     return known | ({} if weights is None else {"dtype": weights})
 

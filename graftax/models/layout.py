@@ -68,6 +68,8 @@ class Layout(ABC):
         entry: of a PyTorch checkpoint, under which its family looks for the tensors; "" where they are all that it holds.
         prefix: what the family's files put before the names of its tensors, as other networks' may stand beside them. It is
             no part of the names that the methods below give and take.
+        beside: how the names of tensors begin that the family's files have beside the model's own: heads of a training loss,
+            say. They are left out in reading (`graftax.checkpoint.read_beside` gives them), and so not written.
     """
 
     name: ClassVar[str]
@@ -76,11 +78,19 @@ class Layout(ABC):
     pipelines: ClassVar[tuple[str, ...]] = ()
     entry: ClassVar[str] = ""
     prefix: ClassVar[str] = ""
+    beside: ClassVar[tuple[str, ...]] = ()
 
     def own(self, tensors: Mapping[str, T]) -> Mapping[str, T]:
-        """A file's tensors, or their shapes, without `prefix`: those alone that have it, if there are any, else all."""
+        """The model's tensors in a file, or their shapes, without `prefix`: those alone that have it, if there are any, else
+        all."""
+        return self.parted(tensors)[0]
+
+    def parted(self, tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+        """The model's tensors (`own`), and those `beside` it."""
         own = {name.removeprefix(self.prefix): one for name, one in tensors.items() if name.startswith(self.prefix)}
-        return own or tensors
+        own = own or dict(tensors)
+        others = {name: own.pop(name) for name in [*own] if name.startswith(self.beside)}
+        return own, others
 
     @abstractmethod
     def fits(self, shapes: Shapes, config: Config) -> bool:

@@ -116,7 +116,8 @@ SD3 = dataclasses.replace(
 FLUX = dataclasses.replace(SD3, scaling_factor=0.3611, shift_factor=0.1159)
 
 FAMILIES = {
-    "dit": SD, "sd": SD, "pixart-alpha": SD, "sdxl": SDXL, "pixart-sigma": SDXL, "auraflow": SDXL, "sd3": SD3, "flux": FLUX,
+    "dit": SD, "maskdit": SD, "sd": SD, "pixart-alpha": SD, "sdxl": SDXL, "pixart-sigma": SDXL, "auraflow": SDXL, "sd3": SD3,
+    "flux": FLUX,
 }  # fmt: skip
 """The VAE, with the scale and shift of its latents, that the models of each family were trained with."""
 

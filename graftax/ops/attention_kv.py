@@ -21,12 +21,18 @@ EPS = 1e-5
 
 
 class ScaledLayerNorm(nn.Module):
-    """A LayerNorm with a scale and a bias over the last axis: (..., d) -> the same, float32."""
+    """A LayerNorm with a scale and a bias over the last axis: (..., d) -> the same, float32.
+
+    Attributes:
+        eps: added to the variance.
+    """
+
+    eps: float = EPS
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
-        return layer_norm(x, EPS) * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        return layer_norm(x, self.eps) * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
 
 
 class Shrink(nn.Module):

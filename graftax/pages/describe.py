@@ -18,7 +18,7 @@ from graftax.models import Model, param_shapes
 from graftax.models.backbone import find
 from graftax.models.cost import block_cost, count_params, count_trainable, flops
 from graftax.nets import text_encoder, vae_files
-from graftax.spec import BlockSpec, ModelSpec, Option, members
+from graftax.spec import BlockSpec, ModelSpec, members
 from graftax.study.missing import require_model
 from graftax.surgery import diff, select
 from graftax.surgery.replay import is_training
@@ -35,7 +35,7 @@ Described = Model | ModelSpec
 """A model, or of a published name the spec alone."""
 
 
-def open_described(name: str, overrides: Mapping[str, Option]) -> Described:
+def open_described(name: str, overrides: Mapping[str, Any]) -> Described:
     """The model in a file or folder, on no device; the spec alone for a published name. Raises `BadInput` on others, naming
     the nearest of those."""
     spec = None if Path(name).exists() else spec_of(name)
@@ -44,7 +44,7 @@ def open_described(name: str, overrides: Mapping[str, Option]) -> Described:
             require_model(name)
         except BadInput as error:
             raise BadInput(f"{error}{did_you_mean(name, names())}") from None
-    return api.read(name, None, **overrides) if spec is None else find(spec).override(spec, overrides)
+    return api.read(name, **overrides) if spec is None else find(spec).override(spec, overrides)
 
 
 def spec_and_meta(model: Described) -> tuple[ModelSpec, dict[str, Any]]:

@@ -24,7 +24,9 @@ def listing(models: Iterable[Published]) -> str:
 
 def entry(model: Published) -> str:
     """One published model in a few lines, without a line end."""
-    file = model.url.rsplit("/", 1)[1]
+    file = model.url.rsplit("/", 1)[1].partition("?")[0]
+    layout = getattr(model, "layout", "")  # where tensors cannot tell
+    how, flag = (f', layout="{layout}"', f" --layout {layout}") if layout else ("", "")
     fields = {
         "name": model.name,
         "edit": f"{model.edit} on DiT-XL-2-256x256" if model.edit else "none",
@@ -36,7 +38,7 @@ def entry(model: Published) -> str:
         "page": model.page,
         "weights": model.url,
         "licence": model.licence,
-        "load": f'graftax.load("{file}"), graftax inspect {file}, graftax convert {file} FOLDER',
+        "load": f'graftax.load("{file}"{how}), graftax inspect {file}{flag}, graftax convert {file} FOLDER{flag}',
     }
     return "\n".join(f"{name:<12}{value}" for name, value in fields.items() if value)
 

@@ -11,15 +11,16 @@ from graftax.lazy import attributes
 
 if TYPE_CHECKING:
     from graftax.backbones.dit.backbone import BACKBONE, DiT
-    from graftax.backbones.dit.layouts import LAYOUTS
+    from graftax.backbones.dit.joint import joined, parted
+    from graftax.backbones.dit.relatives.layouts import LAYOUTS
+    from graftax.backbones.dit.relatives.zoo import published
     from graftax.backbones.dit.variants import dit_spec, variant, with_compat
-    from graftax.backbones.dit.zoo import published
 
-__all__ = ["BACKBONE", "LAYOUTS", "DiT", "dit_spec", "published", "variant", "with_compat"]
+__all__ = ["BACKBONE", "LAYOUTS", "DiT", "dit_spec", "joined", "parted", "published", "variant", "with_compat"]
 
 _HOMES = {
-    "BACKBONE": "backbone", "DiT": "backbone", "LAYOUTS": "layouts", "dit_spec": "variants", "variant": "variants",
-    "with_compat": "variants", "published": "zoo",
+    "BACKBONE": "backbone", "DiT": "backbone", "LAYOUTS": "relatives.layouts", "dit_spec": "variants", "variant": "variants",
+    "with_compat": "variants", "published": "relatives.zoo", "joined": "joint", "parted": "joint",
 }  # fmt: skip
 
 __getattr__ = attributes(__name__, _HOMES)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from graftax.backbones.classes import ClassConditional
 from graftax.backbones.dit.frame import COMPAT, LabelEmbed, compat_of, grid_rope
+from graftax.backbones.dit.joint import ClassToken, check_joint, joined, parted
 from graftax.backbones.dit.overrides import override
 from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, sinusoidal_positions
 from graftax.blocks import Context, State
@@ -23,19 +26,20 @@ from graftax.ops.base import Params, call
 from graftax.ops.placement import place
 from graftax.spec import ModelSpec, Option
 
-OPTIONS = ("channels", "classes", "compat", "final_rms", "patch", "rope")
-"""Options of the frame; `final_rms` and `rope` are false where nothing is said (`graftax.backbones.dit.frame`)."""
+OPTIONS = ("channels", "classes", "compat", "features", "final_rms", "patch", "rope", "token")
+"""Options of the frame; what is not said is false or none (`graftax.backbones.dit.frame`, `.joint`)."""
 
 
 class DiT(ClassConditional):
     """The backbone: one image stream, conditioned on a time and a class."""
 
     fixed = ("pos_embed",)
+    options: ClassVar[tuple[str, ...]] = OPTIONS
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `BadInput` where the frame's options are not those of a DiT."""
-        if unknown := sorted(dict(spec.frame).keys() - set(OPTIONS)):
-            raise BadInput(f"ModelSpec.frame {unknown[0]}: not known, expected {OPTIONS}")
+        if unknown := sorted(dict(spec.frame).keys() - set(self.options)):
+            raise BadInput(f"ModelSpec.frame {unknown[0]}: not known, expected {self.options}")
         classes = spec.option("classes")
         if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
             raise BadInput(f"ModelSpec.frame classes: got {classes!r}, expected a positive integer")
@@ -46,48 +50,74 @@ class DiT(ClassConditional):
                 raise BadInput(f"ModelSpec.frame {name}: got {spec.option(name)!r}, expected true or false")
         if spec.option("rope") and spec.sizes.head_dim % 4:
             raise BadInput(f"ModelSpec.frame rope: heads of {spec.sizes.head_dim} channels, expected a multiple of 4")
-        if spec.sizes.text or not spec.tokens:
-            raise BadInput(f"ModelSpec.sizes: {spec.sizes}, expected image tokens and no text")
+        check_joint(spec)
+        more = int(spec.option("token", 0) > 0)
+        if spec.sizes.text != more or not spec.tokens:
+            expected = "a class token, as its only text" if more else "no text"
+            raise BadInput(f"ModelSpec.sizes: {spec.sizes}, expected image tokens and {expected}")
 
     def declare(self, module: nn.Module, spec: ModelSpec) -> None:
         """Create the parameters outside the blocks inside `module`."""
-        d, patch = spec.width, spec.option("patch")
-        tokens = PatchEmbed(d, patch, name="x_embedder")(jnp.zeros((1, *spec.image_shape)))
-        module.param("pos_embed", lambda _: jnp.asarray(sinusoidal_positions(d, spec.sizes.grid)))
+        d, token = spec.width, spec.option("token", 0)
+        rows, columns, _ = spec.image_shape
+        tokens = PatchEmbed(d, spec.option("patch"), name="x_embedder")(jnp.zeros((1, rows, columns, _patched(spec))))
+        module.param("pos_embed", lambda _: jnp.asarray(self.positions(spec)))
         c = TimestepEmbed(d, name="t_embedder")(jnp.zeros(1))
-        LabelEmbed(spec.classes, d, name="y_embedder")(jnp.zeros(1, jnp.int32))
-        self._final(spec, None, name="final")(tokens, c)
+        self.labels(spec, name="y_embedder")(jnp.zeros(1, jnp.int32))
+        self._final(spec, None, name="final")(tokens[..., : self.head_width(spec)], c)
+        if token:
+            ClassToken(d, name="class_token")(jnp.zeros((1, token)))
+            nn.Dense(token, kernel_init=nn.initializers.zeros, name="class_out")(c)
+
+    def positions(self, spec: ModelSpec) -> np.ndarray:
+        """The fixed table (1, n, d), of a class token zeros before it: (1, 1 + n, d)."""
+        return np.pad(sinusoidal_positions(spec.width, spec.sizes.grid), ((0, 0), (spec.sizes.text, 0), (0, 0)))
 
     def embed(
         self, spec: ModelSpec, params: Params, x: jax.Array, t: jax.Array, cond: Cond, dtype: DTypeLike | None
     ) -> tuple[State, Context]:
         """Tokens (b, n, d) of the images x (b, h, w, c), and the conditioning vector (b, d) of t and the class y."""
-        d = spec.width
-        x = call(PatchEmbed(d, spec.option("patch"), dtype), params["x_embedder"], x.astype(jnp.float32))
-        x = x.astype(jnp.float32) + params["pos_embed"]  # (b, n, d)
+        d, x, state, places = spec.width, x.astype(jnp.float32), State(), params["pos_embed"]
+        if spec.option("token"):
+            x, vector = parted(spec, x)
+            state["txt"] = call(ClassToken(d), params["class_token"], vector) + places[:, :1]  # (b, 1, d)
+        x = call(PatchEmbed(d, spec.option("patch"), dtype), params["x_embedder"], x)
+        state["img"] = place(x.astype(jnp.float32) + places[:, spec.sizes.text :], *STREAM)  # (b, n, d)
         vec = self.vec(spec, params, t, cond["y"])
         # Going back, the gradient of vec is split over the batch and meets weights split over the width. XLA makes it whole
         # in between, with a warning if it is not told to; it is small.
         vec = place(vec, None, None)
         rope = grid_rope(spec.sizes) if spec.option("rope") else None
-        return {"img": place(x, *STREAM)}, Context(place(vec, "batch", "width"), rope=rope)
+        return state, Context(place(vec, "batch", "width"), rope=rope)
 
     def vec(self, spec: ModelSpec, params: Params, t: jax.Array, y: jax.Array) -> jax.Array:
         """The conditioning vector (b, d): embeddings of t (b,) and of y (b,), added."""
         c = call(TimestepEmbed(spec.width, compat_of(spec)), params["t_embedder"], t)
-        return c + call(LabelEmbed(spec.classes, spec.width), params["y_embedder"], y)
+        return c + call(self.labels(spec), params["y_embedder"], y)
 
-    def head(
-        self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None
-    ) -> jax.Array:
+    def labels(self, spec: ModelSpec, name: str | None = None) -> LabelEmbed:
+        """What embeds classes."""
+        return LabelEmbed(spec.classes, spec.width, name=name)
+
+    def head_width(self, spec: ModelSpec) -> int:
+        """Width of the tokens that the final layer gets."""
+        return spec.width
+
+    def head(self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None) -> jax.Array:
         """The output (b, h, w, out_channels): predicted noise, then the variance channels; of a flow the velocity alone."""
         out = call(self._final(spec, dtype), params["final"], state["img"], context.vec)
-        out = out[..., : spec.option("channels")] if spec.prediction.is_flow else out  # SiT's second half has no meaning
+        if spec.prediction.is_flow:
+            out = out[..., : _patched(spec)]  # SiT's second half has no meaning
+        if spec.option("token"):
+            both = {"adaln": params["final"]["adaln"], "linear": params["class_out"]}
+            vector = call(FinalLayer(1, spec.option("token"), (1, 1), dtype), both, state["txt"], context.vec)
+            out = joined(spec, out, vector[:, 0, 0])
         return place(out, "batch", None, None, None)
 
     def _final(self, spec: ModelSpec, dtype: DTypeLike | None, name: str | None = None) -> FinalLayer:
+        channels = _patched(spec) * (2 if spec.prediction.network.variance else 1)
         rms = spec.option("final_rms", False)
-        return FinalLayer(spec.option("patch"), spec.out_channels, spec.sizes.grid, dtype, rms=rms, name=name)
+        return FinalLayer(spec.option("patch"), channels, spec.sizes.grid, dtype, rms=rms, name=name)
 
     def vectors(self, spec: ModelSpec, params: Params, count: int) -> jax.Array:
         """About `count` conditioning vectors (s, d): times evenly spread, at each of them classes in turn."""
@@ -101,17 +131,33 @@ class DiT(ClassConditional):
 
     def cost(self, spec: ModelSpec) -> FrameCost:
         """Parameters and FLOPs outside the blocks, in closed form."""
-        d, n = spec.width, spec.tokens
-        numbers = spec.option("patch") ** 2 * spec.option("channels")
-        out = spec.option("patch") ** 2 * spec.out_channels
-        embedders = numbers * d + d + FREQUENCIES * d + d + d * d + d + (spec.classes + 1) * d
-        final = d * 2 * d + 2 * d + d * out + out + d * spec.option("final_rms", False)
+        d, n, token = spec.width, spec.tokens, spec.option("token", 0)
+        numbers = spec.option("patch") ** 2 * _patched(spec)
+        out = numbers * (2 if spec.prediction.network.variance else 1)
+        embedders = numbers * d + d + FREQUENCIES * d + d + d * d + d + (spec.classes + self.labels(spec).null) * d
+        last = self.head_width(spec)
+        final = d * 2 * last + 2 * last + last * out + out + last * spec.option("final_rms", False)
         embed = 2 * n * d * numbers + 2 * d * (FREQUENCIES + d)
-        return FrameCost(embedders + final, n * d, embed, 2 * n * d * out + 4 * d * d)
+        joint = token * d + 3 * d + d * token + token if token else 0
+        fixed = (n + spec.sizes.text) * d
+        return FrameCost(
+            embedders + final + joint, fixed, embed + 2 * token * d, 2 * n * last * out + 4 * d * last + 2 * d * token
+        )
+
+    def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
+        """DiT's and SiT's guidance is on 3 of 4 channels, ReDi's on the latents, that of other relatives on all channels."""
+        if spec.prediction.time in ("noise", "log_sigma"):
+            return {"cfg_channels": None}
+        return {"cfg_channels": spec.latent_channels} if spec.option("features") else {}
 
     def override(self, spec: ModelSpec, overrides: Mapping[str, Option]) -> ModelSpec:
         """`spec` with what the user adds to a file (`graftax.backbones.dit.overrides`)."""
         return override(spec, overrides)
+
+
+def _patched(spec: ModelSpec) -> int:
+    """Channels that are cut into patches: all but those that hold a class token."""
+    return spec.latent_channels if spec.option("token") else spec.option("channels")
 
 
 BACKBONE = DiT()

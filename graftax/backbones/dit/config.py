@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graftax.backbones.dit.relatives.variants import VARIANTS, relative
 from graftax.backbones.dit.variants import dit_spec, variant
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
@@ -14,7 +15,8 @@ class DiTConfig:
     """Sizes of a DiT: a published one by name, or every size.
 
     Attributes:
-        variant: "DiT-XL/2" and its like; then only `resolution` and `num_classes` count beside it.
+        variant: "DiT-XL/2" and its like, "SiT-XL/2" and those of other relatives; then only `resolution` and `num_classes`
+            count beside it.
         resolution: 256 or 512 pixels.
         input_size: side of the (latent) image.
         patch_size: side of a token in it.
@@ -38,7 +40,8 @@ class DiTConfig:
     def spec(self) -> ModelSpec:
         """The `ModelSpec`. Raises `BadInput` where sizes are missing or do not fit together."""
         if self.variant is not None:
-            return variant(self.variant, self.resolution, self.num_classes)
+            named = relative if self.variant in VARIANTS else variant
+            return named(self.variant, self.resolution, self.num_classes)
         sizes = {name: getattr(self, name) for name in ("input_size", "hidden_size", "depth", "num_heads")}
         if missing := [name for name, value in sizes.items() if value is None]:
             raise BadInput(f"model: neither variant nor {', '.join(missing)}; expected one or the other")

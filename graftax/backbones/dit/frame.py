@@ -40,12 +40,14 @@ class LabelEmbed(nn.Module):
     Attributes:
         classes: without the null class.
         width: d.
+        null: whether the null class has a row; without one it is zero, as in MaskDiT.
     """
 
     classes: int
     width: int
+    null: bool = True
 
     @nn.compact
     def __call__(self, y: jax.Array) -> jax.Array:
-        table = self.param("embedding", nn.initializers.normal(0.02), (self.classes + 1, self.width), jnp.float32)
-        return jnp.take(table, y, axis=0)
+        table = self.param("embedding", nn.initializers.normal(0.02), (self.classes + self.null, self.width), jnp.float32)
+        return jnp.take(table, y, axis=0, fill_value=None if self.null else 0)

@@ -9,15 +9,16 @@ and there is no position table (both codes compute the same one). That code also
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from graftax.backbones.config_json import WEIGHTS, check_fixed, config_size, shown, sizes_of_config
 from graftax.backbones.dit.frame import compat_of
 from graftax.backbones.dit.overrides import OWN
+from graftax.backbones.dit.relatives.zoo import check_published
 from graftax.backbones.dit.variants import NORM_EPS, dit_spec
-from graftax.backbones.dit.zoo import check_published
 from graftax.backbones.embedders import sinusoidal_positions
 from graftax.backbones.overrides import check_names
 from graftax.backbones.state_dicts import (
@@ -36,7 +37,7 @@ from graftax.errors import BadInput
 from graftax.models.layout import Config, Key, Layout, Shapes
 from graftax.models.shared import SHARED, shared_parts
 from graftax.ops.base import Params, TorchKey, linear_keys
-from graftax.spec import ModelSpec, Option, Prediction, Sizes
+from graftax.spec import ModelSpec, Option, Options, Prediction, Sizes
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Width -> heads of the published models (arXiv 2212.09748, Table 1): no tensor tells the number of heads."""
@@ -70,37 +71,79 @@ AS_WIDE_AS_THE_MODEL = (
 """Tensors whose last axis is as long as the model is wide."""
 
 
+MARKS = ("projectors.", "bn.", "ap_head.", "cls_projectors2.")
+"""How names begin that tell a file of a relative (`graftax.backbones.dit.relatives`) from a DiT's."""
+
+
+def classes_of(shapes: Shapes) -> int:
+    """Rows of the label embedding without the null class."""
+    shape = shapes["y_embedder.embedding_table.weight"]
+    if len(shape) != 2 or shape[0] < 2:
+        raise BadInput(f"y_embedder.embedding_table.weight {shape}: expected (classes + 1, d)")
+    return shape[0] - 1
+
+
+def is_dit(shapes: Shapes, config: Config) -> bool:
+    """Whether a file's names are those of a DiT, or of a relative."""
+    return not config and {"x_embedder.proj.weight", "y_embedder.embedding_table.weight"} <= shapes.keys()
+
+
 class DiTFile(Layout):
     """Facebook's state dict, flat or as the "ema" of a training checkpoint, with grafted operators where a model has
     them."""
 
     name = "dit"
+    files: ClassVar[str] = "DiT"
+    prediction: ClassVar[Prediction] = Prediction()
+    block: ClassVar[str] = "dit"
+    stem: ClassVar[tuple[TorchKey, ...]] = STEM
+    tokens: ClassVar[int] = 0  # before those of the image
+    joint: ClassVar[bool] = False  # whether features are denoised with the image
+    backbone: ClassVar[str] = "dit"
+    overrides: ClassVar[tuple[str, ...]] = OWN
+    others: ClassVar[tuple[str, ...]] = (SHARED_PREFIX,)  # how names may begin that only some models have
 
     def fits(self, shapes: Shapes, config: Config) -> bool:
-        stem = {"x_embedder.proj.weight", "y_embedder.embedding_table.weight"}
-        return not config and stem <= shapes.keys() and not RELATIVES & shapes.keys()
+        others = RELATIVES & shapes.keys() or any(name.startswith(MARKS) for name in shapes)
+        return is_dit(shapes, config) and not others
 
     def spec(self, shapes: Shapes, config: Config, overrides: Mapping[str, Option]) -> ModelSpec:
-        check_names(overrides, OWN)
-        slots = by_slot(shapes, PREFIX, [key.name for key in STEM], ("1.bias", "1.weight"), more=SHARED_PREFIX)
+        check_names(overrides, self.overrides)
+        slots = by_slot(shapes, PREFIX, [key.name for key in self.stem], ("1.bias", "1.weight"), more=self.others)
         d = width_of(shapes, AS_WIDE_AS_THE_MODEL)
         p, c, learn_sigma = patches_of(shapes)
         heads = heads_of(d, overrides, HEADS, "DiT")
-        sizes = Sizes(d, heads, d // heads, grid_of(shapes))
-        frame = (("patch", p), ("channels", c), ("classes", classes_of(shapes)), ("compat", "dit"))
-        blocks = blocks_of("dit", sizes, slots, PREFIX, overrides)
-        spec = ModelSpec("dit", sizes, frame, Prediction(variance=learn_sigma), blocks)
+        sizes = Sizes(d, heads, d // heads, grid_of(shapes, self.tokens), text=self.tokens)
+        frame = (("patch", p), ("classes", self.class_count(shapes)), ("compat", "dit"), *self.images(shapes, c, overrides))
+        blocks = blocks_of(self.block, sizes, slots, PREFIX, overrides)
+        spec = ModelSpec(self.backbone, sizes, frame, dataclasses.replace(self.prediction, variance=learn_sigma), blocks)
         check_operators(self, spec, shapes, PREFIX)
         return spec
 
+    def images(self, shapes: Shapes, channels: int, overrides: Mapping[str, Option]) -> Options:
+        """The frame's options beside patches and classes; patches have so many channels."""
+        return (("channels", channels),)
+
+    def class_count(self, shapes: Shapes) -> int:
+        """Classes that the label embedding knows."""
+        return classes_of(shapes)
+
     def keys(self, spec: ModelSpec) -> list[Key]:
-        found = [Key.of(key) for key in STEM]
+        found = [Key.of(key) for key in self.stem]
         for kind in shared_parts(spec):
             found += [Key.of(key, f"{SHARED}/{kind}/", SHARED_PREFIX) for key in linear_keys("", "1")]
         return found + block_keys(spec, PREFIX)
 
     def check(self, spec: ModelSpec) -> None:
-        check_plain_program(spec, "dit", "DiT")
+        check_plain_program(spec, self.block, self.files)
+        expected = dataclasses.replace(self.prediction, variance=spec.prediction.variance)
+        if spec.prediction != expected:
+            raise BadInput(f"export to {self.name!r}: the model has {spec.prediction}, expected {expected}")
+        if bool(spec.option("features")) != self.joint:
+            raise BadInput(
+                f"export to {self.name!r}: the model denoises {spec.option('features', 0)} channels of features, expected "
+                f"{'some' if self.joint else 'none'}"
+            )
         if compat_of(spec) != "dit":
             raise BadInput(f"export: the model has compat {compat_of(spec)!r}, with which DiT's code computes otherwise")
 
@@ -156,17 +199,6 @@ class DiffusersDiT(Layout):
             "patch_size": spec.option("patch"), "num_embeds_ada_norm": spec.classes,
             "norm_eps": NORM_EPS["norm2"]["diffusers"], **FIXED,
         }  # fmt: skip
-
-
-LAYOUTS: tuple[Layout, ...] = (DiTFile(), DiffusersDiT())
-
-
-def classes_of(shapes: Shapes) -> int:
-    """Rows of the label embedding without the null class."""
-    shape = shapes["y_embedder.embedding_table.weight"]
-    if len(shape) != 2 or shape[0] < 2:
-        raise BadInput(f"y_embedder.embedding_table.weight {shape}: expected (classes + 1, d)")
-    return shape[0] - 1
 
 
 # --- diffusers -----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -91,9 +90,10 @@ def vae_like(spec: ModelSpec) -> VAESpec | None:
 
 def _vae_decoder(folder: Path, model: ModelSpec) -> Decode:
     spec, params = load_vae(folder, vae_like(model))
-    if spec.latent_channels != (channels := model.option("channels")):
+    if spec.latent_channels != (channels := model.latent_channels):
         raise BadInput(f"latents {str(folder)!r}: the VAE has {spec.latent_channels} channels, the model {channels}")
-    return functools.partial(decode_all, spec, jax.tree.map(jnp.asarray, params))
+    params = jax.tree.map(jnp.asarray, params)
+    return lambda drawn: decode_all(spec, params, drawn[..., :channels])  # without features that are drawn with them
 
 
 _decode = jax.jit(vae.decode, static_argnums=0)

@@ -1,0 +1,188 @@
+"""SiT, REPA, SRA, REG, ReDi and TREAD: what their files hold, what the networks compute, and the way back."""
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import graftax
+from graftax.backbones.dit import BACKBONE, joined, parted
+from graftax.backbones.dit.relatives.variants import RELATIVES, VARIANTS, relative
+from graftax.backbones.dit.relatives.zoo import ZOO, check_published
+from graftax.backbones.dit.variants import dit_spec
+from graftax.backbones.zoo import find
+from graftax.checkpoint import read_beside
+from graftax.checkpoint.tensors import read_tensors
+from graftax.checkpoint.torch_writer import write_torch
+from graftax.errors import BadInput
+from graftax.models import param_shapes
+from graftax.models.cost import count_params, flops
+from graftax.spec import Prediction
+
+FOLDER = Path(__file__).parents[2] / "goldens" / "modern"
+HEADS = {"sit": 4, "repa": 4, "repa_legacy": 2, "sra": 2, "reg": 2, "redi": 2, "tread": 4}
+TOLD = {"sit": "sit", "redi": "redi"}
+"""Those whose layout the tensors do not tell."""
+
+BESIDE = {"repa": 12, "repa_legacy": 6, "sra": 4, "reg": 6}
+TOLERANCE = 2e-6
+
+
+@functools.cache
+def opened(name):
+    model = graftax.load(FOLDER / f"{name}.pt", layout=TOLD.get(name), num_heads=HEADS[name])
+    with np.load(FOLDER / f"{name}.npz") as file:
+        return model, dict(file)
+
+
+def last(array):
+    """Channels last."""
+    return np.moveaxis(array, 1, -1)
+
+
+def close(ours, expected):
+    assert ours.shape == expected.shape
+    assert np.abs(ours - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+def test_sit():
+    model, golden = opened("sit")
+    assert model.spec.prediction == Prediction("velocity", "data", variance=True)
+    out, taps = model.apply(last(golden["x"]), golden["t"], golden["y"], capture="block/out")
+    close(out, last(golden["out"]))  # without the channels that nobody uses
+    for i in range(4):
+        close(taps["block/out"][i], golden[f"block_{i}"])
+
+
+def test_repa():
+    model, golden = opened("repa")
+    assert model.spec.prediction == Prediction("velocity", "noise", variance=False)
+    out, taps = model.apply(last(golden["x"]), golden["t"], golden["y"], capture="block/out")
+    close(out, last(golden["out"]))
+    heads, tapped = read_beside(FOLDER / "repa.pt"), taps["block/out"][int(golden["encoder_depth"]) - 1]
+    for i in range(2):
+        found = tapped
+        for layer in (0, 2, 4):
+            found = found @ heads[f"projectors.{i}.{layer}.weight"].T + heads[f"projectors.{i}.{layer}.bias"]
+            found = found if layer == 4 else jax.nn.silu(found)
+        close(found, golden[f"proj_{i}"])
+
+
+def test_repa_of_the_first_release():
+    """Norms of queries and keys; the number of the blocks behind the aligned one begins anew."""
+    model, golden = opened("repa_legacy")
+    assert {block["mixer"].option("qk_norm") for block in model.spec.blocks} == {"layer_affine"}
+    close(model(last(golden["x"]), golden["t"], golden["y"]), last(golden["out"]))
+
+
+def test_sra():
+    model, golden = opened("sra")
+    out, taps = model.apply(last(golden["x"]), golden["t"], golden["y_fwd"], capture="block/out")
+    close(out, last(golden["teacher_out"]))  # the file's "ema" is the teacher
+    close(taps["block/out"][int(golden["block_out_t"]) - 1], golden["teacher_feat"])
+
+
+def test_redi():
+    model, golden = opened("redi")
+    assert (model.spec.option("channels"), model.spec.latent_channels) == (7, 4)
+    close(model(last(golden["x"]), golden["t"], golden["y"]), last(golden["out"]))
+
+
+def test_reg():
+    model, golden = opened("reg")
+    x = joined(model.spec, last(golden["x"]), golden["cls"])
+    assert x.shape == (3, 8, 8, 5)
+    out, taps = model.apply(x, golden["t"], golden["y"], capture="block/out")
+    latents, vector = parted(model.spec, out)
+    close(latents, last(golden["out"]))
+    close(vector, golden["cls_out"])
+    assert np.all(np.asarray(out)[..., 4].reshape(3, -1)[:, 12:] == 0)
+    assert {name: tap.shape for name, tap in taps["block/out"].items()} == {"txt": (3, 3, 1, 24), "img": (3, 3, 16, 24)}
+
+
+def test_tread():
+    model, golden = opened("tread")
+    assert model.spec.prediction == Prediction("edm", "log_sigma", variance=False)
+    y = np.where(golden["label_dropped"] == 1, model.spec.classes, golden["y"])
+    close(model(last(golden["x"]), golden["t"], y), last(golden["out_plain"]))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_there_and_back_bit_for_bit(name, tmp_path):
+    model, _ = opened(name)
+    given, source = read_tensors(FOLDER / f"{name}.pt")
+    beside = read_beside(FOLDER / f"{name}.pt", TOLD.get(name))
+    assert len(beside) == BESIDE.get(name, 0)
+    graftax.export(model, tmp_path / "model.pt")
+    back, _ = read_tensors(tmp_path / "model.pt")
+    encoder = 1  # blocks of the first release's
+    counted = {key: re.sub(r"decoder_blocks\.(\d)", lambda m: f"blocks.{int(m[1]) + encoder}", key) for key in given}
+    expected = {counted[key]: array for key, array in given.items()}
+    assert back.keys() == expected.keys() - beside.keys()
+    assert all(np.array_equal(back[key].view(np.int32), expected[key].view(np.int32)) for key in back)
+    again = graftax.load(tmp_path / "model.pt", num_heads=HEADS[name])  # exported files know what they are
+    assert again.spec == model.spec
+    assert source.entry in ("", "ema")
+
+
+def test_statistics_of_repa_e_stand_beside_the_model(tmp_path):
+    given, _ = read_tensors(FOLDER / "repa.pt")
+    bn = {f"bn.running_{name}": np.ones(4, np.float32) for name in ("mean", "var")}
+    write_torch(tmp_path / "repae.pt", {**given, **bn}, key="ema")
+    assert graftax.load(tmp_path / "repae.pt", num_heads=4).spec == opened("repa")[0].spec
+    assert bn.keys() < read_beside(tmp_path / "repae.pt").keys()
+
+
+def test_wrong_files_and_layouts_are_refused(tmp_path):
+    given, _ = read_tensors(FOLDER / "repa.pt")
+    head, _ = read_tensors(FOLDER / "sra.pt")
+    mixed = {**given, "ap_head.linear1.weight": head["ap_head.linear1.weight"]}
+    write_torch(tmp_path / "mixed.pt", mixed)
+    with pytest.raises(BadInput, match=r"^[^\n]*unexpected: ap_head\.linear1\.weight[^\n]*$"):
+        graftax.load(tmp_path / "mixed.pt", num_heads=4)
+    with pytest.raises(BadInput, match="channels, expected more than the 4 of the latents"):
+        graftax.load(FOLDER / "sit.pt", layout="redi", num_heads=4)
+    with pytest.raises(BadInput, match=r"export to 'repa'.*time='data'.*expected.*time='noise'"):
+        graftax.export(opened("sit")[0], tmp_path / "sit.pt", layout="repa")
+    with pytest.raises(BadInput, match=r"export to 'sit'.* 3 channels of features, expected none"):
+        graftax.export(opened("redi")[0].replace(spec=opened("redi")[0].spec.replace(
+            prediction=Prediction("velocity", "data", variance=False))), tmp_path / "redi.pt", layout="sit")  # fmt: skip
+    with pytest.raises(BadInput, match="features: got 2, expected 1"):
+        BACKBONE.check(opened("reg")[0].spec.with_frame(features=2))
+
+
+def test_a_published_sit_is_not_taken_for_a_dit(tmp_path):
+    """Nothing but its name tells the file from a DiT's."""
+    spec = relative("SiT-XL/2")
+    as_dit = spec.replace(prediction=Prediction(variance=True))
+    check_published(tmp_path / "SiT-XL-2-256.pt", spec)
+    with pytest.raises(BadInput, match=r"named as a published SiT-XL/2.*give layout='sit'"):
+        check_published(tmp_path / "SiT-XL-2-256.pt", as_dit)
+    with pytest.raises(BadInput, match="named as a published ReDi-XL/2 of 675,184,944 parameters"):
+        check_published(tmp_path / "SiT-ReDi-XL-2-3M.pt", spec)
+
+
+@pytest.mark.parametrize("entry", ZOO.values(), ids=lambda entry: entry.name)
+def test_parameters_are_exact(entry):
+    """The list, the closed form, and the tree that would be allocated."""
+    spec = entry.spec()
+    tree = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(spec)))
+    assert entry.params == count_params(spec) == tree
+    assert entry.flops == flops(spec)
+    assert find(entry.name) is entry
+
+
+def test_families_at_true_size():
+    assert len(VARIANTS) == 4 * len(RELATIVES)
+    xl = relative("REPA-XL/2")
+    assert xl.replace(prediction=Prediction(variance=False)) == dit_spec(
+        input_size=32, patch_size=2, hidden_size=1152, depth=28, num_heads=16, learn_sigma=False
+    )
+    # REG adds a class token in and out (1,773,696 in its paper's repository) and a row of positions
+    assert count_params(relative("REG-XL/2")) - count_params(xl) == 1_773_696 + 1152
+    assert relative("SRA-XL/2") == xl
+    with pytest.raises(BadInput, match="SiT-XL/3"):
+        relative("SiT-XL/3")
