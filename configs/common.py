@@ -152,3 +152,37 @@ def paper(
             "remat": "dots",
         },
     }  # fmt: skip
+
+
+def healed_span(name: str, argument: str, teacher: str, source: str, batch: int) -> dict[str, Any]:
+    """Blocks LO .. HI - 1 of a text-to-image model dropped and healed by the block before them, then the whole trained, on
+    pairs that the teacher drew; weights split over 8 devices."""
+    lo, _, hi = argument.partition(",")
+    if not (lo.isdecimal() and hi.isdecimal() and 0 < int(lo) < int(hi)):
+        raise ValueError(f"got {argument!r}, expected LO,HI, numbers of blocks with 0 < LO < HI, like 5,16")
+    blocks = ", ".join(map(str, range(int(lo), int(hi))))
+    records = {"eval_every": 500, "save_every": 500}
+    return {
+        "workdir": f"runs/{name}/{lo}_{hi}",
+        "teacher": teacher,
+        "graft": {"edits": (f"drop({blocks}, heal=before)",)},
+        "data": {"source": source, "latents": "given", "held_out": 0.01, "test_subset": str(batch)},
+        "mesh": {"fsdp": 8},
+        "distill": {
+            "settings": {
+                "steps": 10_000, "learning_rate": 1e-4, "schedule": "paper", "grad_clip": 10.0, "dtype": "bfloat16",
+                "plan": "auto",
+            },
+            "batch_size": batch, **records,
+        },
+        "finetune": {
+            "loop": {"steps": 5_000, **records},
+            "batch_size": 64,
+            "accumulate": 64 // batch,
+            "optimiser": {"learning_rate": 2e-5, "warmup_steps": 500, "grad_clip": 1.0},
+            "ema_decay": 0.999,
+            "class_dropout": 0.0,
+            "compute_dtype": "bfloat16",
+            "remat": "full",
+        },
+    }  # fmt: skip

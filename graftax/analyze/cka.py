@@ -30,8 +30,8 @@ def state_cka(model: Model, inputs: Iterable[Input], *, rows: int = ROWS, dtype:
     """Linear CKA of the T + 1 residual states of a program of T steps, all streams together: (T + 1, T + 1) float64.
 
     A token of a sample is one observation of d features, and up to `rows` of a batch are taken; HSIC is summed over batches
-    before the quotient. 1 on the diagonal; 0 is what unrelated states have on average. `inputs`: batches (x_t, t, conditions). Raises
-    `BadInput` where there is none, and where a batch has fewer than four tokens.
+    before the quotient. 1 on the diagonal; 0 is what unrelated states have on average. `inputs`: batches (x_t, t,
+    conditions). Raises `BadInput` where there is none, and where a batch has fewer than four tokens.
     """
     prepared, sums = prepare_params(model.spec, model.params), np.zeros(())
     measure = jax.jit(partial(_hsic_of_states, model.spec, dtype, rows))

@@ -61,8 +61,8 @@ def measure_spans(
 ) -> tuple[Span, ...]:  # fmt: skip
     """All spans of `length` blocks of one kind with what they do, in order, on a fixed set of noised images.
 
-    `heldout`, `process`, `seed` and `batch_size` as in `graftax.analyze.noised_batches`. Raises `BadInput` where blocks do not run
-    one by one in the order of their numbers, and where no kind has so many in a row and a block beside.
+    `heldout`, `process`, `seed` and `batch_size` as in `graftax.analyze.noised_batches`. Raises `BadInput` where blocks do
+    not run one by one in the order of their numbers, and where no kind has so many in a row and a block beside.
     """
     spec = model.spec
     if spec.program != spec.replace(program=()).program:
@@ -87,7 +87,9 @@ def candidates(spec: ModelSpec, length: int) -> list[int]:
     found = [lo for lo in range(spec.depth - length + 1) if len({*kinds[lo : lo + length]}) == 1]
     if not 1 <= length < spec.depth or not found:
         longest = max(kinds.count(kind) for kind in kinds)
-        raise BadInput(f"spans: {length} blocks, expected 1 to {min(longest, spec.depth - 1)}, as many as there are of one kind")
+        raise BadInput(
+            f"spans: {length} blocks, expected 1 to {min(longest, spec.depth - 1)}, as many as there are of one kind"
+        )
     return found
 
 

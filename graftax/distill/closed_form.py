@@ -21,10 +21,10 @@ from graftax.data.feed import as_batches
 from graftax.diffusion import Noising
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, Units, group_sites, group_units, over_sites, stack_scions
-from graftax.distill.steps import StepGroup, regression_units, taken_out
 from graftax.distill.normal_equations import Sums, accumulate, moments, solve, zeros
 from graftax.distill.placing import constrain_stacked, sample_pairs, shard_stacked, shard_teacher, site_method
 from graftax.distill.sites import check_pair
+from graftax.distill.steps import StepGroup, regression_units, taken_out
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
 from graftax.models import Model

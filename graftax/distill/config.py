@@ -40,7 +40,7 @@ class DistillConfig:
             (`graftax.distill.calibrate`), 0 for not at all; `distill_job` does not.
         mixer_loss: "l1", "l2" or "huber" for all mixers of tokens; None leaves it to the operator (l1).
         mlp_loss: likewise of channel mixers (l2).
-        step_loss: that of merged steps (l1, as in the paper).
+        step_loss: that of whole steps, merged ones (l1, as in the paper) and blocks that heal.
         merge_target: what calibration fits the projection of a merged step to: "pair", the output of its blocks one after
             the other, or "residual_sum", its input plus the change that each block makes of it.
         huber_delta: in the unit of the activations.

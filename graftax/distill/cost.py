@@ -13,7 +13,7 @@ from graftax.surgery.select import Site
 
 def stage1_flops(teacher: ModelSpec, student: ModelSpec, units: Iterable[Site | StepSite]) -> int:
     """Model FLOPs of one step of stage 1 per image: the teacher's pass up to its last site, and 3 x the forward passes of
-    the scions at `units` (whole steps, with their projection where they have one), backward counted as in `graftax.models.cost.train_flops`."""
+    the scions at `units` (whole steps with their projection), backward counted as in `graftax.models.cost.train_flops`."""
     units = list(units)
     blocks = {i for unit in units for i in (unit.span if isinstance(unit, StepSite) else (unit.block,))}
     return flops(up_to_last(teacher, blocks), head=False) + 3 * sum(_unit_flops(student, unit) for unit in units)

@@ -14,8 +14,8 @@ from graftax import ops
 from graftax.blocks import Context, bind, part, slot_of
 from graftax.distill.config import DistillConfig
 from graftax.distill.losses import regression_loss
-from graftax.distill.steps import StepSite, StepGroup, group_steps
 from graftax.distill.normal_equations import RIDGE
+from graftax.distill.steps import StepGroup, StepSite, group_steps
 from graftax.errors import BadInput
 from graftax.ops.base import Operator, Params, apply_with_features
 from graftax.ops.target import target
@@ -116,7 +116,7 @@ class Group:
 
 Groups = dict[str, Group]
 Units = Mapping[str, Group | StepGroup]
-"""Groups of all that stage 1 trains: operators at their sites and merged steps."""
+"""Groups of all that stage 1 trains: operators at their sites and whole steps."""
 
 
 def group_sites(spec: ModelSpec, sites: Iterable[Site]) -> Groups:
@@ -130,7 +130,7 @@ def group_sites(spec: ModelSpec, sites: Iterable[Site]) -> Groups:
 
 
 def group_units(spec: ModelSpec, units: Iterable[Site | StepSite]) -> Units:
-    """Groups of `units` in a student of `spec`: `group_sites` of the sites, then `group_steps` of the merged steps."""
+    """Groups of `units` in a student of `spec`: `group_sites` of the sites, then `group_steps` of the steps."""
     units = list(units)
     steps = group_steps(spec, (unit for unit in units if isinstance(unit, StepSite)))
     return {**group_sites(spec, (unit for unit in units if isinstance(unit, Site))), **steps}

@@ -15,8 +15,8 @@ from graftax.blocks import Context
 from graftax.diffusion import Noising, heldout_set
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, group_units, over_sites
-from graftax.distill.steps import StepSite, StepGroup
 from graftax.distill.placing import replicate, site_method
+from graftax.distill.steps import StepGroup, StepSite
 from graftax.distill.teacher import Teacher
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec

@@ -19,9 +19,9 @@ from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.cost import stage1_flops
 from graftax.distill.groups import group_units, install_scions
 from graftax.distill.heldout import heldout_errors
-from graftax.distill.steps import StepSite, regression_units, taken_out
 from graftax.distill.placing import shard_teacher
 from graftax.distill.sites import check_pair, learnt_sites
+from graftax.distill.steps import StepSite, regression_units, taken_out
 from graftax.distill.teacher import Teacher
 from graftax.distill.update import DistillState, create_state, make_distill_step, sharded_state
 from graftax.errors import BadInput
@@ -114,7 +114,7 @@ def distill_job(
 ) -> Job[DistillState]:  # fmt: skip
     """The `Job` of stage 1, ready for `graftax.train.loop.fit`.
 
-    `sites`: a selector on the student; None for its merged steps and, outside of them, `student.meta.sites`. `process`:
+    `sites`: a selector on the student; None for what `graftax.distill.steps.regression_units` says. `process`:
     the noising process, None for what such teachers are trained with: DiT's 1000 steps, or the straight path of a flow.
     With a `mesh` teacher, scions and optimisers are laid out by `rules`.
 

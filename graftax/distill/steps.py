@@ -1,8 +1,8 @@
 """Steps of a student's program that are distilled as a whole: what blocks of the teacher did one after the other, the step
 learns to do on one input.
 
-Such are blocks merged by a learned projection (the parallel blocks of the grafting paper, arXiv 2506.05340), and a block that
-stands for a span of dropped ones beside it (as in Flux.1-lite).
+Such are blocks merged by a learned projection (the parallel blocks of the grafting paper, arXiv 2506.05340), and a block
+that stands for a span of dropped ones beside it (as in Flux.1-lite).
 """
 
 from __future__ import annotations
@@ -204,8 +204,8 @@ def _kinds(blocks: Iterable[BlockSpec]) -> str:
 
 
 def regression_units(student: Model, sites: Selector | None) -> tuple[Site | StepSite, ...]:
-    """What stage 1 trains: the selected sites; where `sites` is None the blocks that heal, and where there are none all merged
-    steps and all scions outside of them.
+    """What stage 1 trains: the selected sites; where `sites` is None the blocks that heal, and where there are none all
+    merged steps and all scions outside of them.
 
     Raises `BadInput` where there are none.
     """

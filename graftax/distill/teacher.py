@@ -33,10 +33,10 @@ class Teacher:
     """The teacher as a source of regression pairs (arXiv 2506.05340, Eq. 2).
 
     An operator's input is what reaches it, adaLN's shift and scale included; its output is what leaves it, before the
-    gate. A merged step's are the input of its first block and the output of its last one. Beside the pairs goes the context
-    that all blocks read. The teacher runs no further than its last site.
+    gate. A whole step's are the input of its span's first block and the output of the last. Beside the pairs goes the
+    context that all blocks read. The teacher runs no further than its last site.
 
-    Raises BadInput if a site's block does not run exactly once in the teacher's program, if the blocks of a merged step do
+    Raises BadInput if a site's block does not run exactly once in the teacher's program, if the blocks of a span do
     not run one after the other, or if `process` (None: what such teachers are trained with) is not for the teacher.
     """
 

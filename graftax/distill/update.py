@@ -16,8 +16,8 @@ from graftax.blocks import Context
 from graftax.diffusion import Noising
 from graftax.distill.config import DistillConfig
 from graftax.distill.groups import Group, group_units, over_sites, stack_scions
-from graftax.distill.steps import StepSite, StepGroup
 from graftax.distill.placing import constrain_stacked, sample_pairs, site_method, stacked_shardings
+from graftax.distill.steps import StepGroup, StepSite
 from graftax.distill.teacher import Teacher
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
@@ -72,7 +72,7 @@ def make_distill_step(
 
     Each step draws t uniform over the process and fresh noise, runs the frozen teacher once on the noised batch with its
     true classes, and moves every scion towards the teacher's output given the teacher's input (arXiv 2506.05340, Eq. 2).
-    A merged step is one site, its blocks and its projection the scion. Sites never touch each other: loss, gradient
+    A whole step is one site, its blocks and its projection the scion. Sites never touch each other: loss, gradient
     clipping and AdamW are per site, as if each were trained alone.
 
     `prepared` is the teacher as `Teacher.prepare` arranges it; batch: image (b, h, w, c) and its conditions, label (b,).

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from graftax.data.pixels.images import Images
-from graftax.distill.steps import regression_units, taken_out
 from graftax.distill.sites import check_pair
 from graftax.distill.stage import DistillStage
 from graftax.distill.stage1 import table_of
+from graftax.distill.steps import regression_units, taken_out
 from graftax.evaluate.aot import stage1_program, train_program
 from graftax.evaluate.roofline import roofline
 from graftax.models import Model, param_shapes

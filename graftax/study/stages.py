@@ -14,9 +14,9 @@ from graftax.data.pixels import images as image_data
 from graftax.data.pixels.decoding import Decode, decoder_for
 from graftax.data.pixels.images import Images
 from graftax.distill import PAPER_BATCH, distill, neuron_importance
-from graftax.distill.steps import merged_steps
 from graftax.distill.sites import learnt_sites
 from graftax.distill.stage import DistillStage
+from graftax.distill.steps import merged_steps
 from graftax.errors import BadInput
 from graftax.evaluate.preview import preview
 from graftax.models import Model

@@ -95,9 +95,7 @@ class _Fewer(Edit):
         kept = self.origin(spec)
         number = {old: new for new, old in enumerate(kept)}
         blocks = {after.block_key(number[i]): params["blocks"][spec.block_key(i)] for i in kept}
-        merges = {
-            after.merge_key(number[i] for i in ids): params[MERGES][spec.merge_key(ids)] for ids in spec.merges
-        }
+        merges = {after.merge_key(number[i] for i in ids): params[MERGES][spec.merge_key(ids)] for ids in spec.merges}
         return {**params, "blocks": blocks, **({MERGES: merges} if merges else {})}
 
 

@@ -35,10 +35,10 @@ def test_hsic_is_the_sum_over_four_different_samples():
     """Song et al. 2012: the mean over all (i, j, q, r), all different, of K_ij L_ij + K_ij L_qr - 2 K_ij L_iq."""
     states = np.random.default_rng(0).standard_normal((2, 6, 3)).astype(np.float32)
     kernels = states @ states.swapaxes(1, 2)
-    k, l = kernels.astype(np.float64)
+    first, second = kernels.astype(np.float64)
     rows = range(6)
     terms = [
-        k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q])
+        first[i, j] * (second[i, j] + second[q, r] - 2 * second[i, q])
         for i in rows for j in rows for q in rows for r in rows if len({i, j, q, r}) == 4
     ]  # fmt: skip
     assert hsic(jax.numpy.asarray(states))[0, 1] == pytest.approx(np.mean(terms), rel=1e-4)
@@ -74,7 +74,9 @@ def test_spans_are_of_one_kind_and_each_kind_has_its_own():
     spans = measure_spans(teacher("flux"), arrays(4), 1)
     assert [(span.kind, span.lo) for span in spans] == [("double", 0), ("double", 1), ("single", 2)]
     assert set(least(spans)) == {"double", "single"}
-    spec = flux_spec(input_size=8, in_channels=4, hidden_size=24, num_heads=2, text_width=6, text_tokens=5, double=3, single=4)
+    spec = flux_spec(
+        input_size=8, in_channels=4, hidden_size=24, num_heads=2, text_width=6, text_tokens=5, double=3, single=4
+    )
     assert candidates(spec, 3) == [0, 3, 4]
 
 

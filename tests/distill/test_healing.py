@@ -11,8 +11,8 @@ from graftax.backbones.flux import flux_spec
 from graftax.backbones.sd3 import sd3_spec
 from graftax.distill import DistillConfig, calibrate, distill
 from graftax.distill.cost import stage1_flops
-from graftax.distill.steps import healing_steps, regression_units
 from graftax.distill.stage1 import table_of
+from graftax.distill.steps import healing_steps, regression_units
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.cost import block_cost, flops
@@ -46,7 +46,7 @@ def reached(model, name, row):
     return {"out": out, **{stream: rows[row] for stream, rows in taps["block/out"].items()}}
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", ["flux", pytest.param("sd3", marks=pytest.mark.slow)])
 def test_healing_brings_every_stream_nearer_than_bare_removal(name):
     of, data = teacher(name), arrays(16)
     bare = graft(of, DROPS[name], KEY)

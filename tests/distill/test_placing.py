@@ -3,9 +3,9 @@ import pytest
 
 from graftax.backbones.dit import dit_spec
 from graftax.distill import DistillConfig, create_state
-from graftax.distill.steps import regression_units
 from graftax.distill.normal_equations import zeros
 from graftax.distill.placing import stacked_shardings
+from graftax.distill.steps import regression_units
 from graftax.models import Meta, Model, param_shapes
 from graftax.surgery import parse
 from graftax.surgery.report import diff

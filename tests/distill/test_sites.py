@@ -6,8 +6,8 @@ import pytest
 from tiny_graft import mixed, teacher
 
 import graftax
-from graftax.distill.steps import regression_units
 from graftax.distill.sites import check_pair, learnt_sites, scion_sites
+from graftax.distill.steps import regression_units
 from graftax.errors import BadInput
 from graftax.models import Meta
 

@@ -16,8 +16,8 @@ from graftax.diffusion import Sampling
 from graftax.distill import DistillConfig, create_state, make_distill_step
 from graftax.distill.cost import stage1_flops
 from graftax.distill.groups import group_units
-from graftax.distill.steps import StepSite
 from graftax.distill.placing import stacked_shardings
+from graftax.distill.steps import StepSite
 from graftax.distill.teacher import Teacher
 from graftax.models import param_shapes
 from graftax.models.backbone import find
