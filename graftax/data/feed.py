@@ -23,7 +23,9 @@ TEXT_KEYS = ("image", "text", "text_mask", "pooled", "guidance", "resolution", "
 """What batches of models hold that read a text; all but the first two only where a model takes it."""
 
 
-def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None = None) -> Any:
+def as_batches(
+    data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None = None, also: tuple[str, ...] = ()
+) -> Any:
     """Endless batches {"image": (b, h, w, c), "label": (b,)}, for models that look at a text `TEXT_KEYS`, with `state()` and
     `restore(state)`, of any of these:
 
@@ -35,6 +37,8 @@ def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None
       (`repeat` makes it endless);
     - anything with `__next__`, `state` and `restore`, as it is.
 
+    `also`: names of further arrays (n, ...) that a training takes, such as the features of a frozen encoder.
+
     Where there are several processes, each brings its own share of the batches, but for arrays. With a `spec` all but the
     last kind is held to what a model of it takes. Raises `BadInput` on other data, at once or when a batch comes.
     """
@@ -44,7 +48,8 @@ def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None
         return data
     if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) == 2):
         arrays = as_batch(data, spec)
-        return _from_memory(arrays, batch_size, seed, TEXT_KEYS if _has_texts(arrays, spec) else KEYS)
+        keys = TEXT_KEYS if _has_texts(arrays, spec) else KEYS
+        return _from_memory(arrays, batch_size, seed, keys, also)
     if isinstance(data, grain.MapDataset):
         ahead = read_threads()  # grain's own default holds 500 batches in memory
         data = data.to_iter_dataset(grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead))
@@ -110,9 +115,11 @@ def _array(value: Any) -> Any:
     return np.asarray(value)
 
 
-def _from_memory(arrays: dict[str, Any], batch_size: int, seed: int, keys: tuple[str, ...]) -> Any:
-    if not {*keys[:2]} <= set(arrays) <= {*keys}:
-        raise BadInput(f"data: arrays {sorted(arrays)}, expected {keys}")
+def _from_memory(
+    arrays: dict[str, Any], batch_size: int, seed: int, keys: tuple[str, ...], also: tuple[str, ...]
+) -> Any:
+    if not {*keys[:2], *also} <= set(arrays) <= {*keys, *also}:
+        raise BadInput(f"data: arrays {sorted(arrays)}, expected {(*keys, *also)}")
     whole = {name: np.asarray(array) for name, array in arrays.items()}
     whole["image"] = whole["image"].astype(np.float32, copy=False)
     if "label" in whole:

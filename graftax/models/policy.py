@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from graftax.blocks import block_kind, build
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
+from graftax.spec_checks import check_count, check_number
 
 Draws = Mapping[str, jax.Array]
 """What a policy has drawn for the images of a batch, by name, each (b, ...) (`Policy.draw`)."""
@@ -43,7 +44,10 @@ class Route:
     rate: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first <= self.last:
+        for name in ("first", "last"):
+            check_count(getattr(self, name), f"tread {name}", least=0)
+        check_number(self.rate, "tread rate")
+        if self.first > self.last:
             raise BadInput(f"{self}: expected positions 0 <= first <= last")
         if not 0 <= self.rate < 1:
             raise BadInput(f"{self}: rate {self.rate!r}, expected a share 0 <= rate < 1")
@@ -75,6 +79,7 @@ class Depth:
     rescale: bool = True
 
     def __post_init__(self) -> None:
+        check_number(self.rate, "stochastic_depth rate")
         if not 0 <= self.rate < 1:
             raise BadInput(f"{self}: rate {self.rate!r}, expected a probability 0 <= rate < 1")
         if self.mode not in MODES:

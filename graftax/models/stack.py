@@ -311,8 +311,9 @@ def _run_periodic(
 ):
     group = Segment("unroll", segment.ids[: segment.period])
 
-    def body(state: State, inputs: Any) -> tuple[State, Taps]:
-        return _run_unrolled(spec, group, *inputs, state, context, block)
+    def body(state: State, inputs: tuple[Any, Scales]) -> tuple[State, Taps]:
+        one, scale = inputs
+        return _run_unrolled(spec, group, one, scale, state, context, block)
 
     by_group = None if scales is None else scales.reshape(-1, segment.period, *scales.shape[1:])
     state, taps = jax.lax.scan(body, state, (weights, by_group))  # taps (groups, period, b, n, d)
@@ -347,8 +348,9 @@ def _run_parallel_scan(
 ):
     step = segment.step or Step(segment.ids)
 
-    def body(state: State, inputs: Any) -> tuple[State, Taps]:
-        return _run_step(spec, step, *inputs, state, context, block)
+    def body(state: State, inputs: tuple[Any, Scales]) -> tuple[State, Taps]:
+        one, scale = inputs
+        return _run_step(spec, step, one, scale, state, context, block)
 
     state, taps = jax.lax.scan(body, state, (weights, scales))  # taps (steps, m, b, n, d)
     return state, _flat_rows(taps)

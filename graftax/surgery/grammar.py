@@ -56,14 +56,15 @@ class Pair:
     value: Any
 
 
-def read(text: str) -> Call | Pair:
-    """The call that `text` is; for the short form SELECTOR=VALUE a `Pair`. Raises `BadInput` where it is neither."""
-    reader = _Reader(text)
+def read(text: str, what: str = "edit", example: str = EXAMPLE) -> Call | Pair:
+    """The call that `text` is; for the short form SELECTOR=VALUE a `Pair`. Raises `BadInput` where it is neither, which
+    says `what` was expected, and an `example`."""
+    reader = _Reader(text, what, example)
     value = reader.value()
     if isinstance(value, str) and reader.take("="):
         value = Pair(value, reader.value())
     if reader.left:
-        reader.refuse("more than one edit")
+        reader.refuse(f"more than one {what}")
     if not isinstance(value, Call | Pair):
         reader.refuse("no call")
     return value
@@ -98,10 +99,10 @@ def value_text(value: Any) -> str:
 class _Reader:
     """Reads values from left to right."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, what: str, example: str) -> None:
         if not isinstance(text, str):
-            raise BadInput(f"edit {text!r}: expected text like {EXAMPLE}")
-        self._text, self._at = text, 0
+            raise BadInput(f"{what} {text!r}: expected text like {example}")
+        self._text, self._at, self._what, self._example = text, 0, what, example
         self._tokens: list[tuple[str, str]] = []
         rest = text.strip()
         while rest:
@@ -121,7 +122,7 @@ class _Reader:
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise `BadInput` naming the text."""
-        raise BadInput(f"edit {self._text[:SHOWN]!r}: {reason}; expected something like {EXAMPLE}")
+        raise BadInput(f"{self._what} {self._text[:SHOWN]!r}: {reason}; expected something like {self._example}")
 
     def take(self, mark: str) -> bool:
         """Whether the next token is this mark, which is then read."""

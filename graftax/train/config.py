@@ -12,6 +12,7 @@ from graftax.models.stack import REMAT
 from graftax.spec import ModelSpec
 from graftax.train.loop_config import LoopConfig
 from graftax.train.optimiser import OptimiserConfig
+from graftax.train.recipes import Recipe
 from graftax.train.sharding import MeshConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -67,6 +68,7 @@ class DiffusionConfig(TrainConfig):
         plan: as in `graftax.models.forward`.
         remat: likewise; "auto" keeps matmul results only on a CPU, where that is faster, and everything elsewhere.
         preview: how many samples every evaluation draws, classes in turn, for writers and workdir/images.
+        recipe: what is done besides (`graftax.train.recipes.Recipe`): "tread(2, 24, 0.5) + repa(8)".
     """
 
     class_dropout: float = 0.1
@@ -76,6 +78,7 @@ class DiffusionConfig(TrainConfig):
     plan: str = "auto"
     remat: str = "auto"
     preview: int = 0
+    recipe: str = ""
 
     def frozen_in(self, spec: ModelSpec) -> tuple[str, ...]:
         """`frozen`, and what no training of such a model changes: a DiT's table of positions, a PixArt's null caption."""
@@ -91,6 +94,7 @@ class DiffusionConfig(TrainConfig):
         if self.preview < 0:
             raise BadInput(f"preview: got {self.preview}, expected 0 or more")
         self.objectives  # refuses what is none  # noqa: B018
+        Recipe.parse(self.recipe)
         for name, choices in {"compute_dtype": DTYPES, "remat": ("auto", *REMAT)}.items():
             if getattr(self, name) not in choices:
                 near = did_you_mean(getattr(self, name), choices)

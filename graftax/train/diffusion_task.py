@@ -12,25 +12,34 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from graftax.blocks import Taps, as_state
 from graftax.diffusion import PLAIN, Noising, Objective, Times, heldout_set
 from graftax.errors import BadInput
 from graftax.models import Cond, forward
 from graftax.models.backbone import find
-from graftax.models.collect import collect
-from graftax.models.prediction import as_called
+from graftax.models.collect import collect, spread
+from graftax.models.prediction import STEPS, as_called
+from graftax.models.sizes import at_size
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
+from graftax.train.config import DiffusionConfig
 from graftax.train.loop import Batch, Metrics
 from graftax.train.noising import noising_for
+from graftax.train.recipes import NOTHING, Recipe
+from graftax.train.recipes.base import HEADS
 from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 from graftax.train.state import split
+from graftax.train.step import RUN
 
-TIME, NOISE, DROP = range(3)  # streams of a step's key
+TIME, NOISE, DROP, RECIPE = range(4)  # streams of a step's key
+FRESH_HEADS = 0x4EAD
+"""Stream of a run's key that draws the heads of its losses, apart from the keys of the steps."""
 
 
 def diffusion_loss(
     spec: ModelSpec, process: Noising | None = None, *, times: Times | None = None, objective: Objective = PLAIN,
     class_dropout: float = 0.1, dtype: DTypeLike | None = None, plan: str = "auto", remat: str = "auto",
+    recipe: Recipe = NOTHING,
 ) -> DiffusionLoss:  # fmt: skip
     """`loss_fn(params, batch, key) -> (() loss, metrics)` of conditional diffusion training.
 
@@ -39,9 +48,10 @@ def diffusion_loss(
     {"mse"} and the objective's own terms.
 
     `params` plain or collected; batch: image (b, h, w, c) clean data and what the model is conditioned on, label (b,) int
-    for classes. t is drawn from the process as `times` says, None: as such models are; the conditions become the unconditional ones with probability
-    `class_dropout` (classifier-free guidance, arXiv 2207.12598; 0.1 in DiT, arXiv 2212.09748). `dtype`, `plan`, `remat` as
-    in `graftax.models.forward`.
+    for classes. t is drawn from the process as `times` says, None: as such models are; the conditions become the
+    unconditional ones with probability `class_dropout` (classifier-free guidance, arXiv 2207.12598; 0.1 in DiT, arXiv
+    2212.09748). `dtype`, `plan`, `remat` as in `graftax.models.forward`. `recipe`: what passes leave out, and losses besides, whose values are metrics too; they take
+    their heads from `params` (`Recipe.heads`), and their targets from the batch.
 
     Raises BadInput if `class_dropout` is no probability, or the model's times are steps and it does not predict noise and
     variance, or `process` or `objective` is not for it.
@@ -49,7 +59,17 @@ def diffusion_loss(
     if not 0 <= class_dropout <= 1:
         raise BadInput(f"class_dropout: got {class_dropout!r}, expected a probability in [0, 1]")
     options = {"dtype": dtype, "plan": plan, "remat": remat}
-    return DiffusionLoss(spec, _noising(spec, process), times, objective, class_dropout, options)
+    return DiffusionLoss(spec, _noising(spec, process), times, objective, class_dropout, options, recipe)
+
+
+def configured_loss(spec: ModelSpec, config: DiffusionConfig, process: Noising | None = None) -> DiffusionLoss:
+    """`diffusion_loss` as a config says. Raises BadInput where that does, and where the recipe does not fit."""
+    recipe = Recipe.parse(config.recipe)
+    recipe.check(spec, config.batch_size // config.accumulate)
+    return diffusion_loss(
+        spec, process, **config.objectives, class_dropout=config.class_dropout, dtype=jnp.dtype(config.compute_dtype),
+        plan=config.plan, remat=config.remat, recipe=recipe,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +83,7 @@ class DiffusionLoss:
         objective: that judges.
         class_dropout: share of images that are trained without their conditions.
         options: of `graftax.models.forward`.
+        recipe: what is done besides.
     """
 
     spec: ModelSpec
@@ -71,25 +92,53 @@ class DiffusionLoss:
     objective: Objective
     class_dropout: float
     options: Mapping[str, Any]
+    recipe: Recipe = NOTHING
+
+    @property
+    def sees_run(self) -> bool:
+        """Whether it needs the averaged model, or the number of the step (`graftax.train.step.RUN`)."""
+        return self.recipe.sees_run
 
     def __call__(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         return self.given(params, self.draw(batch, key))
 
     def draw(self, batch: Batch, key: jax.Array) -> Batch:
-        """{"image", "t" (b,), "noise" (b, h, w, c), "cond", "drop" (b,) bool: whose conditions are dropped}."""
+        """{"image", "t" (b,), "noise" (b, h, w, c), "cond", "drop" (b,) bool: whose conditions are dropped, "recipe":
+        `Recipe.draw`}."""
         count = len(batch["image"])
         t = self.process.draw(jax.random.fold_in(key, TIME), count, self.times)
         noise = jax.random.normal(jax.random.fold_in(key, NOISE), batch["image"].shape)
         drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), self.class_dropout, (count,))
         cond = dict(find(self.spec).condition(batch))
-        return {"image": batch["image"], "t": t, "noise": noise, "cond": cond, "drop": drop}
+        beside = self.recipe.draw(at_size(self.spec, batch["image"]), batch, jax.random.fold_in(key, RECIPE))
+        return {"image": batch["image"], "t": t, "noise": noise, "cond": cond, "drop": drop, "recipe": beside}
 
     def given(self, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         """Loss and metrics of a batch that `draw` made."""
         cond = self._dropped(params, batch["cond"], batch["drop"]) if self.class_dropout else batch["cond"]
-        inputs = batch["image"], batch["t"], cond, batch["noise"]
-        losses = _losses(self.spec, self.process, self.objective, params, *inputs, **self.options)
-        return jnp.mean(losses["loss"]), {name: jnp.mean(losses[name]) for name in losses if name != "loss"}
+        x0, t, noise, drawn = batch["image"], batch["t"], batch["noise"], batch["recipe"]
+        options = {**self.options, "policy": self.recipe.policy, "key": drawn["policy"], "states": self.recipe.states}
+        out, taps = _called(self.spec, self.process, params, x0, t, cond, noise, **options)
+        losses = self.process.training_losses(out, x0, t, noise, self.objective)
+        found = {name: jnp.mean(value) for name, value in losses.items()}
+        loss = found.pop("loss")
+        if self.recipe.losses:
+            values, more = self._besides(params, batch, cond, taps)
+            found, loss = {**found, **values}, loss + more
+        return loss, found
+
+    def _besides(self, params: Params, batch: Batch, cond: Cond, taps: Taps) -> tuple[Metrics, jax.Array | float]:
+        """The recipe's losses, and what they add."""
+        spec, run = at_size(self.spec, batch["image"]), params.get(RUN, {})
+        self.recipe.check(spec, len(batch["image"]))
+
+        def teacher(position: int, back: jax.Array) -> jax.Array:
+            t = earlier(batch["t"], back)
+            inputs = self.process, run["ema"], batch["image"], t, cond, batch["noise"]
+            _, taps = _called(self.spec, *inputs, **self.options, states=(position,))
+            return jax.lax.stop_gradient(as_state(taps[f"state/{position}"])["img"])
+
+        return self.recipe.values(spec, params, taps, batch["recipe"], teacher, run.get("step", jnp.zeros((), jnp.int32)))
 
     def _dropped(self, params: Params, cond: Cond, drop: jax.Array) -> Cond:
         """`cond`, the unconditional one where `drop` (b,)."""
@@ -100,13 +149,22 @@ class DiffusionLoss:
         return jax.tree.map(one, dict(cond), dict(find(self.spec).null(self.spec, params, cond)))
 
 
-def training_tree(spec: ModelSpec, params: Params, frozen: Sequence[str] = ()) -> Params:
-    """`params` as a training state should hold them: blocks collected, unless `frozen` names leaves inside blocks.
+def training_tree(
+    spec: ModelSpec, params: Params, frozen: Sequence[str] = (), recipe: Recipe = NOTHING, seed: int = 0
+) -> Params:
+    """`params` as a training state should hold them: blocks collected, unless `frozen` names leaves inside blocks, and the
+    heads that a `recipe` needs, drawn from `seed`, beside them.
 
     Collected blocks keep the compiled step small (`graftax.models.collect`), but the leaves of one stack can only be
     trained or frozen together. `spread` gives the plain tree back. Raises BadInput where `split` does.
     """
-    return params if "blocks" in split(params, frozen)[1] else collect(spec, params)
+    tree = params if "blocks" in split(params, frozen)[1] else collect(spec, params)
+    return {**tree, **recipe.heads(spec, jax.random.fold_in(jax.random.key(seed), FRESH_HEADS))}
+
+
+def model_tree(spec: ModelSpec, tree: Params) -> Params:
+    """Inverse of `training_tree`: the model's own parameters, plain."""
+    return spread(spec, {name: part for name, part in tree.items() if name != HEADS})
 
 
 def heldout_loss(
@@ -129,7 +187,7 @@ def heldout_loss(
     def losses(params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array) -> dict[str, jax.Array]:
         with activations(mesh, rules):
             inputs = place_batch((x0, t, cond, noise), mesh)
-            found = _losses(spec, process, PLAIN, params, *inputs, dtype=dtype, plan=plan, remat="none")
+            found = _losses(spec, process, params, *inputs, dtype=dtype, plan=plan, remat="none")
         return {name: jnp.mean(value) for name, value in found.items()}
 
     def evaluate(params: Params) -> dict[str, float]:
@@ -140,15 +198,36 @@ def heldout_loss(
     return evaluate
 
 
+def earlier(t: jax.Array, back: jax.Array) -> jax.Array:
+    """Times with less noise by a share `back` (b,) of the process: of fractions down to 0, of steps, integers, down to 1, as
+    in SRA, where a step is never the first."""
+    if jnp.issubdtype(t.dtype, jnp.integer):
+        return jnp.maximum(t - jnp.floor(back * STEPS).astype(t.dtype), 1)
+    return jnp.maximum(t - back, 0)
+
+
 def _losses(
-    spec: ModelSpec, process: Noising, objective: Objective, params: Params, x0: jax.Array, t: jax.Array, cond: Cond,
-    noise: jax.Array, **options: Any,
+    spec: ModelSpec, process: Noising, params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array,
+    **options: Any,
 ) -> dict[str, jax.Array]:  # fmt: skip
+    out, _ = _called(spec, process, params, x0, t, cond, noise, **options)
+    return process.training_losses(out, x0, t, noise)
+
+
+def _called(
+    spec: ModelSpec, process: Noising, params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array,
+    **options: Any,
+) -> tuple[jax.Array, Taps]:  # fmt: skip
+    """The network on noised images as `process` takes its output, and its taps."""
+    taps: Taps = {}
+
     def network(x: jax.Array, t: jax.Array, cond: Cond) -> jax.Array:
-        return forward(spec, params, x, t, cond, **options)[0]
+        out, found = forward(spec, params, x, t, cond, **options)
+        taps.update(found)
+        return out
 
     out = as_called(spec.prediction, network)(process.q_sample(x0, t, noise), process.model_times(t), cond)
-    return process.training_losses(out, x0, t, noise, objective)
+    return out, taps
 
 
 def _noising(spec: ModelSpec, process: Noising | None) -> Noising:

@@ -22,17 +22,18 @@ from graftax.data.feed import as_batch, as_batches
 from graftax.diffusion import Noising
 from graftax.errors import BadInput
 from graftax.models import Meta, Model, init
-from graftax.models.collect import spread
 from graftax.models.cost import train_flops
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 from graftax.surgery import check_trainable
 from graftax.surgery.select import select
 from graftax.train.config import DiffusionConfig
-from graftax.train.diffusion_task import diffusion_loss, heldout_loss, training_tree
+from graftax.train.diffusion_task import configured_loss, heldout_loss, model_tree, training_tree
 from graftax.train.loop import Batches, History, fit_recorded
 from graftax.train.noising import noising_for
 from graftax.train.overview import parameter_table, write_parameters
+from graftax.train.recipes import Recipe
+from graftax.train.recipes.base import HEADS
 from graftax.train.sharding import RULES, AxisRules, to_host
 from graftax.train.state import create_state
 from graftax.train.step import train_job
@@ -61,9 +62,12 @@ def finetune(
     Raises what `fit` raises, and BadInput where data, model and config do not fit together.
     """
     check_trainable("student", student.params)
-    batches = as_batches(data, config.batch_size, config.loop.seed, student.spec)
+    batches = _batches(data, config, student.spec)
     sites = select(student.meta.sites, student.spec) if student.meta.sites else ()
-    table = parameter_table(student.params, [site.path(student.spec) for site in sites], config.frozen_in(student.spec))
+    table = parameter_table(
+        {**student.params, **head_shapes(student.spec, config)}, [*(site.path(student.spec) for site in sites), HEADS],
+        config.frozen_in(student.spec),
+    )  # fmt: skip
     metadata = {"spec": student.spec.to_json(), "start": sha256_of_arrays(student.params)}
     params, history = _run(
         student.spec, lambda: student.params, table, metadata, "stage 2", batches, config, workdir, heldout, process=process,
@@ -80,9 +84,10 @@ def train(
     show: bool = True,
 ) -> tuple[Model, History]:  # fmt: skip
     """Train a model of `spec` from scratch, its first weights drawn from `config.loop.seed`. The rest as in `finetune`."""
-    batches = as_batches(data, config.batch_size, config.loop.seed, spec)
+    batches = _batches(data, config, spec)
     key = jax.random.fold_in(jax.random.key(config.loop.seed), FRESH)
-    table = parameter_table(jax.eval_shape(lambda: init(spec, key)), None, config.frozen_in(spec))
+    shapes = {**jax.eval_shape(lambda: init(spec, key)), **head_shapes(spec, config)}
+    table = parameter_table(shapes, None, config.frozen_in(spec))
     params, history = _run(
         spec, lambda: init(spec, key), table, {"spec": spec.to_json()}, "train", batches, config, workdir, heldout,
         process=process, mesh=mesh, rules=rules, watch=watch, on_record=on_record, show=show,
@@ -99,14 +104,13 @@ def latest_weights(model: Model, config: DiffusionConfig, workdir: str | os.Path
     from graftax.checkpoint.manager import Checkpoints  # late, as in `graftax.train.loop`
 
     frozen = config.frozen_in(model.spec)
-    tree = training_tree(model.spec, model.params, frozen)
-    like = jax.eval_shape(lambda: create_state(tree, config.optimiser.build(), frozen))
+    like = jax.eval_shape(lambda: create_state(_tree(model.spec, model.params, config), config.optimiser.build(), frozen))
     folder = work_path(workdir) / "checkpoints"
     if folder.exists():  # to look for checkpoints makes a folder for them
         with holding(workdir), closing(Checkpoints(folder)) as store:
             if (step := store.latest()) is not None:
                 state, _, _ = store.restore(step, like)
-                return model.replace(params=jax.tree.map(jnp.asarray, spread(model.spec, to_host(state.params))))
+                return model.replace(params=jax.tree.map(jnp.asarray, model_tree(model.spec, to_host(state.params))))
     raise BadInput(f"{workdir}: no checkpoint in it, expected the work folder of a training")
 
 
@@ -118,27 +122,41 @@ def _run(
 ) -> tuple[Params, History]:  # fmt: skip
     """The averaged parameters after training, plain, and the records. `table`: what is trained, for people."""
     process, dtype, frozen = noising_for(spec, process), jnp.dtype(config.compute_dtype), config.frozen_in(spec)
-    loss = diffusion_loss(
-        spec, process, **config.objectives, class_dropout=config.class_dropout, dtype=dtype, plan=config.plan,
-        remat=config.remat,
-    )  # fmt: skip
+    loss = configured_loss(spec, config, process)
+    besides = {"recipe": str(loss.recipe)} if loss.recipe else {}
     errors = None
     if heldout is not None:
         errors = heldout_loss(spec, process, as_batch(heldout, spec), dtype=dtype, plan=config.plan, mesh=mesh, rules=rules)
 
     def evaluate(params: Params) -> dict[str, Any]:
         found: dict[str, Any] = dict(errors(params)) if errors else {}
-        return {**found, **watch(Model(spec, spread(spec, params)))} if watch else found
+        return {**found, **watch(Model(spec, model_tree(spec, params)))} if watch else found
 
     job = train_job(
-        lambda: training_tree(spec, start(), frozen), loss, config.optimiser, ema_decay=config.ema_decay,
+        lambda: _tree(spec, start(), config), loss, config.optimiser, ema_decay=config.ema_decay,
         ema_warmup=config.ema_warmup, frozen=frozen, mesh=mesh,
-        metadata={**metadata, "process": dataclasses.asdict(process)}, evaluate=evaluate if errors or watch else None,
-        label=label, flops_per_image=train_flops(spec), rules=rules, accumulate=config.accumulate,
+        metadata={**metadata, "process": dataclasses.asdict(process), **besides},
+        evaluate=evaluate if errors or watch else None, label=label, rules=rules, accumulate=config.accumulate,
+        flops_per_image=train_flops(spec, loss.recipe.policy),
     )  # fmt: skip
     with holding(workdir, folder=True):
         if workdir:
             write_parameters(workdir, table)
         state, history = fit_recorded(job, batches, config.loop, workdir, on_record=on_record, show=show)
-    averaged = spread(spec, to_host(state.ema_params))
+    averaged = model_tree(spec, to_host(state.ema_params))
     return jax.tree.map(jnp.asarray, averaged), history
+
+
+def _batches(data: Any, config: DiffusionConfig, spec: ModelSpec) -> Batches:
+    also = tuple(Recipe.parse(config.recipe).arrays(spec))
+    return as_batches(data, config.batch_size, config.loop.seed, spec, also)
+
+
+def _tree(spec: ModelSpec, params: Params, config: DiffusionConfig) -> Params:
+    return training_tree(spec, params, config.frozen_in(spec), Recipe.parse(config.recipe), config.loop.seed)
+
+
+def head_shapes(spec: ModelSpec, config: DiffusionConfig) -> Params:
+    """Shapes of the heads that a training has beside the model's parameters, {} where it has none."""
+    recipe = Recipe.parse(config.recipe)
+    return jax.eval_shape(lambda: recipe.heads(spec, jax.random.key(0)))

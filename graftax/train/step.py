@@ -34,6 +34,11 @@ class RandomLoss(Protocol):
     def given(self, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]: ...
 
 
+RUN = "run"
+"""Where the tree of a loss whose `sees_run` is true has {"ema": the averaged tree, "step": () updates done}: no gradient is
+taken for them."""
+
+
 def make_step(
     loss_fn: LossFn, optimiser: OptimiserConfig, *, ema_decay: float = 0.9999, ema_warmup: bool = False,
     mesh: Mesh | None = None, rules: AxisRules = RULES, accumulate: int = 1,
@@ -66,8 +71,9 @@ def make_step(
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: TrainState, frozen: Params, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        beside = {RUN: {"ema": merge(state.ema, frozen), "step": state.step}} if getattr(loss_fn, "sees_run", False) else {}
         with activations(mesh, rules):
-            (loss, metrics), grads = gradient(state.trainable, frozen, place_batch(batch, mesh), key)
+            (loss, metrics), grads = gradient(state.trainable, {**frozen, **beside}, place_batch(batch, mesh), key)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         decay = warmed_decay(ema_decay, state.step) if ema_warmup else ema_decay

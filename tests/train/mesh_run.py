@@ -1,6 +1,7 @@
 """Script: a few steps of small models on meshes over up to 8 simulated devices; prints what came out as JSON.
 
-mesh_run.py few: one model on one device and on 8; many: on other meshes, in bfloat16; operators: blocks of every kind.
+mesh_run.py few: one model on one device and on 8; many: on other meshes, in bfloat16; operators: blocks of every kind;
+recipes: with all that a training may do besides.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from graftax.models import Model
 from graftax.surgery import compose, graft, lora, replace
 from graftax.testing import random_params
 from graftax.train import LoopConfig, MeshConfig, OptimiserConfig, diffusion_loss, fit, train_job, training_tree
+from graftax.train.recipes import NOTHING, Recipe
 from graftax.train.sharding import AxisRules, to_host
 from graftax.train.sharding_report import sharding_report
 
@@ -45,7 +47,8 @@ class Fixed:
         rng = np.random.default_rng(self.position)
         self.position += 1
         image = rng.standard_normal((self.size, 8, 8, 4)).astype(np.float32)
-        return {"image": image, "label": rng.integers(0, 10, self.size).astype(np.int32)}
+        label = rng.integers(0, 10, self.size).astype(np.int32)
+        return {"image": image, "label": label, "features": rng.standard_normal((self.size, 16, 6)).astype(np.float32)}
 
     def state(self) -> int:
         return self.position
@@ -59,7 +62,8 @@ def run(model: Model, mesh: MeshConfig | None = None, devices: int = 8, accumula
     records: list = []
     built = mesh.build(jax.devices()[:devices]) if mesh else None
     job = train_job(
-        lambda: training_tree(model.spec, model.params, FROZEN), diffusion_loss(model.spec, Process(), **options), OPTIMISER,
+        lambda: training_tree(model.spec, model.params, FROZEN, options.get("recipe", NOTHING)),
+        diffusion_loss(model.spec, Process(), **options), OPTIMISER,
         frozen=FROZEN, ema_decay=0.5, mesh=built, accumulate=accumulate, **({"rules": mesh.rules} if mesh else {}),
     )  # fmt: skip
     state = fit(job, Fixed(), LoopConfig(steps=3, log_every=1), on_record=records.append, show=False)
@@ -119,6 +123,19 @@ def loaded() -> dict:
     return {"whole": kernel.shape, "shards": [*shapes], "type": str(kernel.dtype), "same": all(jax.tree.leaves(same))}
 
 
+def recipes() -> dict:
+    spec = dit_spec(depth=3, **SIZES)
+    model = Model(spec, random_params(spec, jax.random.key(0)))
+    aligned = "tread(1, 1) + repa(2, width=6, hidden=8)"
+    whole = Recipe.parse(f"{aligned} + stochastic_depth(0.3) + sra(1, 3) + dispersive(3, group=4)")
+    batch = Recipe.parse(f"{aligned} + stochastic_depth(0.3, mode=batch)")
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    return {
+        "one": run(model, recipe=whole), "all": run(model, mesh, recipe=whole),
+        "batch": run(model, recipe=batch), "pieces": run(model, mesh, accumulate=2, recipe=batch),
+    }  # fmt: skip
+
+
 def many() -> dict:
     model = plain()
     return {
@@ -148,4 +165,4 @@ def operators() -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"few": few, "many": many, "operators": operators}[sys.argv[1]]()))
+    print(json.dumps({"few": few, "many": many, "operators": operators, "recipes": recipes}[sys.argv[1]]()))

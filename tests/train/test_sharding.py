@@ -218,6 +218,15 @@ def test_every_operator_trains_on_a_mesh_as_on_one_device() -> None:
     assert_alike(runs["all"], runs["one"])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_recipes_train_on_many_devices_as_on_one() -> None:
+    """Routes, dropped branches and blocks, heads, a teacher and groups of images."""
+    runs = mesh_run("recipes")
+    assert_alike(runs["all"], runs["one"])
+    assert_alike(runs["pieces"], runs["batch"])
+
+
 def test_one_device_is_a_mesh_too() -> None:
     mesh = MeshConfig().build(jax.devices()[:1])
     batch = put_batch({"image": np.ones((3, 2))}, mesh)

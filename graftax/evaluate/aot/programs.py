@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from graftax.models.backbone import find
 from graftax.models.cost import flops, train_flops
 from graftax.spec import ModelSpec
 from graftax.surgery.select import Site
-from graftax.train import DiffusionConfig, TrainState, diffusion_loss, make_step, training_tree
+from graftax.train import DiffusionConfig, TrainState, make_step, training_tree
+from graftax.train.diffusion_task import configured_loss
 from graftax.train.noising import noising_for
 from graftax.train.sharding import AxisRules, batch_sharding, replicated, tree_shardings
 from graftax.train.state import create_state as create_train_state
@@ -69,14 +70,11 @@ def stage1_program(
 
 def train_program(name: str, spec: ModelSpec, config: DiffusionConfig) -> Program:
     """One update of the whole model as `config` says (`graftax.train.train_job`): stage 2, or training from scratch."""
-    dtype, frozen = jnp.dtype(config.compute_dtype), config.frozen_in(spec)
-    loss = diffusion_loss(
-        spec, **config.objectives, class_dropout=config.class_dropout, dtype=dtype, plan=config.plan,
-        remat=config.remat,
-    )  # fmt: skip
+    frozen, loss = config.frozen_in(spec), configured_loss(spec, config)
 
     def initial(params: Any) -> TrainState:
-        return create_train_state(training_tree(spec, params, frozen), config.optimiser.build(), frozen)
+        tree = training_tree(spec, params, frozen, loss.recipe)
+        return create_train_state(tree, config.optimiser.build(), frozen)
 
     def trace(mesh: Mesh, rules: AxisRules) -> jax.stages.Traced:
         state = jax.eval_shape(initial, param_shapes(spec))
@@ -85,9 +83,11 @@ def train_program(name: str, spec: ModelSpec, config: DiffusionConfig) -> Progra
             loss, config.optimiser, ema_decay=config.ema_decay, ema_warmup=config.ema_warmup, mesh=mesh, rules=rules,
             accumulate=config.accumulate,
         )  # fmt: skip
-        return jax.jit(step, donate_argnums=0).trace(state, _batch(spec, config.batch_size, mesh), _key(mesh))
+        batch = _batch(spec, config.batch_size, mesh, loss.recipe.arrays(spec))
+        return jax.jit(step, donate_argnums=0).trace(state, batch, _key(mesh))
 
-    return Program(name, config.batch_size, config.batch_size * train_flops(spec), trace, config.accumulate)
+    flops = config.batch_size * train_flops(spec, loss.recipe.policy)
+    return Program(name, config.batch_size, flops, trace, config.accumulate)
 
 
 def sample_program(
@@ -114,12 +114,14 @@ def sample_program(
     return Program("sampling", batch_size, batch_size * passes * flops(spec), trace)
 
 
-def _batch(spec: ModelSpec, size: int, mesh: Mesh) -> Any:
-    """Shapes of images (b, h, w, c) and of labels (b,), or what else such a model sees, split over the batch."""
+def _batch(spec: ModelSpec, size: int, mesh: Mesh, also: Mapping[str, tuple[int, ...]] | None = None) -> Any:
+    """Shapes of images (b, h, w, c) and of labels (b,), or what else such a model sees, split over the batch; of further
+    arrays those of one image are given."""
     image = jax.ShapeDtypeStruct((size, *spec.image_shape), jnp.float32)
     label = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
     beside = label if spec.classes else jax.eval_shape(lambda: dict(find(spec).example(spec, size)))
-    return _split({"image": image, **beside}, mesh)
+    more = {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in (also or {}).items()}
+    return _split({"image": image, **beside, **more}, mesh)
 
 
 def _split(tree: Any, mesh: Mesh) -> Any:
