@@ -16,12 +16,14 @@ from graftax.ops.clear import Clear
 from graftax.ops.clear_normed import ClearNormed
 from graftax.ops.cross import CrossMHA
 from graftax.ops.dico import DiCo
+from graftax.ops.gated_delta import GatedDelta
 from graftax.ops.gqa import GQA
 from graftax.ops.hyena import HyenaSE, HyenaX, HyenaY
 from graftax.ops.hyena_2d import Hyena2D
 from graftax.ops.hyena_long import HyenaLong
 from graftax.ops.joint import JointMHA
 from graftax.ops.joint_clear import JointClear
+from graftax.ops.joint_gated_delta import JointGatedDelta
 from graftax.ops.joint_gqa import JointGQA
 from graftax.ops.joint_hyena import JointHyenaX
 from graftax.ops.joint_linear import JointLinear
@@ -40,9 +42,10 @@ from graftax.ops.window_2d import SWA2D
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, GQA, CrossMHA, SWA, SWA2D, Clear, ClearNormed, LinearAttention, SLA, Affine,
+    MHA, MHAKV, MHANormed, GQA, CrossMHA, SWA, SWA2D, Clear, ClearNormed, LinearAttention, SLA, GatedDelta,
+    Affine,
     HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, DiCo, Mamba2,
-    JointMHA, JointGQA, JointClear, JointLinear, JointSLA, JointHyenaX,
+    JointMHA, JointGQA, JointClear, JointLinear, JointSLA, JointGatedDelta, JointHyenaX,
     MLP, MLPHyenaX, MLPHyenaXSplit, MLPLowRank, SwiGLU, AffineMLP,
     AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip

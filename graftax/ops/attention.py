@@ -86,8 +86,8 @@ class MHA(Operator):
         self.qkv = self.linear(3 * self.inner, self.width, parts=3)
         self.proj = self.linear(self.width, self.inner)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        mixed = self.mix(*self.heads_of(x))  # (b, n, h, k)
+    def __call__(self, x: jax.Array, **more: Any) -> jax.Array:
+        mixed = self.mix(*self.heads_of(x), **more)  # (b, n, h, k)
         return self.proj(place(mixed.reshape(*x.shape[:2], self.inner), "batch", None, "hidden"))
 
     def heads_of(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -101,7 +101,7 @@ class MHA(Operator):
         return q, k, v
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """The attention proper, (b, n, h, k) each."""
+        """The attention proper, (b, n, h, k) each; with what `__call__` of a subclass passes on beside them."""
         return full_attention(q, k, v)
 
     def cost(self) -> Cost:

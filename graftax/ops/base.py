@@ -120,6 +120,11 @@ def dense(
     )
 
 
+def silent(features: int, dtype: DTypeLike | None) -> nn.Dense:
+    """A dense layer that gives zero until it is trained."""
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.zeros)
+
+
 class Operator(nn.Module):
     """Base of all operators. Called with what its slot passes (a mixer: x (b, n, d) -> (b, n, d)).
 

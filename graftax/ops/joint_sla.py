@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 
-from graftax.ops.base import Cost
+from graftax.ops.base import Cost, silent
 from graftax.ops.joint import JointMHA
-from graftax.ops.sla import check_sparse_linear, silent, sparse_linear, sparse_linear_cost
+from graftax.ops.sla import check_sparse_linear, sparse_linear, sparse_linear_cost
 from graftax.spec import OpSpec, Sizes
 
 

@@ -99,9 +99,12 @@ class LinearAttention(MHA):
 
     def cost(self) -> Cost:
         d, n, inner = self.width, self.tokens, self.inner
-        core = linear_flops(n, n, inner, self.sizes.head_dim)
         params, convolved = filter_cost(inner, TAPS**2, self.sizes.image) if self.conv else (0, 0)
-        return Cost(4 * d * inner + 3 * inner + d + params, core, 8 * n * d * inner + convolved)
+        return Cost(4 * d * inner + 3 * inner + d + params, self.core(), 8 * n * d * inner + convolved)
+
+    def core(self) -> int:
+        """FLOPs of what stands in the softmax's place."""
+        return linear_flops(self.tokens, self.tokens, self.inner, self.sizes.head_dim)
 
     def transplant(
         self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None

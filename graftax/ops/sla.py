@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
 from graftax.ops.attention import DENSE_BELOW, MHA, attend, full_attention
-from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, carried, linear_keys
+from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, carried, linear_keys, silent
 from graftax.ops.linear import EPS, FEATURES, check_feature, linear_attention, linear_flops
 from graftax.ops.target import target
 from graftax.spec import OpSpec, Option, Sizes
@@ -122,11 +121,6 @@ def check_sparse_linear(op: OpSpec) -> None:
         raise BadInput(f"{op.kind} topk: got {op.option('topk')}, expected a share above 0 and up to 1")
     if op.option("covers") not in COVERS:
         raise BadInput(f"{op.kind} covers: got {op.option('covers')!r}, expected one of {COVERS}")
-
-
-def silent(width: int, dtype: DTypeLike | None) -> nn.Dense:
-    """A layer that gives zero until it is trained: (.., k) -> (.., width)."""
-    return nn.Dense(width, dtype=dtype, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.zeros)
 
 
 class SLA(MHA):

@@ -81,7 +81,7 @@ def _chunk(A: jax.Array, state: jax.Array, tokens: tuple[jax.Array, ...]) -> tup
     u = dt[:, :, None] * x.transpose(0, 2, 3, 1)  # (b, h, k, q), float32
     y = _matmul("bhkj,bhij->bhki", u.astype(x.dtype), _attention(sums, B, C).astype(x.dtype))
     y = y + decay[:, :, None] * _matmul("bcs,bis->bci", state.astype(x.dtype), C).reshape(u.shape)
-    left = jnp.exp(_minus((sums[0][..., -1:], sums[1][..., -1:]), sums))  # of each token at the end of the chunk
+    left = jnp.exp(minus((sums[0][..., -1:], sums[1][..., -1:]), sums))  # of each token at the end of the chunk
     u = (left[:, :, None] * u).reshape(b, h * k, q).astype(x.dtype)
     kept = jnp.repeat(decay[..., -1], k, axis=-1)[..., None]  # (b, h k, 1)
     return kept * state + _matmul("bcj,bjs->bcs", u, B), y.astype(x.dtype).transpose(0, 3, 1, 2)
@@ -89,11 +89,16 @@ def _chunk(A: jax.Array, state: jax.Array, tokens: tuple[jax.Array, ...]) -> tup
 
 def _attention(sums: Prefix, B: jax.Array, C: jax.Array) -> jax.Array:
     """What query i of a chunk takes of token j, (b, h, q, q): (C_i . B_j) times the decay from j to i, 0 for j > i."""
+    return _matmul("bis,bjs->bij", C, B)[:, None] * decays(sums)
+
+
+def decays(sums: Prefix) -> jax.Array:
+    """What of token j is left at token i, (..., q, q), 0 for j > i; of the `prefix_sums` (..., q) of what is lost."""
     rows, columns = (sums[0][..., None], sums[1][..., None]), (sums[0][..., None, :], sums[1][..., None, :])
-    past = jnp.tri(C.shape[1], k=-1, dtype=bool)
+    q = rows[0].shape[-2]
+    past = jnp.tri(q, k=-1, dtype=bool)
     # The diagonal, which has no decay, is kept out of the gradient: its two equal parts would drown the others.
-    exponents = jnp.where(past, _minus(rows, columns), jnp.where(jnp.eye(C.shape[1], dtype=bool), 0, -jnp.inf))
-    return _matmul("bis,bjs->bij", C, B)[:, None] * jnp.exp(exponents)
+    return jnp.exp(jnp.where(past, minus(rows, columns), jnp.where(jnp.eye(q, dtype=bool), 0, -jnp.inf)))
 
 
 def _matmul(subscripts: str, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -114,7 +119,8 @@ def prefix_sums(a: jax.Array) -> Prefix:
     return total, rest
 
 
-def _minus(a: Prefix, b: Prefix) -> jax.Array:
+def minus(a: Prefix, b: Prefix) -> jax.Array:
+    """Differences of prefix sums."""
     return (a[0] - b[0]) + (a[1] - b[1])
 
 

@@ -16,6 +16,7 @@ from graftax.models.cost import count_params, flops
 from graftax.ops import OPERATORS
 from graftax.ops.base import shapes_of
 from graftax.ops.clear import Clear, visible_pairs
+from graftax.ops.delta import CHUNK
 from graftax.ops.window_2d import SWA2D, TILE
 from graftax.spec import Step
 from graftax.surgery import replace
@@ -34,6 +35,9 @@ def counted_otherwise(kind):
     if kind in ("clear", "clear_normed"):  # one dense matrix at this size
         hidden = XL.tokens**2 - visible_pairs(XL.sizes.grid, Clear.options()["radius"])
         return hidden * (4 * XL.width + 2 * XL.sizes.heads)
+    if kind == "gated_delta":  # a loop over chunks counts once
+        operator = OPERATORS[kind](XL.sizes)
+        return -operator.core() * (1 - CHUNK / XL.tokens)
     if kind == "hyena_long":
         size = 2 * XL.tokens
         return XL.width * math.log2(size) * (8 * (2 * size + size // 2 + 1) - 3 * 2.5 * size)
