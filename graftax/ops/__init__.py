@@ -34,6 +34,7 @@ from graftax.ops.mlp import MLP
 from graftax.ops.mlp_hyena import MLPHyenaX, MLPHyenaXSplit
 from graftax.ops.mlp_low_rank import MLPLowRank
 from graftax.ops.modulation import AdaLN, AdaLNLowRank, AdaLNNoBias, AdaLNShared
+from graftax.ops.moe import MoE
 from graftax.ops.norms import LayerNorm, RMSNorm
 from graftax.ops.sla import SLA
 from graftax.ops.swiglu import SwiGLU
@@ -46,7 +47,7 @@ _CLASSES: tuple[type[Operator], ...] = (
     Affine,
     HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, DiCo, Mamba2,
     JointMHA, JointGQA, JointClear, JointLinear, JointSLA, JointGatedDelta, JointHyenaX,
-    MLP, MLPHyenaX, MLPHyenaXSplit, MLPLowRank, SwiGLU, AffineMLP,
+    MLP, MLPHyenaX, MLPHyenaXSplit, MLPLowRank, MoE, SwiGLU, AffineMLP,
     AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
 )  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {}

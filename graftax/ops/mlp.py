@@ -64,7 +64,7 @@ class MLP(Operator):
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
         ratio, width = op.option("ratio"), sizes.width
         if round(ratio * width) < 1:
-            raise BadInput(f"mlp ratio: got {ratio}, expected a hidden width of at least 1 at width {width}")
+            raise BadInput(f"{op.kind} ratio: got {ratio}, expected a hidden width of at least 1 at width {width}")
 
     @classmethod
     def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:

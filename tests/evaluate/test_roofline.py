@@ -35,6 +35,9 @@ def counted_otherwise(kind):
     if kind in ("clear", "clear_normed"):  # one dense matrix at this size
         hidden = XL.tokens**2 - visible_pairs(XL.sizes.grid, Clear.options()["radius"])
         return hidden * (4 * XL.width + 2 * XL.sizes.heads)
+    if kind == "moe":  # CPUs run experts that are not asked, too
+        operator = OPERATORS[kind](XL.sizes)
+        return (operator.experts - operator.top) * 4 * XL.tokens * XL.width * operator.hidden
     if kind == "gated_delta":  # a loop over chunks counts once
         operator = OPERATORS[kind](XL.sizes)
         return -operator.core() * (1 - CHUNK / XL.tokens)
