@@ -29,6 +29,7 @@ from graftax.ops.joint_hyena import JointHyenaX
 from graftax.ops.joint_linear import JointLinear
 from graftax.ops.joint_sla import JointSLA
 from graftax.ops.linear import LinearAttention
+from graftax.ops.linear_normed import LinearNormed
 from graftax.ops.mamba2 import Mamba2
 from graftax.ops.mlp import MLP
 from graftax.ops.mlp_hyena import MLPHyenaX, MLPHyenaXSplit
@@ -37,14 +38,15 @@ from graftax.ops.modulation import AdaLN, AdaLNLowRank, AdaLNNoBias, AdaLNShared
 from graftax.ops.moe import MoE
 from graftax.ops.norms import LayerNorm, RMSNorm
 from graftax.ops.sla import SLA
+from graftax.ops.swa_normed import SWANormed
 from graftax.ops.swiglu import SwiGLU
 from graftax.ops.window import SWA
-from graftax.ops.window_2d import SWA2D
+from graftax.ops.window_2d import SWA2D, Natten
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, GQA, CrossMHA, SWA, SWA2D, Clear, ClearNormed, LinearAttention, SLA, GatedDelta,
-    Affine,
+    MHA, MHAKV, MHANormed, GQA, CrossMHA, SWA, SWA2D, SWANormed, Natten, Clear, ClearNormed,
+    LinearAttention, LinearNormed, SLA, GatedDelta, Affine,
     HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, DiCo, Mamba2,
     JointMHA, JointGQA, JointClear, JointLinear, JointSLA, JointGatedDelta, JointHyenaX,
     MLP, MLPHyenaX, MLPHyenaXSplit, MLPLowRank, MoE, SwiGLU, AffineMLP,

@@ -95,9 +95,13 @@ class MHANormed(MHA):
         q, k, v = self.heads_of(x)  # (b, n, h, k) each
         if self.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = turned(q, k, rope)
-        mixed = self.mix(q.astype(v.dtype), k.astype(v.dtype), v)
+        mixed = self.mix_placed(q, k, v, rope)
         return self.proj(place(mixed.reshape(*x.shape[:2], self.inner), "batch", None, "hidden"))
+
+    def mix_placed(self, q: jax.Array, k: jax.Array, v: jax.Array, rope: Rope | None) -> jax.Array:
+        """The attention proper of normed queries and keys, float32, and values, (b, n, h, k) each, at their positions."""
+        q, k = turned(q, k, rope)
+        return self.mix(q.astype(v.dtype), k.astype(v.dtype), v)
 
     def cost(self) -> Cost:
         plain, scales = super().cost(), norm_params(self.qk_norm, self.sizes.head_dim)

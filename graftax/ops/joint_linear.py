@@ -28,8 +28,6 @@ class JointLinear(JointMHA):
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, *, rope: Rope | None) -> jax.Array:
         phi = FEATURES[self.feature]
         q, k = phi(q).astype(v.dtype), phi(k).astype(v.dtype)
-        if rope is None:
-            return linear_attention(self.answered(q), k, v)
         placed_q, placed_k = turned(q, k, rope)
         return linear_attention(self.answered(q), k, v, (self.answered(placed_q), placed_k))
 

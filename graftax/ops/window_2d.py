@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA, attend
@@ -46,18 +47,46 @@ class Side:
         return jnp.arange(self.size + 2 * self.window) - self.window - jnp.arange(self.size)[:, None]
 
 
+@dataclass(frozen=True)
+class MovedSide(Side):
+    """A side along which all windows are equally long: at the borders they move inwards.
+
+    Attributes:
+        seen: tokens of a window.
+    """
+
+    seen: int
+
+    def near(self) -> jax.Array:
+        start = self.size * jnp.arange(self.tiles)[:, None, None]
+        query, key = start + jnp.arange(self.size)[:, None], start + jnp.arange(self.size + 2 * self.window) - self.window
+        first = jnp.clip(query - self.seen // 2, 0, self.length - self.seen)
+        return (key >= first) & (key < first + self.seen)
+
+
+def moved_side(length: int, tile: int, window: int) -> MovedSide:
+    """A side of `length` tokens, its windows 2 `window` + 1 of them; what a tile meets reaches as far as any window does."""
+    size, seen = min(tile, length), min(2 * window + 1, length)
+    starts = np.arange(0, length, size)
+    first, last = (np.clip(at - seen // 2, 0, length - seen) for at in (starts, np.minimum(starts + size, length) - 1))
+    return MovedSide(length, size, int(max(*(starts - first), *(last + seen - starts - size), 0)), seen)
+
+
 def grid_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, grid: tuple[int, int], window: int, tile: int = TILE
+    q: jax.Array, k: jax.Array, v: jax.Array, grid: tuple[int, int], window: int, tile: int = TILE, moved: bool = False
 ) -> jax.Array:
     """Attention of every token to those at most `window` rows and `window` columns away, clipped at the image's borders.
 
     q, k, v (b, n, h, k) -> (b, n, h, k), tokens in raster order on a `grid` of rows x columns. Queries are taken in tiles of
     s x s, each of which meets (s + 2 window)^2 keys, so memory is n (s + 2 window)^2 per head. Equal to dense attention
-    under that mask (neighbourhood attention, arXiv 2204.07143, Section 3, but with windows cut off at the borders, not
-    moved).
+    under that mask. `moved`: windows at the borders move inwards instead (neighbourhood attention, arXiv 2204.07143,
+    Section 3), for which tiles that stand over the border meet more.
     """
     b, n, h, width = q.shape
-    rows, columns = (Side(length, min(tile, length), min(window, length - 1)) for length in grid)
+    rows, columns = (
+        moved_side(length, tile, window) if moved else Side(length, min(tile, length), min(window, length - 1))
+        for length in grid
+    )
     q = _tiles(q.reshape(b, *grid, h, width), rows, columns, margin=False)
     k, v = (_tiles(a.reshape(b, *grid, h, width), rows, columns, margin=True) for a in (k, v))
     mask = rows.near()[:, None, :, None, :, None] & columns.near()[None, :, None, :, None, :]
@@ -119,7 +148,7 @@ class SWA2D(MHA):
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
         if op.option("window") < 1:
-            raise BadInput(f"swa_2d window: got {op.option('window')}, expected 1 or more")
+            raise BadInput(f"{cls.kind} window: got {op.option('window')}, expected 1 or more")
         check_grid(cls.kind, sizes)
 
     @classmethod
@@ -127,3 +156,15 @@ class SWA2D(MHA):
         if super().recognise(shapes, overrides) is None:
             return None
         return {"window": overrides.get("window", cls.options()["window"])}
+
+
+class Natten(SWA2D):
+    """Neighbourhood attention (arXiv 2204.07143, Section 3; NATTEN with a kernel of 2 window + 1): `SWA2D` whose windows
+    move inwards at the image's borders, so that every token sees equally many. No bias of relative positions.
+    """
+
+    kind = "natten"
+    torch_keys = linear_keys("qkv", "natten_qkv") + linear_keys("proj", "out_proj")
+
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return grid_attention(q, k, v, self.sizes.grid, self.window, moved=True)

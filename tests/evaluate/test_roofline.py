@@ -29,7 +29,7 @@ XL = variant("DiT-XL/2")
 def counted_otherwise(kind):
     """What XLA counts beyond the definition, in closed form: whole tiles around each window; pairs outside of discs; three
     real FFTs of s points, at 8 log2 s for each point that goes in (s, s, s / 2 + 1), where the textbook has 2.5 s log2 s."""
-    if kind == "swa_2d":
+    if kind in ("swa_2d", "natten"):
         window = SWA2D.options()["window"]
         return 4 * XL.width * XL.tokens * ((TILE + 2 * window) ** 2 - (2 * window + 1) ** 2)
     if kind in ("clear", "clear_normed"):  # one dense matrix at this size

@@ -14,7 +14,7 @@ from graftax.ops import resolve
 from graftax.ops import window as window_file
 from graftax.ops.attention import attend
 from graftax.ops.window import banded_attention
-from graftax.ops.window_2d import grid_attention
+from graftax.ops.window_2d import grid_attention, moved_side
 from graftax.spec import op
 from graftax.testing import tiny_spec
 
@@ -112,6 +112,35 @@ def test_grid_windows_equal_masked_attention(grid, window, tile):
     np.testing.assert_allclose(out[1], expected[1], atol=1e-5)
 
 
+def nearest_2d(grid, window):
+    """(n, n): True for the 2 `window` + 1 nearest rows and the as many nearest columns."""
+    rows, columns = (
+        [sorted(range(length), key=lambda j, i=i: abs(i - j))[: 2 * window + 1] for i in range(length)] for length in grid
+    )
+    places = [divmod(i, grid[1]) for i in range(grid[0] * grid[1])]
+    return np.array([[s in rows[r] and d in columns[c] for s, d in places] for r, c in places])
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "tile"),
+    [((9, 9), 3, 2), ((11, 4), 2, 3), *(pytest.param(*sizes, marks=SLOW) for sizes in (((8, 16), 3, 8), ((5, 5), 9, 3)))],
+)
+def test_moved_windows_equal_masked_attention(grid, window, tile):
+    n = grid[0] * grid[1]
+    args, directions, mask = qkv(n), qkv(n)[::-1], nearest_2d(grid, window)
+    assert len({*mask.sum(1)}) == 1, "as many for each"
+    expected = both(lambda *args: masked(args, mask), args, directions)
+    out = both(lambda *args: grid_attention(*args, grid, window, tile, moved=True), args, directions)
+    np.testing.assert_allclose(out[0], expected[0], atol=3e-6)
+    np.testing.assert_allclose(out[1], expected[1], atol=1e-5)
+
+
+def test_tiles_that_fill_the_grid_meet_no_more_keys_when_windows_move():
+    for length, window in ((16, 2), (64, 7), (32, 3)):
+        assert moved_side(length, 8, window).window == window
+    assert moved_side(9, 8, 2).window == 4
+
+
 @pytest.mark.slow
 def test_grid_windows_in_bfloat16():
     args = qkv(49, dtype=jnp.bfloat16)
@@ -131,21 +160,26 @@ def test_grid_windows_never_hold_all_pairs():
 
 
 @pytest.mark.slow
-def test_swa_2d_gradients():
-    scion = made(op("swa_2d", window=1), SPEC)
+@pytest.mark.parametrize("kind", ["swa_2d", "natten"])
+def test_swa_2d_gradients(kind):
+    scion = made(op(kind, window=1), SPEC)
     x = np.random.default_rng(0).standard_normal((2, SPEC.tokens, SPEC.width), np.float32)
     assert_gradients(scion, weights_of(scion), x, step=0.05)
 
 
 def test_swa_2d_takes_over_attention():
-    mha, wide, narrow = (made(scion, SPEC) for scion in (op("mha"), op("swa_2d", window=5), op("swa_2d", window=1)))
+    names = op("mha"), op("swa_2d", window=5), op("swa_2d", window=1), op("natten", window=1)
+    mha, wide, narrow, moved = (made(scion, SPEC) for scion in names)
     weights = weights_of(mha)
     taken = wide.transplant({}, mha, weights)
     assert all(jax.tree.leaves(jax.tree.map(lambda own, donor: own is donor, taken, weights)))
     x = np.random.default_rng(0).standard_normal((2, SPEC.tokens, SPEC.width), np.float32)
-    dense, far, close = (jax.jit(scion.apply)({"params": weights}, x) for scion in (mha, wide, narrow))
+    dense, far, close, all_9 = (jax.jit(scion.apply)({"params": weights}, x) for scion in (mha, wide, narrow, moved))
     np.testing.assert_allclose(far, dense, atol=1e-5)
     assert abs(close - dense).max() > 0.01
+    inside = np.pad(np.ones((4, 4), bool), 1).ravel()  # where no window reaches over the border
+    np.testing.assert_allclose(all_9[:, inside], close[:, inside], atol=1e-5)
+    assert abs(all_9 - close)[:, ~inside].max(axis=(0, 2)).min() > 1e-3
 
 
 def test_swa_2d_cost_counts_whole_windows():
@@ -156,6 +190,7 @@ def test_swa_2d_cost_counts_whole_windows():
 
 def test_swa_2d_is_not_taken_for_swa():
     assert_exports(op("swa_2d", window=2))
+    assert_exports(op("natten", window=2))
     assert_exports(op("swa", window=4))
 
 
