@@ -1,6 +1,7 @@
 """The grafting paper's questions, asked of the shipped DiT; one part per argument, three seeds each.
 
-    graftax sweep --config configs/demo_sweep.py            every operator at several shares, and parallel pairs
+    graftax sweep --config configs/demo_sweep.py            the paper's operators at several shares, and parallel pairs
+    graftax sweep --config configs/demo_sweep.py:newer      operators that others have published since, as they best start
     graftax sweep --config configs/demo_sweep.py:choice     which half: interleaved, deep, local, or not local?
     graftax sweep --config configs/demo_sweep.py:ladder     self-grafting: how much data does it take?
     graftax sweep --config configs/demo_sweep.py:conditioning   one modulation for all blocks, a narrow one, RMS norms
@@ -9,8 +10,8 @@ Tables, pictures and samples are left in runs/sweep/PART/report.html. Each run g
 fine-tuning, batches of 64, and is judged three times by 300 samples: a fixed budget to compare with, not the best that
 each can reach. The model has 10 blocks and a grid of 4 x 4 tokens, hence the small windows and states.
 
-Expect half a minute to a minute per run on two quiet CPU cores: 31, 4, 4 and 4 variants of three seeds. One seed for a
-quick look: --config.seeds="(0,)". Interrupted, the same command continues.
+Expect half a minute to a minute per run on two quiet CPU cores: 31, 26, 4, 4 and 4 variants of three seeds; nobody has
+run all of `newer` yet. One seed for a quick look: --config.seeds="(0,)". Interrupted, the same command continues.
 """
 
 from typing import Any
@@ -34,6 +35,25 @@ MLPS = {
     "mlp_hyena_x": "mlp_hyena_x(kernel=4)",
     "mlp_hyena_x_split": "mlp_hyena_x_split(kernel=4)",
 }
+NEWER = {
+    "linear": ("mixer", "linear", "transplant"),
+    "gated_delta": ("mixer", "gated_delta", "transplant"),
+    "gated_delta cross": ("mixer", "gated_delta(scan=cross)", "transplant"),
+    "sla": ("mixer", "sla(block=4, topk=0.25)", "transplant"),
+    "clear": ("mixer", "clear(radius=2)", "transplant"),
+    "natten": ("mixer", "natten(window=1)", "transplant"),
+    "gqa": ("mixer", "gqa(group=4)", "transplant"),
+    "dico": ("mixer", "dico", "random"),
+    "affine": ("mixer", "affine", "random"),
+    "affine_mlp": ("mlp", "affine_mlp", "random"),
+    "mlp_low_rank": ("mlp", "mlp_low_rank(rank=32)", "transplant"),
+    "moe": ("mlp", "moe(experts=4, top=2)", "transplant"),
+}
+"""Where, what, and where its weights come from."""
+
+CLOSED_FORM = 32
+"""Batches of 64 images that least squares see: 32,768 tokens."""
+
 STAGES = demo(150, 150, {"log_every": 50, "save_every": 50})
 
 SHARES = {"50 %": "50%", "70 %": "75%", "100 %": "*"}
@@ -77,6 +97,21 @@ def operators() -> dict[str, dict[str, Any]]:
     return {**grafts, "parallel pairs": pairs}
 
 
+def newer() -> dict[str, dict[str, Any]]:
+    """Each at half and whole; then linear maps in place of attention, fitted in closed form and hardly trained."""
+    found: dict[str, dict[str, Any]] = {
+        f"{name} {share}": {"edits": (f"replace(blocks[{blocks}].{slot}, {text}, init={init})",)}
+        for name, (slot, text, init) in NEWER.items()
+        for share, blocks in SHARES.items()
+        if share != "70 %"
+    }
+    fitted = {"steps": 1, "learning_rate": 1e-9, "calibration": CLOSED_FORM}
+    alone = {**STAGES["distill"], "settings": {**STAGES["distill"]["settings"], **fitted}}
+    for share in ("50 %", "100 %"):
+        found[f"affine {share}, least squares alone"] = {**found[f"affine {share}"], "distill": alone}
+    return found
+
+
 def choice() -> dict[str, dict[str, Any]]:
     """Hyena-X in five of ten mixers."""
     return {name: {"edits": (f"blocks[{blocks}].mixer=hyena_x(kernel=4)",)} for name, blocks in CHOICES.items()}
@@ -104,4 +139,4 @@ def conditioning() -> dict[str, dict[str, Any]]:
     return {name: {"edits": (edit,)} for name, edit in edits.items()}
 
 
-PARTS = {"operators": operators, "choice": choice, "ladder": ladder, "conditioning": conditioning}
+PARTS = {"operators": operators, "newer": newer, "choice": choice, "ladder": ladder, "conditioning": conditioning}

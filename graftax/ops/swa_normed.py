@@ -12,7 +12,7 @@ from graftax.spec import OpSpec, Option, Sizes
 
 
 class SWANormed(MHANormed):
-    """`MHANormed` in which a token looks at those at most `window` before or after it in the sequence, text before image: the
+    """`MHANormed` in which a token looks at those at most `window` before or after it in the sequence, text first: the
     grafting paper's window (`graftax.ops.window.SWA`) in the single blocks of Flux and AuraFlow. With the same weights.
 
     Attributes:
