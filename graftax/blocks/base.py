@@ -132,19 +132,24 @@ class BlockKind(ABC):
 
     @property
     def tapped(self) -> tuple[str, ...]:
-        """Slots whose operator's input and output are tapped, and so can be learnt: all but modulations and norms."""
+        """Slots whose operator's input and output the body taps: all but modulations and norms."""
         return tuple(slot.name for slot in self.slots if slot.role not in ("modulation", "norm"))
 
     @property
-    def branches(self) -> tuple[str, ...]:
         """Slots whose answers are branches that stochastic depth may drop: mixers of tokens and of channels, no look at a
         text."""
         return tuple(slot.name for slot in self.slots if slot.role in ("mixer", "joint", "channel"))
 
     @property
+    def norms(self) -> tuple[str, ...]:
+        """Slots of norms: whatever the body gives them, and what comes out, is tapped too."""
+        return tuple(slot.name for slot in self.slots if slot.role == "norm")
+
+    @property
     def taps(self) -> tuple[str, ...]:
         """Names that `capture` accepts."""
-        return ("block/in", *(f"{name}/{end}" for name in self.tapped for end in ("in", "out")), "block/out")
+        names = (*self.tapped, *self.norms)
+        return ("block/in", *(f"{name}/{end}" for name in names for end in ("in", "out")), "block/out")
 
     def __call__(self, run: Run, state: State, context: Context, capture: tuple[str, ...]) -> tuple[State, Taps]:
         """Run the body; the taps named in `capture` leave it. State of one stream is tapped as that stream's array."""
@@ -155,8 +160,11 @@ class BlockKind(ABC):
                 taps[name] = value
             return value
 
+        def tapped(norm: str) -> Callable[[jax.Array], jax.Array]:
+            return lambda x: tap(f"{norm}/out", run[norm](tap(f"{norm}/in", x)))
+
         tap("block/in", alone(state))
-        state = self.body(run, state, context, tap)
+        state = self.body({**run, **{norm: tapped(norm) for norm in self.norms}}, state, context, tap)
         tap("block/out", alone(state))
         return state, taps
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from graftax.blocks import Context
@@ -46,7 +47,7 @@ def calibrate(
     batch_size: int = PAPER_BATCH, sites: Selector | None = None, process: Noising | None = None,
     mesh: Mesh | None = None, rules: AxisRules = RULES, rng: jax.Array | None = None, show: bool = True,
 ) -> Model:  # fmt: skip
-    """The student with the last layer of every scion fitted to the teacher's output by linear least squares.
+    """The student with scales and last layer of every scion fitted to the teacher's output by linear least squares.
 
     The last layer is `Operator.readout`: a mixer's output projection, an MLP's second layer, all of an `affine`, whose
     factors become the best ones of their rank; of a merged step it is the projection, and `config.merge_target` says what
@@ -54,30 +55,51 @@ def calibrate(
     correction to the layer that is there: what the data do not determine is left alone, and a scion that already does what
     the teacher's operator does stays as it is.
 
+    Scales (`Operator.gains`: of a norm, of the norms of queries and keys) are fitted first, channel by channel, so that
+    what was normalised comes out as large as what it stands in for.
+
     One pass over the next `steps` batches of `data` (arrays, an iterable or a grain dataset, as `graftax.distill.distill`
-    takes it; arrays in batches of `batch_size`) serves all sites; a site of p features keeps p^2 sums meanwhile. The loss
+    takes it; arrays in batches of `batch_size`) serves all sites, before it another one where there are scales; a site of p
+    features keeps p^2 sums meanwhile. The loss
     is the squared one, whatever `config` says of losses; matmul type and plan are its. `rng` draws times and noise. The
     rest as in `graftax.distill.distill_job`, which lists what raises BadInput; so do `steps` below 1.
     """
     chosen = regression_units(student, sites)
     check_pair(teacher, student, taken_out(chosen))
     config = config or DistillConfig()
-    groups = group_units(student.spec, chosen)
-    source = Teacher(teacher.spec, groups, process, config)
-    scions = shard_stacked(stack_scions(student.params, groups), mesh, rules)
+    groups, batches = group_units(student.spec, chosen), as_batches(data, batch_size, 0, teacher.spec)
 
     def add(group: Group | StepGroup, context: Context, sums: Sums, scion: Params, x: jax.Array, wanted: jax.Array) -> Sums:
         features, missing = group.linear_part(config, scion, context, x, wanted)
         return accumulate(sums, features, missing)
 
-    sums = {name: _no_rows(group.readout(scions[name])) for name, group in groups.items()}
-    sums = shard_stacked(sums, mesh, rules)
-    prepared = shard_teacher(source, teacher.params, mesh, rules)
-    step = _summing_step(source, groups, add, mesh, rules)
-    for batch, key in _keyed(as_batches(data, batch_size, 0, teacher.spec), steps, rng, mesh, "least squares", show):
-        sums = step(sums, scions, prepared, batch, key)
+    def summed(add: Add[Any], empty: Callable[[Any, Params], Any], units: Units, label: str) -> dict[str, Any]:
+        """What `add` makes of all batches for some of the groups, from `empty` sums."""
+        source = Teacher(teacher.spec, units, process, config)
+        scions = shard_stacked(stack_scions(params, units), mesh, rules)
+        sums = shard_stacked({name: empty(group, scions[name]) for name, group in units.items()}, mesh, rules)
+        prepared = shard_teacher(source, teacher.params, mesh, rules)
+        step = _summing_step(source, units, add, mesh, rules)
+        for batch, key in _keyed(batches, steps, rng, mesh, label, show):
+            sums = step(sums, scions, prepared, batch, key)
+        return sums
+
     params = student.params
-    for name, group in groups.items():
+    scaled = _scaled(groups, params)
+    layered = {name: group for name, group in groups.items() if group.last_layer}
+    if left := [group for name, group in groups.items() if name not in {**scaled, **layered}]:
+        raise BadInput(f"calibration of {left[0].sites[0]}: it has no last layer and no scales, expected 0 batches")
+    if scaled:
+        start = batches.state()
+        fitted = summed(partial(_add_gains, config), _no_gains, scaled, "scales")
+        for name, group in scaled.items():
+            per_site = (to_host(jax.tree.map(itemgetter(i), fitted[name])) for i in range(len(group.sites)))
+            params = group.install(params, map(_with_gains, group.weights(params), per_site))
+        if not layered:
+            return student.replace(params=params)
+        batches.restore(start)
+    sums = summed(add, lambda group, scions: _no_rows(group.readout(scions)), layered, "least squares")
+    for name, group in layered.items():
         per_site = (to_host(jax.tree.map(itemgetter(i), sums[name])) for i in range(len(group.sites)))
         layers = [_corrected(group.readout(p), s, group.ridge) for p, s in zip(group.weights(params), per_site, strict=True)]
         params = group.install(params, map(group.with_readout, group.weights(params), layers))
@@ -157,6 +179,50 @@ def _keyed(
                 raise BadInput(f"data ended after {i} of {steps} calibration batches, expected more")
             yield put_batch(batch, mesh), jax.random.fold_in(root, i)
             progress.advance()
+
+
+# --- Scales -----------------------------------------------------------------------------------------------------------
+
+
+def _scaled(groups: Units, params: Params) -> dict[str, Group]:
+    """Those groups whose operators have scales to fit."""
+    operators = {name: group for name, group in groups.items() if isinstance(group, Group)}
+    return {name: group for name, group in operators.items() if _gains_of(group, group.weights(params)[0])}
+
+
+def _gains_of(group: Group, scion: Params) -> dict[str, Any]:
+    """`Operator.gains` of a scion as shapes."""
+    operator = group.operator(DistillConfig())
+    (x, *_), _ = operator.example()
+    return jax.eval_shape(operator.gains, scion, x, x)
+
+
+def _no_gains(group: Group, scions: Params) -> dict[str, Any]:
+    """Products of no rows for every scale of the scions, which are stacked: (s, c) each."""
+    found = _gains_of(group, jax.tree.map(itemgetter(0), scions))
+    shapes = {path: (len(group.sites), a.shape[-1]) for path, (a, _) in found.items()}
+    return {path: (jnp.zeros(shape), jnp.zeros(shape)) for path, shape in shapes.items()}
+
+
+def _add_gains(
+    config: DistillConfig, group: Group, context: Context, sums: dict[str, Any], scion: Params, x: Any, wanted: Any
+) -> dict[str, Any]:
+    """`sums` with this batch's products of what a scale multiplies with what it should give, and with itself."""
+    found = group.operator(config).gains(scion, x, wanted)
+
+    def products(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows = tuple(range(a.ndim - 1))
+        return (a * b).sum(rows), (a * a).sum(rows)
+
+    return jax.tree.map(jnp.add, sums, {path: products(a, b) for path, (a, b) in found.items()})
+
+
+def _with_gains(scion: Params, sums: dict[str, Any]) -> Params:
+    """The scion with its least-squares scales; a channel that was never anything keeps the one that it has."""
+    leaves: dict[str, Any] = flatten_dict(scion, sep="/")
+    for path, (cross, power) in sums.items():
+        leaves[path] = jnp.where(power > 0, cross / jnp.where(power > 0, power, 1), leaves[path])
+    return unflatten_dict(leaves, sep="/")
 
 
 # --- The last layer -----------------------------------------------------------------------------------------------------

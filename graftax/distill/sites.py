@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from graftax.blocks import block_kind
+from graftax.blocks import block_kind, build
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.lora import LORA
+from graftax.ops.base import shapes_of
 from graftax.spec import ModelSpec
 from graftax.surgery.select import Selector, Site, select
 
@@ -33,13 +34,16 @@ def scion_sites(student: Model, sites: Selector | None) -> tuple[Site, ...]:
 
 
 def learnt_sites(student: Model) -> tuple[Site, ...]:
-    """The scions that stage 1 can teach; those at modulations and norms learn in stage 2 alone."""
+    """The scions that stage 1 can teach; modulations, and norms without weights, are left to stage 2."""
     held = select(student.meta.sites, student.spec) if student.meta.sites else ()
     return tuple(site for site in held if _learnt(student.spec, site))
 
 
 def _learnt(spec: ModelSpec, site: Site) -> bool:
-    return site.slot in block_kind(spec.blocks[site.block].kind).tapped
+    kind = block_kind(spec.blocks[site.block].kind)
+    if site.slot in kind.norms:
+        return bool(shapes_of(build(spec, kind.kind, site.slot, site.held(spec))))
+    return site.slot in kind.tapped
 
 
 def check_pair(teacher: Model, student: Model, fewer: int = 0) -> None:

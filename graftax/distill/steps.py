@@ -121,6 +121,8 @@ class StepGroup:
         )  # fmt: skip
         return alone(state), taps
 
+    last_layer = MERGES
+
     def readout(self, scion: Params) -> Params:
         """The projection of a step. Raises `BadInput` where it has none."""
         if not self.merges:

@@ -11,6 +11,7 @@ from graftax.ops.affine import Affine, AffineMLP
 from graftax.ops.attention import MHA
 from graftax.ops.attention_kv import MHAKV
 from graftax.ops.attention_normed import MHANormed
+from graftax.ops.attention_rope import MHARope
 from graftax.ops.base import Axes, Cost, Operator, TorchKey
 from graftax.ops.clear import Clear
 from graftax.ops.clear_normed import ClearNormed
@@ -37,6 +38,7 @@ from graftax.ops.mlp_low_rank import MLPLowRank
 from graftax.ops.modulation import AdaLN, AdaLNLowRank, AdaLNNoBias, AdaLNShared
 from graftax.ops.moe import MoE
 from graftax.ops.norms import LayerNorm, RMSNorm
+from graftax.ops.norms_soft import NoNorm, SoftNorm
 from graftax.ops.sla import SLA
 from graftax.ops.swa_normed import SWANormed
 from graftax.ops.swiglu import SwiGLU
@@ -45,12 +47,12 @@ from graftax.ops.window_2d import SWA2D, Natten
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, GQA, CrossMHA, SWA, SWA2D, SWANormed, Natten, Clear, ClearNormed,
+    MHA, MHAKV, MHANormed, MHARope, GQA, CrossMHA, SWA, SWA2D, SWANormed, Natten, Clear, ClearNormed,
     LinearAttention, LinearNormed, SLA, GatedDelta, Affine,
     HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, DiCo, Mamba2,
     JointMHA, JointGQA, JointClear, JointLinear, JointSLA, JointGatedDelta, JointHyenaX,
     MLP, MLPHyenaX, MLPHyenaXSplit, MLPLowRank, MoE, SwiGLU, AffineMLP,
-    AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm,
+    AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm, NoNorm, SoftNorm,
 )  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {}
 LEAF_AXES: dict[str, tuple[str | None, ...]] = {}

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from graftax.errors import BadInput, did_you_mean
 from graftax.ops.attention import MHA
-from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, TorchKey
+from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, TorchKey, call
 from graftax.ops.norms import layer_norm, rms_norm
 from graftax.ops.placement import place
 from graftax.ops.rope import Rope, rotate
@@ -54,6 +54,15 @@ def check_attention(op: OpSpec) -> None:
     for name, known in {"qk_norm": NORMS, "bias": BIASES}.items():
         if (value := op.option(name, known[0])) not in known:
             raise BadInput(f"{op.kind} {name}: got {value!r}, expected one of {known}{did_you_mean(str(value), known)}")
+
+
+def _sizes_before(qkv: Params, sizes: Sizes) -> Params:
+    """Scales of norms that leave queries and keys about as large as the projections `qkv` make them of tokens whose channels
+    have variance 1, as a norm leaves them: root mean squares (k,), over heads."""
+    kernel = qkv["kernel"].reshape(-1, 3, sizes.heads, sizes.head_dim)
+    bias = qkv["bias"].reshape(kernel.shape[1:]) if "bias" in qkv else 0.0
+    q, k, _ = jnp.sqrt((jnp.square(kernel).sum(0) + jnp.square(bias)).mean(1))
+    return {"q_norm": {"scale": q}, "k_norm": {"scale": k}}
 
 
 def turned(q: jax.Array, k: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array]:
@@ -100,8 +109,12 @@ class MHANormed(MHA):
 
     def mix_placed(self, q: jax.Array, k: jax.Array, v: jax.Array, rope: Rope | None) -> jax.Array:
         """The attention proper of normed queries and keys, float32, and values, (b, n, h, k) each, at their positions."""
-        q, k = turned(q, k, rope)
+        q, k = self.turn(q, k, rope)
         return self.mix(q.astype(v.dtype), k.astype(v.dtype), v)
+
+    def turn(self, q: jax.Array, k: jax.Array, rope: Rope | None) -> tuple[jax.Array, jax.Array]:
+        """Queries and keys (b, t, h, k) at their places."""
+        return turned(q, k, rope)
 
     def cost(self) -> Cost:
         plain, scales = super().cost(), norm_params(self.qk_norm, self.sizes.head_dim)
@@ -111,14 +124,25 @@ class MHANormed(MHA):
     def transplant(
         self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
     ) -> Params | None:
-        """Another attention's projections as far as there are biases for them; its norms where they are of this kind."""
+        """Another attention's projections as far as there are biases for them; its norms where they are of this kind, else
+        scales that give queries and keys the size that they had (`_sizes_before`)."""
         if not isinstance(donor, MHA):
             return None
         layers = donor.projections(weights).items()
-        taken = {name: {leaf: layer[leaf] for leaf in fresh[name]} for name, layer in layers}
-        norms = {name: weights.get(name, fresh[name]) for name in ("q_norm", "k_norm") if name in fresh}
+        taken = {
+            name: {leaf: layer.get(leaf, jnp.zeros_like(old)) for leaf, old in fresh[name].items()} for name, layer in layers
+        }
+        before = _sizes_before(taken["qkv"], self.sizes) if self.qk_norm == "rms" else fresh
+        norms = {name: weights.get(name, before[name]) for name in ("q_norm", "k_norm") if name in fresh}
         alike = all(jax.tree.map(jnp.shape, norm) == jax.tree.map(jnp.shape, fresh[name]) for name, norm in norms.items())
         return {**fresh, **taken, **(norms if alike else {})}
+
+    def gains(self, weights: Params, x: Any, wanted: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """The scales of its norms, from queries and keys as they were without."""
+        if self.qk_norm != "rms":
+            return {}
+        q, k, _ = call(self, weights, x, method="heads_of")
+        return {f"{name}_norm/scale": (rms_norm(a), a.astype(jnp.float32)) for name, a in (("q", q), ("k", k))}
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

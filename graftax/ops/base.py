@@ -24,6 +24,10 @@ Axes = Mapping[str, tuple[str | None, ...]]
 Shapes = Mapping[str, tuple[int, ...]]
 Overrides = Mapping[str, Option]
 
+KEPT, FITTED, CHANGED = "kept", "fitted", "changed"
+"""What an exchange does to the function: it stays, to the last bit or to 1e-6 where sums are taken in another order; what
+comes in is fitted to it in closed form; or it is lost, and has to be taught."""
+
 OUT_HIDDEN, IN_HIDDEN = (None, "hidden"), ("hidden", None)
 """Logical axes (in, out) of the first and of the second of a pair of projections: what lies between them never moves."""
 
@@ -212,6 +216,15 @@ class Operator(nn.Module):
         `importance` (m,) ranks the donor's neurons where there are fewer of them here (`chooses`).
         """
         return None
+
+    def start(self, donor: Operator) -> str:
+        """What becomes of the function where `transplant` puts this in the donor's place: `KEPT`, `FITTED` or `CHANGED`."""
+        return KEPT if self == donor else CHANGED
+
+    def gains(self, weights: Params, x: Any, wanted: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Scales (c,) that least squares fit without a step: by path, what each multiplies (..., c), and what should come
+        out of that, on inputs x where the replaced operator gave `wanted`."""
+        return {}
 
     def chooses(self, donor: Operator) -> bool:
         """Whether `transplant` takes the most important of the donor's neurons, and so must know which these are."""

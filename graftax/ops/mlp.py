@@ -12,7 +12,19 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
-from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Overrides, Params, Shapes, linear_keys
+from graftax.ops.base import (
+    CHANGED,
+    IN_HIDDEN,
+    KEPT,
+    OUT_HIDDEN,
+    Axes,
+    Cost,
+    Operator,
+    Overrides,
+    Params,
+    Shapes,
+    linear_keys,
+)
 from graftax.ops.placement import place
 from graftax.spec import OpSpec, Option, Sizes
 
@@ -93,6 +105,9 @@ class MLP(Operator):
 
     def chooses(self, donor: Operator) -> bool:
         return isinstance(donor, MLP) and donor.hidden > self.hidden
+
+    def start(self, donor: Operator) -> str:
+        return KEPT if isinstance(donor, MLP) and not self.chooses(donor) else CHANGED
 
 
 def keep_neurons(weights: Params, importance: ArrayLike, count: int) -> Params:

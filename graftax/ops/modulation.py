@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
 from graftax.errors import BadInput
-from graftax.ops.base import IN_HIDDEN, Axes, Cost, Operator, Overrides, Params, Shapes, TorchKey, linear_keys
+from graftax.ops.base import FITTED, IN_HIDDEN, KEPT, Axes, Cost, Operator, Overrides, Params, Shapes, TorchKey, linear_keys
 from graftax.ops.low_rank import reduced_rank, square_root
 from graftax.spec import OpSpec, Option, Sizes
 
@@ -119,6 +119,9 @@ class Modulation(Operator):
         """What computes from `vec`, once a pass, `Context.shared[kind]` for all operators of the kind; None: nothing."""
         return None
 
+    def start(self, donor: Operator) -> str:
+        return KEPT if self == donor else FITTED
+
     def affine(self, weights: Params, shared: Params | None) -> Affine:
         """The map of u that `weights`, with the model's `shared` ones, compute."""
         raise NotImplementedError
@@ -144,6 +147,9 @@ class AdaLN(Modulation):
         linear = SiluLinear(self.features, self.dtype)
         nn.share_scope(self, linear)  # its kernel and bias are the operator's own
         return linear(vec)
+
+    def start(self, donor: Operator) -> str:
+        return KEPT  # any of the others is such a map
 
     def affine(self, weights: Params, shared: Params | None) -> Affine:
         return np.asarray(weights["kernel"], np.float64), np.asarray(weights["bias"], np.float64)

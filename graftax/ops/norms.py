@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
-from graftax.ops.base import Cost, Operator, Overrides, Shapes, TorchKey
+from graftax.ops.base import CHANGED, KEPT, Cost, Operator, Overrides, Params, Shapes, TorchKey, call, carried
 from graftax.spec import OpSpec, Option, Sizes
 
 
@@ -54,10 +56,18 @@ class Norm(Operator):
 
     role = "norm"
     readout = ""
+    regression_loss = "l2"
+    default_init = "transplant"
+
+    def transplant(
+        self, fresh: Params, donor: Operator, weights: Params, importance: ArrayLike | None = None
+    ) -> Params | None:
+        """Another norm's scale and bias as far as there is a place for them."""
+        return carried(fresh, weights) if isinstance(donor, Norm) else None
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
-        if op.option("eps") <= 0:
+        if op.option("eps", 1.0) <= 0:
             raise BadInput(f"{cls.kind} eps: got {op.option('eps')}, expected a positive number")
 
     @classmethod
@@ -66,11 +76,26 @@ class Norm(Operator):
         return {"affine": bool(shapes)} if set(shapes) in (names, set()) else None
 
 
-class LayerNorm(Norm):
-    """Mean 0 and variance 1 over the channels; with `affine` times a scale that starts at 1, plus a bias from 0."""
+class _Scaled(Norm):
+    """What both norms below have in common."""
 
     affine: bool = False
     eps: float = 1e-6
+
+    def start(self, donor: Operator) -> str:
+        alike = isinstance(donor, _Scaled) and donor.kind == self.kind and donor.eps == self.eps
+        return KEPT if alike and self.affine >= donor.affine else CHANGED
+
+    def gains(self, weights: Params, x: Any, wanted: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Its scale, from inputs and outputs of the norm that it stands in for."""
+        if not self.affine:
+            return {}
+        normed = call(self.clone(affine=False), {}, x)
+        return {"scale": (normed, wanted - weights.get("bias", 0.0))}
+
+
+class LayerNorm(_Scaled):
+    """Mean 0 and variance 1 over the channels; with `affine` times a scale that starts at 1, plus a bias from 0."""
 
     kind = "layer_norm"
     torch_keys = (TorchKey("scale", "weight", "same"), TorchKey("bias", "bias", "same"))
@@ -87,11 +112,8 @@ class LayerNorm(Norm):
         return Cost(2 * self.width * self.affine, 0)
 
 
-class RMSNorm(Norm):
+class RMSNorm(_Scaled):
     """Root mean square 1 over the channels; with `affine` times a scale that starts at 1."""
-
-    affine: bool = False
-    eps: float = 1e-6
 
     kind = "rms_norm"
     torch_keys = (TorchKey("scale", "weight", "same"),)

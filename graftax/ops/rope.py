@@ -33,9 +33,15 @@ def tables(places: np.ndarray, axes: Sequence[int], theta: float = 10_000.0) -> 
     return jnp.asarray(np.cos(turned), jnp.float32), jnp.asarray(np.sin(turned), jnp.float32)
 
 
-def rotate(x: jax.Array, rope: Rope) -> jax.Array:
-    """x (b, t, h, k) with neighbouring channels (2 i, 2 i + 1) turned by their token's angle, in float32 inside."""
+def rotate(x: jax.Array, rope: Rope, strength: jax.Array | None = None) -> jax.Array:
+    """x (b, t, h, k) with neighbouring channels (2 i, 2 i + 1) turned by their token's angle, in float32 inside.
+
+    With a `strength` (h,) head h turns by so many times the angle, which then lies between -pi and pi.
+    """
     cos, sin = (table[..., None, :] for table in rope)  # (t, 1, k / 2), or (b, t, 1, k / 2)
+    if strength is not None:
+        angle = strength[:, None] * jnp.arctan2(sin, cos)  # (t, h, k / 2)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     first, second = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import jax
 
 from graftax.errors import BadInput
-from graftax.ops.base import Params
+from graftax.ops.base import CHANGED, Params
 from graftax.spec import ModelSpec
 from graftax.surgery.grammar import call_text
-from graftax.surgery.report import Report, compare
+from graftax.surgery.report import Report, compare, worst
 from graftax.surgery.select import Site
 
 Result = tuple[ModelSpec, Params, Report]
@@ -54,6 +54,10 @@ class Edit(ABC):
         """For every block afterwards the number that it had before; None where no block gets another number."""
         return None
 
+    def effect(self, spec: ModelSpec) -> str:
+        """What it does to the function of a model of `spec`: `KEPT`, `FITTED` or `CHANGED` (`graftax.ops.base`)."""
+        return CHANGED
+
     def scions(self, spec: ModelSpec, report: Report, held: Iterable[Site]) -> set[Site]:
         """The sites that hold scions afterwards, of a model of `spec` in which `held` did."""
         return {*report.moved(held), *report.sites}
@@ -71,7 +75,8 @@ class Edit(ABC):
             raise BadInput(f"{self}: draws weights, expected rng")
         after = self.on(spec)
         changed = self.weights(spec, after, params, rng)
-        return after, changed, compare((spec, params), (after, changed), origin=self.origin(spec))
+        origin, effect = self.origin(spec), self.effect(spec)
+        return after, changed, compare((spec, params), (after, changed), origin=origin, effect=effect)
 
     def __str__(self) -> str:
         return call_text(self.name, *self.arguments())
@@ -97,6 +102,13 @@ class Compose(Edit):
         for edit in self.edits:
             spec = edit.on(spec)
         return spec
+
+    def effect(self, spec: ModelSpec) -> str:
+        effects = []
+        for edit in self.edits:
+            effects.append(edit.effect(spec))
+            spec = edit.on(spec)
+        return worst(*effects)
 
     def weights(self, spec: ModelSpec, after: ModelSpec, params: Params, rng: jax.Array | None) -> Params:
         return self(spec, params, rng)[1]

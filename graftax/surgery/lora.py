@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from graftax.errors import BadInput
 from graftax.models.lora import LORA, init_adapters, materialise
-from graftax.ops.base import Params
+from graftax.ops.base import KEPT, Params
 from graftax.spec import Adapter, ModelSpec
 from graftax.surgery.check import expected_leaves, leaves_by_path
 from graftax.surgery.edits import Edit
@@ -48,6 +48,9 @@ class Lora(Edit):
         fresh = leaves_by_path({LORA: init_adapters(rng, self._added(spec), params)})
         return unflatten_dict({**leaves_by_path(params), **fresh}, sep="/")
 
+    def effect(self, spec: ModelSpec) -> str:
+        return KEPT
+
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.targets, {"rank": self.rank, "alpha": self.alpha}
 
@@ -69,6 +72,9 @@ class MergeLora(Edit):
 
     def weights(self, spec: ModelSpec, after: ModelSpec, params: Params, rng: jax.Array | None) -> Params:
         return materialise(spec, params)
+
+    def effect(self, spec: ModelSpec) -> str:
+        return KEPT
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (), {}

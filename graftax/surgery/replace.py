@@ -18,10 +18,11 @@ from graftax.blocks import block_kind, part, slot_of
 from graftax.errors import BadInput, naming
 from graftax.models.backbone import find
 from graftax.models.shared import SHARED, Shared, shared_parts
-from graftax.ops.base import Operator, Params
+from graftax.ops.base import CHANGED, Operator, Params, shapes_of
 from graftax.ops.modulation import Activated, Affine, Modulation
 from graftax.spec import ModelSpec, OpSpec, Option, members, op
 from graftax.surgery.edits import Compose, Edit
+from graftax.surgery.report import worst
 from graftax.surgery.select import Selector, Site, listed, select
 
 Importance = Mapping[str, ArrayLike]
@@ -48,6 +49,9 @@ class Exchange(Edit):
     init: str
     importance: Importance | None = field(default=None, compare=False, repr=False)
     draws = True
+
+    def effect(self, spec: ModelSpec) -> str:
+        return worst(*(_start(spec, site, scion, self.init) for site, scion in self.scions_on(spec).items()))
 
     @abstractmethod
     def scions_on(self, spec: ModelSpec) -> Scions:
@@ -135,9 +139,7 @@ def replace(
     return Replace(sites=items_of(selector), operator=scion, init=checked_init(init), importance=importance)
 
 
-def resize(
-    selector: Selector, ratio: float, *, init: str = "random", importance: Importance | None = None
-) -> Edit:
+def resize(selector: Selector, ratio: float, *, init: str = "random", importance: Importance | None = None) -> Edit:
     """Give the selected channel mixers another expansion ratio, their other options kept (paper: 3 and 6 in place of 4).
 
     `init` and `importance` as in `replace`. Raises `BadInput` as `replace` does.
@@ -234,7 +236,7 @@ def _weights(
     slot = slot_of(spec.blocks[site.block].kind, site.slot)
     new = slot.build(scion, spec.sizes)
     fresh = _fresh(new, jax.random.fold_in(jax.random.fold_in(rng, site.block), _stream(spec, site)))
-    if init == "random" or slot.role == "norm":
+    if init == "random":
         return fresh
     rootstock, old = site.held(spec), part(params["blocks"][spec.block_key(site.block)], site.slot)
     donor = slot.build(rootstock, spec.sizes)
@@ -243,6 +245,13 @@ def _weights(
         if carried is None:
             raise BadInput(f"nothing of {rootstock} fits {scion}, expected init 'random'")
     return carried
+
+
+def _start(spec: ModelSpec, site: Site, scion: OpSpec, init: str) -> str:
+    """What putting the scion at a site does to the function."""
+    slot = slot_of(spec.blocks[site.block].kind, site.slot)
+    new, old = slot.build(scion, spec.sizes), slot.build(site.held(spec), spec.sizes)
+    return new.start(old) if init == "transplant" or not shapes_of(new) else CHANGED
 
 
 def _stream(spec: ModelSpec, site: Site) -> int:
@@ -300,9 +309,7 @@ def conditions(spec: ModelSpec, params: Params) -> Activated:
     return Activated.of(find(spec).vectors(spec, params, CONDITIONS))
 
 
-def _fitted_modulations(
-    spec: ModelSpec, params: Params, scions: Scions
-) -> tuple[dict[Site, Params], dict[str, Params]]:
+def _fitted_modulations(spec: ModelSpec, params: Params, scions: Scions) -> tuple[dict[Site, Params], dict[str, Params]]:
     """Weights by site of the modulations among `scions`, and by kind those that they share."""
     chosen = [site for site in scions if slot_of(spec.blocks[site.block].kind, site.slot).role == "modulation"]
     if not chosen:

@@ -6,17 +6,22 @@ import itertools
 import operator
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from graftax.models import Model, param_shapes
 from graftax.models.cost import count_params, flops
-from graftax.ops.base import Params
+from graftax.ops.base import CHANGED, FITTED, KEPT, Params
 from graftax.spec import ModelSpec, OpSpec, Step
 from graftax.surgery.check import leaves_by_path
 from graftax.surgery.select import Site, all_sites, compact, ranges
+
+EFFECTS = {
+    KEPT: "kept", FITTED: "fitted in closed form, distillation refines it", CHANGED: "changed, needs distillation",
+}  # fmt: skip
+"""What an edit does to the function (`graftax.ops.base`), the best first, and in words."""
 
 _NUMBERED = re.compile(r"(?P<part>blocks|merges)/(?P<numbers>\d+(?:_\d+)*)")
 
@@ -32,6 +37,7 @@ class Report:
         new: all others of the model after; a leaf that was initialised afresh is in both.
         dropped: all others of the model before.
         origin: origin[i] is the number that block i had before.
+        effect: what the edit did to the function, one of `EFFECTS`; "" where no edit says so.
     """
 
     before: ModelSpec
@@ -40,6 +46,7 @@ class Report:
     new: tuple[str, ...]
     dropped: tuple[str, ...]
     origin: tuple[int, ...]
+    effect: str = field(default="", compare=False)
 
     @property
     def params(self) -> tuple[int, int]:
@@ -69,7 +76,8 @@ class Report:
         old = {*(_path_before(path, self.before, self.origin) for path in self.kept), *self.dropped}
         kept = {path for path in later.kept if _path_before(path, later.before, later.origin) in self.kept}
         origin = tuple(self.origin[i] for i in later.origin if i < len(self.origin))
-        return _report(self.before, old, later.after, {*later.kept, *later.new}, kept, origin)
+        effect = worst(self.effect, later.effect)
+        return _report(self.before, old, later.after, {*later.kept, *later.new}, kept, origin, effect)
 
     def moved(self, sites: Iterable[Site]) -> set[Site]:
         """Where sites of the model before are in the model after, without those that are gone."""
@@ -97,6 +105,8 @@ class Report:
         lines.append(f"{'leaves':<20}{len(self.kept)} kept, {changed}")
         lines.append(f"{'parameters':<20}{_change(*self.params)}")
         lines.append(f"{'FLOPs per image':<20}{_change(*self.flops)}")
+        if self.effect:
+            lines.append(f"{'function':<20}{EFFECTS[self.effect]}")
         return "\n".join(lines)
 
     def _site_lines(self, trained: bool) -> list[str]:
@@ -112,17 +122,23 @@ class Report:
 
 def compare(
     before: tuple[ModelSpec, Params], after: tuple[ModelSpec, Params], same: Callable[[Any, Any], bool] = operator.is_, *,
-    origin: tuple[int, ...] | None = None,
+    origin: tuple[int, ...] | None = None, effect: str = "",
 ) -> Report:  # fmt: skip
     """Report on two (spec, params); two leaves at one path are kept if `same`, by default if they are one object.
 
-    `origin`: the numbers that the blocks of `after` had before, None where no block has another number.
+    `origin`: the numbers that the blocks of `after` had before, None where no block has another number. `effect` goes into
+    the report.
     """
     origin = tuple(range(min(before[0].depth, after[0].depth))) if origin is None else origin
     old, new = leaves_by_path(before[1]), leaves_by_path(after[1])
     paths = {path: _path_before(path, before[0], origin) for path in new}
     kept = {path for path, leaf in new.items() if paths[path] in old and same(old[paths[path]], leaf)}
-    return _report(before[0], set(old), after[0], set(new), kept, origin)
+    return _report(before[0], set(old), after[0], set(new), kept, origin, effect)
+
+
+def worst(*effects: str) -> str:
+    """What several edits together do to the function; "" where one does not say."""
+    return "" if "" in effects else max(effects, key=list(EFFECTS).index)
 
 
 def diff(before: Model | ModelSpec, after: Model | ModelSpec) -> Report:
@@ -168,10 +184,10 @@ def _path_before(path: str, before: ModelSpec, origin: tuple[int, ...]) -> str:
 
 
 def _report(
-    before: ModelSpec, old: set[str], after: ModelSpec, new: set[str], kept: set[str], origin: tuple[int, ...]
+    before: ModelSpec, old: set[str], after: ModelSpec, new: set[str], kept: set[str], origin: tuple[int, ...], effect: str
 ) -> Report:
     gone = old - {_path_before(path, before, origin) for path in kept}
-    return Report(before, after, tuple(sorted(kept)), tuple(sorted(new - kept)), tuple(sorted(gone)), origin)
+    return Report(before, after, tuple(sorted(kept)), tuple(sorted(new - kept)), tuple(sorted(gone)), origin, effect)
 
 
 def _equal(a: Any, b: Any) -> bool:

@@ -244,3 +244,42 @@ def test_distillation_can_start_with_it() -> None:
 def test_refused(call: Any, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         call(original(), grafted())
+
+
+# --- Scales -----------------------------------------------------------------------------------------------------------
+
+
+def test_scales_of_norms_and_of_queries_are_the_least_squares_ones():
+    """Against lstsq, channel by channel, on all that the teacher's norms and attentions see; no other weight changes."""
+    norms, heads = "rms_norm", "mha_normed"
+    edits = replace("blocks[0].norm", norms, affine=True), replace("blocks[1].mixer", heads, init="transplant")
+    start = student(original(), *edits)
+    found = calibrate(original(), start, Stream(), STEPS, FAST, sites="blocks[0].norm", rng=RNG, show=False)
+    assert_same_leaves(start.params, found.params, ["blocks/00/norm1", "blocks/00/norm2"])
+    groups = group_sites(original().spec, select("blocks[0].norm", original().spec))
+    source = Teacher(original().spec, groups, Process(), FAST)
+    prepared, sample = source.prepare(original().params), jax.jit(source.sample_pairs)
+    keys = [jax.random.fold_in(RNG, i) for i in range(STEPS)]
+    rows = [sample(prepared, batch(i)["image"], source.condition(batch(i)), key)[0] for i, key in enumerate(keys)]
+    for name, group in groups.items():
+        x, y = (np.concatenate([np.asarray(row[name][side][0]) for row in rows]).reshape(-1, 48) for side in (0, 1))
+        normed = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-6)
+        expected = (normed * y).sum(0) / np.square(normed).sum(0)
+        np.testing.assert_allclose(found.params["blocks"]["00"][group.slot]["scale"], expected, rtol=1e-4, atol=1e-5)
+    both = calibrate(original(), start, Stream(), STEPS, FAST, rng=RNG, show=False)
+    x, _ = all_tokens(original())["blocks[1].mixer"]
+    operator, weights = at(start, "blocks[1].mixer")
+    q = np.asarray(operator.apply({"params": weights}, x, method="heads_of")[0]).reshape(-1, operator.sizes.head_dim)
+    normed = q / np.sqrt(np.square(q).mean(-1, keepdims=True) + 1e-6)
+    expected = (normed * q).sum(0) / np.square(normed).sum(0)
+    mixer = both.params["blocks"]["01"]["mixer"]
+    np.testing.assert_allclose(mixer["q_norm"]["scale"], expected, rtol=1e-4)
+    assert mixer["qkv"]["kernel"] is start.params["blocks"]["01"]["mixer"]["qkv"]["kernel"]
+    assert not np.array_equal(mixer["proj"]["kernel"], start.params["blocks"]["01"]["mixer"]["proj"]["kernel"])
+    assert_trees_close(both.params["blocks"]["00"], found.params["blocks"]["00"])
+
+
+def test_what_has_neither_scales_nor_a_last_layer_is_refused():
+    start = student(original(), replace("blocks[0].norm1", "rms_norm", affine=True))
+    with pytest.raises(BadInput, match=r"blocks\[1\]\.norm1 has no input and output to learn from"):
+        calibrate(original(), start, Stream(), 1, FAST, sites="blocks[1].norm1", rng=RNG, show=False)
