@@ -93,6 +93,12 @@ class Progress:
         elif self._show and time.perf_counter() - self._printed >= self._interval:
             self._print()
 
+    def skip(self, count: int) -> None:
+        """Take `count` units that will not be done off the total."""
+        self.total -= count
+        if self._bar is not None:
+            self._bar.total = self.total
+
     def _start_bar(self, bar: tqdm) -> None:
         """The rate and the time left count from here."""
         bar.n = bar.initial = bar.last_print_n = self.done

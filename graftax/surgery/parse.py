@@ -36,6 +36,14 @@ def parse(text: str) -> Edit:
     return _edit(text, found)
 
 
+def parse_operator(text: str) -> OpSpec:
+    """The operator that `text` describes, "swa" or "swa(window=8)". Raises `BadInput` on malformed text."""
+    found = read(text if "(" in text else f"{text}()")
+    if isinstance(found, Pair):
+        raise BadInput(f"operator {text!r}: expected one like swa(window=8)")
+    return _operator(text, found)
+
+
 def _short(text: str, pair: Pair) -> Edit:
     """SELECTOR=OPERATOR and SELECTOR=RATIO."""
     if isinstance(pair.value, int | float) and not isinstance(pair.value, bool):
@@ -51,8 +59,7 @@ def _edit(text: str, call: Call) -> Edit:
     make = EDITS.get(call.name)
     if make is None:
         raise BadInput(
-            f"edit {text!r}: {call.name!r} is no edit, expected one of {', '.join(EDITS)}"
-            f"{did_you_mean(call.name, EDITS)}"
+            f"edit {text!r}: {call.name!r} is no edit, expected one of {', '.join(EDITS)}{did_you_mean(call.name, EDITS)}"
         )
     try:
         return make(

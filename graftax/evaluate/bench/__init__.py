@@ -18,6 +18,7 @@ from graftax.evaluate.bench.hyena import bench_hyena
 from graftax.evaluate.bench.inception import bench_inception
 from graftax.evaluate.bench.mamba2 import bench_mamba2
 from graftax.evaluate.bench.model import bench_model
+from graftax.evaluate.bench.operators import bench_operators
 from graftax.evaluate.bench.rows import Rows, format_table
 from graftax.evaluate.bench.sampling import bench_sampling
 from graftax.evaluate.bench.save import bench_save
@@ -29,6 +30,7 @@ BENCHES: dict[str, Callable[..., Rows]] = {
     "train": bench_train,
     "compile": bench_compile,
     "attention": bench_attention,
+    "operators": bench_operators,
     "model": bench_model,
     "conv": bench_conv,
     "hyena": bench_hyena,
@@ -44,6 +46,6 @@ BENCHES: dict[str, Callable[..., Rows]] = {
 
 __all__ = [
     "BENCHES", "Rows", "bench_attention", "bench_compile", "bench_conv", "bench_data", "bench_distill", "bench_forward",
-    "bench_hyena", "bench_inception", "bench_mamba2", "bench_model", "bench_sampling", "bench_save", "bench_train",
-    "bench_vae", "format_table",
+    "bench_hyena", "bench_inception", "bench_mamba2", "bench_model", "bench_operators", "bench_sampling", "bench_save",
+    "bench_train", "bench_vae", "format_table",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from graftax import ops
 from graftax.backbones.dit import variants as dit
@@ -80,7 +81,7 @@ def _rows(sizes: Sizes, mixers: Sequence[str], with_dense: bool, rounds: int, ki
     runs: dict[str, Callable[[], Any]] = {}
     rows: dict[str, Row] = {}
     for name, operator in operators.items():
-        block, weights = _block(kind, operator, sizes)
+        block, weights = whole_block(kind, operator, sizes)
         train = jax.jit(functools.partial(_gradient, block)).lower(weights, x, g).compile()
         forward = jax.jit(operator.apply).lower({"params": weights["mixer"]}, x).compile()
         memory = {"forward_temp_mb": temp_mb(forward), "train_temp_mb": temp_mb(train)}
@@ -104,10 +105,14 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _block(name: str, mixer: Operator, sizes: Sizes) -> tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]:
-    """A block of the kind `name` around a mixer as a function of its weights and x (1, n, d), and such weights, by slot."""
+def whole_block(
+    name: str, mixer: Operator, sizes: Sizes, dtype: DTypeLike | None = None
+) -> tuple[Callable[[Any, jax.Array], jax.Array], dict[str, Any]]:
+    """A block of the kind `name` around a mixer as a function of its weights and x (1, n, d), and such weights, by slot;
+    `dtype` is that of what stands around the mixer."""
     kind, rest, key = block_kind(name), {**AROUND[name](), "mlp": op("mlp")}, jax.random.key(0)
-    held = {slot.name: slot.build(slot.resolve(rest[slot.name], sizes), sizes) for slot in kind.slots if slot.name in rest}
+    around = [slot for slot in kind.slots if slot.name in rest]
+    held = {slot.name: slot.build(slot.resolve(rest[slot.name], sizes), sizes, dtype) for slot in around}
     held["mixer"] = mixer
     normal = functools.partial(jax.random.normal, key)
     shared = {read: normal(a.shape) for read, a in held["adaln"].example()[1].get("shared", {}).items()}

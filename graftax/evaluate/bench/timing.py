@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,6 +44,10 @@ class Timing:
         """How many times longer than `other`: the median of the ratios of neighbouring runs."""
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
+    def plus(self, other: Timing) -> Timing:
+        """Both one after the other, round by round."""
+        return Timing(tuple(a + b for a, b in zip(self.seconds, other.seconds, strict=True)))
+
 
 def interleaved(candidates: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Timing]:
     """Time each candidate `rounds` times in turn, after `warmup` calls of each that do not count.
@@ -67,6 +72,26 @@ def temp_mb(compiled: jax.stages.Compiled) -> float | None:
     """Working memory of a compiled function in MB, beside its arguments and results; None where XLA does not tell."""
     memory = compiled.memory_analysis()
     return None if memory is None else memory.temp_size_in_bytes / 1e6
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """Memory that a compiled function needs at once: arguments, results, temporaries; 0 where XLA does not tell."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return 0
+    return memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+
+
+def free_memory() -> int:
+    """Bytes that are free on the first device, or for a CPU on this machine."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # no Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def load() -> float:
