@@ -1,6 +1,7 @@
 """`graftax bench`: measure this installation; `graftax bench list` names what there is.
 
     graftax bench forward variant=DiT-S/2 rounds=3
+    graftax bench operators tokens=256,1024,4096 --out runs/operators
     graftax bench --aot v5e:2x4 --config configs/grafting.py:hyena_x,50
     graftax bench --aot v5e:2x4 --config configs/drawing.py:flux-schnell,8
 
@@ -14,11 +15,9 @@ from the model's FLOPs. Computed, not measured. It takes minutes, and pip instal
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from typing import Any
 
 from graftax.cli import options
-from graftax.errors import BadInput, did_you_mean
+from graftax.errors import BadInput
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="which measurement, or list")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings other than the default")
     options.add_json(parser)
+    parser.add_argument("--out", metavar="FOLDER", help="with operators: also a page with curves, there")
+    options.add_overwrite(parser)
     parser.add_argument("--aot", metavar="SLICE", help="compile the steps of --config for this slice")
     parser.add_argument("--step", action="append", default=[], metavar="STEP", help="with --aot: this step, not all")
     parser.add_argument("--config", metavar="FILE", help="with --aot: the experiment, FILE or FILE:ARGUMENT")
@@ -54,43 +55,16 @@ def _run_aot(args: argparse.Namespace) -> None:
 
 
 def _run_named(args: argparse.Namespace) -> None:
-    import inspect
-    import typing
-
-    from graftax import config
-    from graftax.evaluate.bench import BENCHES, format_table
+    from graftax.pages import bench_page
+    from graftax.study import benches
 
     if args.name == "list":
-        options.answer(args, *_listed(BENCHES))
+        options.answer(args, *benches.listed())
         return
-    if args.name not in BENCHES:
-        names = ("list", *BENCHES)
-        raise BadInput(f"bench {args.name!r}: expected one of {names}{did_you_mean(args.name, names)}")
-    function = BENCHES[args.name]
-    hints = typing.get_type_hints(function)
-    known = inspect.signature(function).parameters
-    settings = {}
-    for key, text in config.read(None, args.settings).items():
-        if key not in known:
-            near = did_you_mean(key, known)
-            raise BadInput(f"bench {args.name}: unknown setting {key!r}, expected one of {tuple(known)}{near}")
-        settings[key] = config.convert(hints[key], text, key)
-    rows = function(**settings)
-    options.answer(args, rows, format_table(rows))
-
-
-def _listed(benches: Mapping[str, Callable[..., Any]]) -> tuple[list[dict[str, Any]], str]:
-    """All measurements as JSON types and as text."""
-    found = [{"name": k, "what": (f.__doc__ or "").splitlines()[0], "settings": _defaults(f)} for k, f in benches.items()]
-    lines = []
-    for one in found:
-        settings = ", ".join(f"{key}={value}" for key, value in one["settings"].items())
-        lines.append(f"{one['name']:<12}{one['what']}\n{'':<12}{settings}")
-    return found, "\n".join(lines)
-
-
-def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    """The settings of a measurement."""
-    import inspect
-
-    return {p.name: p.default for p in inspect.signature(function).parameters.values()}
+    measure = benches.named(args.name, args.settings)
+    if args.out and args.name != "operators":
+        raise BadInput(f"bench {args.name} --out: expected operators, which alone draws curves")
+    folder = options.own_output(args.out, args.overwrite, bench_page.FILE) if args.out else None
+    rows = measure()
+    page = [str(bench_page.write(rows, folder))] if folder else []
+    options.answer(args, rows, "\n\n".join([bench_page.text(args.name, rows), *page]))

@@ -47,6 +47,7 @@ def save_png(target: Path | IO[bytes], image: np.ndarray) -> None:
         picture.save(temporary, format="PNG", optimize=True)
 
 
+DASHES = ("-", "--", ":")
 MARGIN, FEW, LINE, MARKS = 0.08, 6, 0.17, "osD^vP*"
 """Of points to the frame; names that fit beside their points; height of a line of names in inches; shapes of points."""
 
@@ -54,13 +55,21 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 """Curves by name: points (x, y)."""
 
 
-def curves(path: Path, series: Series, *, x: str, y: str, log: bool = False, size: tuple[float, float] = (5.6, 3.0)) -> None:
-    """Draw line charts into a PNG with transparent ground."""
+def curves(
+    path: Path, series: Series, *, x: str, y: str, log: bool = False, log_x: bool = False,
+    size: tuple[float, float] = (5.6, 3.0),
+) -> None:  # fmt: skip
+    """Draw line charts into a PNG with transparent ground; colours that come again are dashed, then dotted."""
     figure, axes = _chart(x, y, size)
-    for (name, points), colour in zip(series.items(), COLOURS, strict=False):
+    for i, (name, points) in enumerate(series.items()):
         xs, ys = zip(*points, strict=True)
-        axes.plot(xs, ys, label=name, color=colour, linewidth=1.6, marker="o" if len(xs) < 12 else None, markersize=3)
-    if all(float(point[0]).is_integer() for points in series.values() for point in points):
+        style, colour = DASHES[i // len(COLOURS) % len(DASHES)], COLOURS[i % len(COLOURS)]
+        mark = "o" if len(xs) < 12 else None
+        axes.plot(xs, ys, style, label=name, color=colour, linewidth=1.6, marker=mark, markersize=3)
+    if log_x:
+        axes.set_xscale("log", base=2)
+        log_scale(axes.xaxis, *axes.get_xlim())
+    elif all(float(point[0]).is_integer() for points in series.values() for point in points):
         axes.locator_params(axis="x", integer=True)
     if log:
         axes.set_yscale("log")

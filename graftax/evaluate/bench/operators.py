@@ -20,7 +20,7 @@ from graftax.evaluate.bench.attention import whole_block
 from graftax.evaluate.bench.rows import Row, Rows
 from graftax.evaluate.bench.timing import Timing, free_memory, interleaved, load, peak_bytes, temp_mb
 from graftax.models.arguments import as_float_type
-from graftax.ops.base import Operator
+from graftax.ops.base import Operator, call
 from graftax.progress import Progress
 from graftax.spec import Sizes, op
 from graftax.surgery.parse import parse_operator
@@ -83,9 +83,10 @@ def bench_operators(
     A call that the one before, at fewer tokens, and the cost formula let expect to take longer than `seconds` is not made,
     nor one that needs more than `memory_gb` (0: what is free): its `note` says so.
 
-    Columns: tokens, mixer, gflop (forward, by the cost formula), flops_ratio (attention's over its own), forward_ms,
-    forward_speedup (attention's time over its own, median over rounds), share (of a block's forward pass), block_speedup (of
-    a block whose attention it replaces), forward_temp_mb, the same five of training (train_...), spread, load, note.
+    Columns: tokens, mixer, width, heads, gflop (forward, by the cost formula), flops_ratio (attention's over its own),
+    forward_ms, forward_speedup (attention's time over its own, median over rounds), share (of a block's forward pass),
+    block_speedup (of a block whose attention it replaces), forward_temp_mb, the same five of training (train_...), spread,
+    load, note.
     Raises `BadInput` on unknown mixers, and where tokens make no square image.
     """
     if not tokens or list(tokens) != sorted(set(tokens)):
@@ -118,9 +119,9 @@ def break_even(lengths: Sequence[int], speedups: Sequence[float | None]) -> floa
     return n0 * (n1 / n0) ** part
 
 
-def break_even_by_cost(mixer: str, width: int, heads: int) -> float | None:
-    """The fewest tokens, a square, from which on the cost formula gives the operator fewer FLOPs than attention, up to
-    65,536; infinity where there it still has more."""
+def break_even_by_cost(mixer: str, width: int, heads: int) -> float:
+    """The fewest tokens, a square, from which on to 65,536 the cost formula gives an operator fewer FLOPs than attention;
+    infinity where it still has no fewer there."""
     first = None
     for side in range(LARGEST_SIDE, 0, -1):
         sizes = _sizes(side**2, width, heads)
@@ -214,15 +215,9 @@ def _compiled(one: Candidate) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
     rng, sizes = np.random.default_rng(0), one.operator.sizes
     shape = (1, sizes.tokens, sizes.width)
     x, g = (jnp.asarray(rng.standard_normal(shape, np.float32)) for _ in range(2))
+    run, weights = _alone(one.operator)
     if isinstance(one.operator, Nothing):
         run, weights = whole_block("dit", one.operator, sizes, one.operator.dtype)
-    else:
-        inputs, reads = one.operator.example()
-        weights = jax.jit(one.operator.init)(jax.random.key(0), *inputs, **reads).get("params", {})
-
-        def run(weights: Any, x: jax.Array) -> Any:
-            return one.operator.apply({"params": weights}, x, **reads)
-
     if not one.train:
         return jax.jit(run).lower(weights, x).compile(), (weights, x)
 
@@ -231,6 +226,13 @@ def _compiled(one: Candidate) -> tuple[jax.stages.Compiled, tuple[Any, ...]]:
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     return step.lower(weights, x, g).compile(), (weights, x, g)
+
+
+def _alone(operator: Operator) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+    """An operator as a function of its weights and of x (1, n, d), and such weights."""
+    inputs, reads = operator.example()
+    weights: Any = jax.jit(operator.init)(jax.random.key(0), *inputs, **reads).get("params", {})
+    return lambda weights, x: call(operator, weights, x, **reads), weights
 
 
 def _timed(length: list[Candidate], rounds: int, progress: Progress) -> Iterator[Row]:
@@ -252,7 +254,8 @@ def _timed(length: list[Candidate], rounds: int, progress: Progress) -> Iterator
 
 def _row(name: str, by_name: Mapping[tuple[str, bool], Candidate], before: float) -> Row:
     forward, train = (by_name[name, way] for way in (False, True))
-    row: Row = {"tokens": forward.operator.tokens, "mixer": name, "gflop": forward.gflop}
+    sizes = forward.operator.sizes
+    row: Row = {"tokens": sizes.tokens, "mixer": name, "width": sizes.width, "heads": sizes.heads, "gflop": forward.gflop}
     row["flops_ratio"] = None if name == REST else by_name[ATTENTION, False].gflop / forward.gflop
     for one, prefix in ((forward, "forward"), (train, TRAINING)):
         attention, rest = (by_name[other, one.train].time for other in (ATTENTION, REST))

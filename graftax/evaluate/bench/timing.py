@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from graftax.errors import BadInput
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Timing:
         return Timing(tuple(a + b for a, b in zip(self.seconds, other.seconds, strict=True)))
 
 
-def interleaved(candidates: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Timing]:
+def interleaved(candidates: Mapping[K, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[K, Timing]:
     """Time each candidate `rounds` times in turn, after `warmup` calls of each that do not count.
 
     JAX results are waited for. Raises `BadInput` if `rounds` is below 1.
@@ -59,7 +61,7 @@ def interleaved(candidates: Mapping[str, Callable[[], Any]], rounds: int, warmup
     for _ in range(warmup):
         for candidate in candidates.values():
             jax.block_until_ready(candidate())
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    seconds: dict[K, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, candidate in candidates.items():
             start = time.perf_counter()
