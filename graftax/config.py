@@ -98,6 +98,21 @@ def as_tree(config: Any) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(config).items()}
 
 
+def changes(config: Any) -> dict[str, Any]:
+    """The fields of a config dataclass that are not at their defaults, and those that have none: `build` makes the same of
+    them."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.default is not dataclasses.MISSING:
+            unchanged = value == field.default
+        else:
+            unchanged = field.default_factory is not dataclasses.MISSING and value == field.default_factory()
+        if not unchanged:
+            found[field.name] = changes(value) if dataclasses.is_dataclass(value) else value
+    return found
+
+
 def split_argument(name: str) -> tuple[Path, str | None]:
     """The file of a config's name, and what stands behind ".py:", None where nothing does."""
     file, colon, argument = name.partition(".py:")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from graftax.analyze.harm import Harm, flops_saved
 from graftax.distill.groups import group_sites
@@ -21,6 +22,7 @@ from graftax.surgery import graft, inverse, replace, select
 from graftax.surgery.select import Site, compact
 from graftax.train.loop import Batch
 
+N = TypeVar("N", int, float)
 HarmFn = Callable[[Sequence[Site]], float]
 """Joint harm of a set of sites, as `graftax.analyze.harm.Harm` measures it."""
 
@@ -32,12 +34,12 @@ class SiteHarm:
     Attributes:
         site: where.
         harm: its own.
-        saved: FLOPs per image and pass that grafting it saves.
+        saved: FLOPs per image and pass that grafting it saves, or another quantity that adds up.
     """
 
     site: Site
     harm: float
-    saved: int
+    saved: float
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def evaluate_sites(harm: HarmFn, saved: Mapping[Site, int], sites: Sequence[Site
     return Choice(tuple(sorted(sites)), harm(sites), _total(sites, saved))
 
 
-def choose_sites(found: Sequence[SiteHarm], saving: int) -> tuple[Site, ...]:
+def choose_sites(found: Sequence[SiteHarm], saving: float) -> tuple[Site, ...]:
     """Sites that together save at least `saving` FLOPs per image, chosen by their own harm per FLOP, the least first.
 
     Harms are taken to add up, so that nothing need be measured again. Sites that save nothing are never chosen. For a
@@ -176,17 +178,17 @@ def greedy_search(harm: HarmFn, saved: Mapping[Site, int], saving: int) -> Choic
     return evaluate_sites(harm, saved, _trimmed(chosen, saved, saving))
 
 
-def _total(sites: Sequence[Site], saved: Mapping[Site, int]) -> int:
-    return sum(saved[site] for site in sites)
+def _total(sites: Sequence[Site], saved: Mapping[Site, N]) -> N:
+    return sum(saved[site] for site in sites)  # pyright: ignore[reportReturnType]
 
 
-def _check_saving(saved: Mapping[Site, int], saving: int) -> None:
+def _check_saving(saved: Mapping[Site, float], saving: float) -> None:
     possible = _total(list(saved), saved)
     if not 0 < saving <= possible:
         raise BadInput(f"saving: got {saving:,} FLOPs per image, expected 1 to {possible:,}, what all sites save together")
 
 
-def _trimmed(chosen: list[Site], saved: Mapping[Site, int], saving: int) -> tuple[Site, ...]:
+def _trimmed(chosen: list[Site], saved: Mapping[Site, float], saving: float) -> tuple[Site, ...]:
     """The sites without those that a larger, later one has made superfluous, in order."""
     kept = list(chosen)
     for site in reversed(chosen):

@@ -20,14 +20,14 @@ interrupted ablation continues where the same command is run again.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftax.cli import options
 from graftax.errors import BadInput, did_you_mean
 
 if TYPE_CHECKING:
-    from graftax.models import Model
     from graftax.spec import ModelSpec
     from graftax.study.ablation import Ablation
     from graftax.study.analysis import Settings
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.pages import analysis_page as report
     from graftax.study import ablation as ablations
     from graftax.study import stages
+    from graftax.study.parts import measure
 
     parts = _parts(args)
     if not 1 <= args.share <= 100:
@@ -80,36 +81,17 @@ def run(args: argparse.Namespace) -> None:
     model = stages.open_model(args.model, lambda spec: _vet(args, spec, parts, ablation), **overrides)
     settings = _settings(args, model.spec)
     decode = decoding.decoder_for(model.spec, args.latents, args.model)
-    found, painted = _measure(model, parts, settings)
+    found, painted = measure(model, parts, settings)
     if ablation is not None:
         found[ABLATION] = ablations.measure(model, ablation, folder)
     images = {name: decode(drawn) for name, drawn in painted.items()} if decode else {}
-    found = {"model": args.model, "spec": json.loads(model.spec.to_json()), "protocol": _protocol(settings), **found}
+    found = {"model": args.model, "spec": json.loads(model.spec.to_json()), "protocol": dataclasses.asdict(settings)} | found
     with filling(folder) as fresh:
         (fresh / FOUND).write_text(json.dumps(found, indent=1) + "\n")
         page = report.write(found, images, fresh)
     (folder / ablations.PARTIAL).unlink(missing_ok=True)
     print("\n" + "\n".join(report.verdict(found)))
     print(f"Report: {folder / page.name}")
-
-
-def _measure(model: Model, parts: list[str], settings: Settings) -> tuple[dict[str, Any], Any]:
-    """Results by part but the ablation's, and the painters' images."""
-    from graftax.study import measures, painters
-
-    found: dict[str, Any] = {}
-    painted = {}
-    inputs = measures.watch(model, settings) if {"locality", "activations", "similarity"} & set(parts) else []
-    if "locality" in parts:
-        found["locality"] = measures.locality(model, settings, inputs)
-    if "activations" in parts:
-        found["activations"] = measures.activations(model, inputs)
-    if "similarity" in parts:
-        found["similarity"] = measures.similarity(model, inputs)
-    if "painters" in parts:
-        found["painters"] = painters.measure(model, settings)
-        painted = painters.paint(model, settings, found["painters"])
-    return found, painted
 
 
 def _parts(args: argparse.Namespace) -> list[str]:
@@ -176,9 +158,3 @@ def _blocks(text: str | None) -> tuple[int, ...] | None:
         return None if text is None else tuple(int(part) for part in text.split(","))
     except ValueError:
         raise BadInput(f"--blocks: got {text!r}, expected block numbers like 0,7,16") from None
-
-
-def _protocol(settings: Settings) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(settings)

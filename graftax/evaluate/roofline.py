@@ -67,7 +67,7 @@ class Work:
 
 def roofline(spec: ModelSpec, batch: int, dtype: DTypeLike = jnp.bfloat16) -> list[Work]:
     """A row for every distinct operator of `spec` on `batch` images with arrays of `dtype`, then the whole model."""
-    rows = [_operator_work(at, batch, dtype) for at in distinct_operators(spec)]
+    rows = [operator_work(at, batch, dtype) for at in distinct_operators(spec)]
     h, w, _ = spec.image_shape
     weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(spec)))
     moved = jnp.dtype(dtype).itemsize * (weights + h * w * batch * (spec.option("channels") + spec.out_channels))
@@ -126,7 +126,7 @@ def predicted_speedup(
     mix tokens or channels, run one after the other on `chip`. A prediction, nothing is run."""
 
     def seconds(spec: ModelSpec) -> float:
-        return least_seconds([_operator_work(at, batch, dtype) for at in distinct_operators(spec)], chip)
+        return least_seconds([operator_work(at, batch, dtype) for at in distinct_operators(spec)], chip)
 
     return seconds(before) / seconds(after)
 
@@ -152,8 +152,8 @@ def saved_bytes(fn: Callable[..., Any], *args: Any) -> int:
     return sum(math.prod(aval.shape) * jnp.dtype(aval.dtype).itemsize for aval in kept.values())  # pyright: ignore
 
 
-def _operator_work(at: OperatorAt, batch: int, dtype: DTypeLike) -> Work:
-    """All runs of one kind of operator in one forward pass."""
+def operator_work(at: OperatorAt, batch: int, dtype: DTypeLike) -> Work:
+    """All runs of one kind of operator in one forward pass on `batch` images, arrays of `dtype`."""
     times, cost = sum(i in at.holders for i in runs(at.spec)), at.operator(None).cost()
     shapes = shapes_of(at.operator(None))
     inputs = at.inputs(batch, lambda shape, _: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)))
