@@ -136,6 +136,7 @@ class BlockKind(ABC):
         return tuple(slot.name for slot in self.slots if slot.role not in ("modulation", "norm"))
 
     @property
+    def branches(self) -> tuple[str, ...]:
         """Slots whose answers are branches that stochastic depth may drop: mixers of tokens and of channels, no look at a
         text."""
         return tuple(slot.name for slot in self.slots if slot.role in ("mixer", "joint", "channel"))

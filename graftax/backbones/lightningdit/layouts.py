@@ -55,8 +55,8 @@ class LightningDiTFile(Layout):
     name = "lightningdit"
     entry = "ema"
 
-    def own(self, tensors: Mapping[str, T]) -> Mapping[str, T]:
-        return {name.removeprefix(WRAPPER): one for name, one in tensors.items()}
+    def parted(self, tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+        return super().parted({name.removeprefix(WRAPPER): one for name, one in tensors.items()})
 
     def fits(self, shapes: Shapes, config: Config) -> bool:
         stem = {"x_embedder.proj.weight", "y_embedder.embedding_table.weight"}
