@@ -22,6 +22,7 @@ from graftax.evaluate.bench.operators import bench_operators
 from graftax.evaluate.bench.rows import Rows, format_table
 from graftax.evaluate.bench.sampling import bench_sampling
 from graftax.evaluate.bench.save import bench_save
+from graftax.evaluate.bench.tokenizers import bench_tokenizers
 from graftax.evaluate.bench.train import bench_train
 from graftax.evaluate.bench.vae import bench_vae
 
@@ -41,11 +42,12 @@ BENCHES: dict[str, Callable[..., Rows]] = {
     "data": bench_data,
     "inception": bench_inception,
     "vae": bench_vae,
+    "tokenizers": bench_tokenizers,
 }
 """Every measurement by name."""
 
 __all__ = [
     "BENCHES", "Rows", "bench_attention", "bench_compile", "bench_conv", "bench_data", "bench_distill", "bench_forward",
     "bench_hyena", "bench_inception", "bench_mamba2", "bench_model", "bench_operators", "bench_sampling", "bench_save",
-    "bench_train", "bench_vae", "format_table",
+    "bench_tokenizers", "bench_train", "bench_vae", "format_table",
 ]  # fmt: skip
