@@ -54,8 +54,8 @@ def bench_tokenizers() -> Rows:
     """Stable Diffusion's VAE, VA-VAE (256 pixels) and the demo's autoencoder, an image each, in multiply-adds (GMAC).
 
     Columns: tokenizer, encode_gmac, decode_gmac, gmac of both, run_gmac (as they run here), xla_gmac (XLA's count of that),
-    model, forwards (both over a forward pass of the model), cached_saves_percent: what a training step of the model from pixels is spared where latents
-    are cached, encode / (3 forward + encode).
+    model, forwards (both over a forward pass of the model), cached_saves_percent: what a training step of the model from
+    pixels is spared where latents are cached, encode / (3 forward + encode).
     """
     return [_row(one) for one in tokenizers()]
 
@@ -102,7 +102,8 @@ def _row(one: Tokenizer) -> dict[str, Any]:
     encode, decode = one.costs
     return {
         "tokenizer": one.name, "encode_gmac": encode / GIGA, "decode_gmac": decode / GIGA, "gmac": (encode + decode) / GIGA,
-        "run_gmac": None if one.run is None else one.run / GIGA, "xla_gmac": sum(one.counted()) / GIGA if one.counted else None, "model": one.called,
-        "forwards": (encode + decode) / flops(one.model),
+        "run_gmac": None if one.run is None else one.run / GIGA,
+        "xla_gmac": None if one.counted is None else sum(one.counted()) / GIGA,
+        "model": one.called, "forwards": (encode + decode) / flops(one.model),
         "cached_saves_percent": 100 * encode / (train_flops(one.model) + encode),
     }  # fmt: skip
