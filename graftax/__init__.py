@@ -25,10 +25,12 @@ if TYPE_CHECKING:
         compose,
         drop,
         hybrid,
+        interface,
         inverse,
         lora,
         lora_file,
         merge_lora,
+        native,
         parallel_pairs,
         parse,
         replace,
@@ -41,8 +43,9 @@ __version__ = "0.2.0"
 
 __all__ = [
     "BadInput", "BlockSpec", "GraftaxError", "Model", "ModelSpec", "NonFinite", "OpSpec", "Preempted", "Sampling", "Step",
-    "compose", "drop", "export", "export_lora", "graft", "hybrid", "inverse", "load", "lora", "lora_file", "merge_lora",
-    "op", "parallel_pairs", "parse", "replace", "replay", "resize", "sample", "save", "text_encoder", "tie",
+    "compose", "drop", "export", "export_lora", "graft", "hybrid", "interface", "inverse", "load", "lora", "lora_file",
+    "merge_lora", "native", "op", "parallel_pairs", "parse", "replace", "replay", "resize", "sample", "save",
+    "text_encoder", "tie",
 ]  # fmt: skip
 
 _HOMES = {
@@ -52,8 +55,8 @@ _HOMES = {
     "models": ("Model",),
     "spec": ("BlockSpec", "ModelSpec", "OpSpec", "Step", "op"),
     "surgery": (
-        "compose", "drop", "hybrid", "inverse", "lora", "lora_file", "merge_lora", "parallel_pairs", "parse", "replace",
-        "replay", "resize", "tie",
+        "compose", "drop", "hybrid", "interface", "inverse", "lora", "lora_file", "merge_lora", "native", "parallel_pairs",
+        "parse", "replace", "replay", "resize", "tie",
     ),
 }  # fmt: skip
 

@@ -16,15 +16,13 @@ from typing import Any, TypeVar
 
 from graftax.errors import BadInput, did_you_mean
 from graftax.spec_checks import Option, Options, check_count, check_number, check_text, checked_options
+from graftax.spec_prediction import Prediction, prediction_fields, prediction_of
 from graftax.spec_version_1 import upgraded
 
 K = TypeVar("K", bound=Hashable)
 
 VERSION = 2
 MERGES = ("mean", "sum", "project")
-TARGETS = ("eps", "velocity", "x0", "score", "edm")
-TIMES = {"index": ("ddpm",), "noise": ("linear", "gvp", "vp"), "data": ("linear", "gvp", "vp"), "log_sigma": ("edm",)}
-"""What networks are given for the time, and the paths from data to noise on which each is (`graftax.models.paths`)."""
 
 FAMILIES = ("dit", "pixart", "sd3", "flux", "auraflow", "lightningdit", "maskdit")
 BACKBONES = {name: f"graftax.backbones.{name}" for name in FAMILIES}
@@ -136,58 +134,6 @@ class Sizes:
     def tokens(self) -> int:
         """All tokens of the streams, m + n."""
         return self.text + self.image
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the network's output and time mean: a fact of the checkpoint. Raises `BadInput` on unknown names.
-
-    Attributes:
-        target: "eps" (the noise), "velocity", "x0", "score", the gradient of the log-density of x, or "edm", the network
-            within EDM's preconditioner (arXiv 2206.00364, Table 1).
-        time: "index" 0 .. 999 of a discrete process, "noise" fraction 0 .. 1 (0 is data), "data" fraction 0 .. 1, or
-            "log_sigma", ln(sigma) / 4. A velocity is the change of x with this fraction.
-        variance: whether the output layer has a second half, that places the learned variance (IDDPM, arXiv 2102.09672, Eq.
-            15); models of a flow may have it without a use for it, as SiT, and do not return it then.
-        scale: the network takes fractions times this: 1000 in SD3.
-        path: from data to noise (`graftax.models.paths`): "linear", "gvp" or "vp" of fractions, "ddpm" of steps, "edm" of
-            log_sigma; "" is the first that goes with `time`.
-        inner: what the network itself predicts, where the model turns that into what the other fields say, exactly
-            (`graftax.surgery.interface`); None: what they say.
-    """
-
-    target: str = "eps"
-    time: str = "index"
-    variance: bool = True
-    scale: float = 1.0
-    path: str = ""
-    inner: Prediction | None = None
-
-    def __post_init__(self) -> None:
-        for name, choices in {"target": TARGETS, "time": tuple(TIMES), "variance": (True, False)}.items():
-            if getattr(self, name) not in choices:
-                raise BadInput(f"Prediction.{name}: got {getattr(self, name)!r}, expected one of {choices}")
-        object.__setattr__(self, "path", self.path or TIMES[self.time][0])
-        if self.path not in TIMES[self.time]:
-            raise BadInput(f"Prediction.path: got {self.path!r} with time {self.time!r}, expected one of {TIMES[self.time]}")
-        if (self.target == "edm") != (self.time == "log_sigma"):
-            raise BadInput(f"Prediction.target: got {self.target!r} at {self.time!r}, expected 'edm' and 'log_sigma' together")
-        check_number(self.scale, "Prediction.scale")
-        if self.scale <= 0 or (self.scale != 1 and self.time in ("index", "log_sigma")):
-            raise BadInput(f"Prediction.scale: got {self.scale}, expected more than 0, and 1 for times by {self.time}")
-        object.__setattr__(self, "scale", float(self.scale))
-        if self.inner is not None and (self.inner.inner is not None or self.variance):
-            raise BadInput(f"Prediction.inner: got {self.inner}, expected one without its own, of a model without variance")
-
-    @property
-    def is_flow(self) -> bool:
-        """Whether data become noise along a path in continuous time (flow matching)."""
-        return self.time in ("noise", "data")
-
-    @property
-    def network(self) -> Prediction:
-        """What the network itself predicts."""
-        return self.inner or self
 
 
 @dataclass(frozen=True)
@@ -359,7 +305,7 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back to an equal spec."""
-        return json.dumps({**dataclasses.asdict(self), "prediction": _prediction_fields(self.prediction)})
+        return json.dumps({**dataclasses.asdict(self), "prediction": prediction_fields(self.prediction)})
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
@@ -372,7 +318,7 @@ class ModelSpec:
             return cls(
                 sizes=Sizes(**{**sizes, "grid": tuple(sizes["grid"])}),
                 frame=tuple((str(k), v) for k, v in fields.pop("frame")),
-                prediction=_prediction(prediction),
+                prediction=prediction_of(prediction),
                 blocks=tuple(
                     BlockSpec(b["kind"], tuple((slot, _op(held)) for slot, held in b["ops"])) for b in fields.pop("blocks")
                 ),
@@ -392,19 +338,6 @@ def members(keys: Iterable[K]) -> dict[K, list[int]]:
     for position, key in enumerate(keys):
         found.setdefault(key, []).append(position)
     return found
-
-
-def _prediction_fields(prediction: Prediction) -> dict[str, Any]:
-    """As JSON; fields younger than the first files, which read as before, only where they say something."""
-    fields, usual = dataclasses.asdict(prediction), {"scale": 1.0, "path": TIMES[prediction.time][0], "inner": None}
-    if prediction.inner is not None:
-        fields["inner"] = _prediction_fields(prediction.inner)
-    return {name: value for name, value in fields.items() if name not in usual or value != usual[name]}
-
-
-def _prediction(fields: Mapping[str, Any]) -> Prediction:
-    inner = fields.get("inner")
-    return Prediction(**{**fields, "inner": None if inner is None else _prediction(inner)})
 
 
 def _op(fields: Mapping[str, Any]) -> OpSpec:

@@ -14,7 +14,7 @@ import graftax
 from graftax import api
 from graftax.cli import options
 from graftax.diffusion import SAMPLERS
-from graftax.diffusion.sampling import LASTS, SPACINGS
+from graftax.diffusion.names import LASTS, SPACINGS
 from graftax.errors import BadInput, NonFinite
 from graftax.evaluate.drawing import SampleConfig
 from graftax.models.backbone import find

@@ -10,10 +10,10 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 ROOT = REPOSITORY / "graftax"
-CORE = {"allocator", "errors", "interrupts", "platforms", "progress", "spec"}
+CORE = {"allocator", "errors", "interrupts", "paths", "platforms", "progress", "spec"}
 NETWORK = CORE | {"ops", "blocks", "models"}
 FILES_AND_DATA = NETWORK | {"surgery", "checkpoint", "nets", "diffusion", "data"}
-TRAINING = FILES_AND_DATA | {"train", "distill", "api"}
+TRAINING = FILES_AND_DATA | {"train", "distill", "api", "draw"}
 JUDGING = TRAINING | {"backbones", "evaluate"}
 STUDIES = JUDGING | {"analyze", "config", "study"}
 MAY_IMPORT = {
@@ -23,10 +23,12 @@ MAY_IMPORT = {
     "allocator": {"platforms"},
     "progress": {"errors"},
     "lazy": set(),
+    "paths": set(),
     "config": {"errors"},
     "spec_checks": {"errors"},
     "spec_version_1": set(),
-    "spec": {"errors", "spec_checks", "spec_version_1"},
+    "spec_prediction": {"errors", "spec_checks"},
+    "spec": {"errors", "spec_checks", "spec_prediction", "spec_version_1"},
     "ops": CORE,
     "blocks": CORE | {"ops"},
     "models": CORE | {"ops", "blocks"},
@@ -34,11 +36,12 @@ MAY_IMPORT = {
     "backbones": NETWORK | {"surgery", "nets", "lazy"},
     "checkpoint": NETWORK,  # it asks the layouts of backbones that it knows by name alone
     "nets": CORE | {"checkpoint"},
-    "diffusion": {"errors", "progress"},  # a model is a function to it
+    "diffusion": {"errors", "paths", "progress", "spec"},  # a model is a function to it, and what it predicts a value
     "data": CORE | {"checkpoint", "nets"},
     "train": FILES_AND_DATA,
     "distill": FILES_AND_DATA | {"train"},
-    "api": FILES_AND_DATA | {"train"},
+    "draw": FILES_AND_DATA | {"train"},
+    "api": FILES_AND_DATA | {"train", "draw"},
     "__init__": FILES_AND_DATA | {"api"},
     "evaluate": TRAINING | {"backbones"},
     "analyze": JUDGING,
@@ -69,6 +72,7 @@ HOMES = {
     "diffusers": {"evaluate/bench"},
     "transformers": set(),
     "tokenizers": {"nets"},
+    "diffrax": {"diffusion"},
 }
 """Folders in which a library may be imported."""
 

@@ -4,11 +4,12 @@ velocity."""
 from graftax.diffusion.flow import Flow, Noising
 from graftax.diffusion.guidance import ModelFn, guided
 from graftax.diffusion.heldout import Heldout, heldout_set
+from graftax.diffusion.names import SAMPLERS, Sampler
 from graftax.diffusion.noise import image_keys, initial_noise, unit_noise
 from graftax.diffusion.objective import PLAIN, Objective
 from graftax.diffusion.process import Process
 from graftax.diffusion.sampler import SamplerState, Steps, denoise
-from graftax.diffusion.sampling import SAMPLERS, Sampler, Sampling, SamplingFields, check_variance
+from graftax.diffusion.sampling import Sampling, SamplingFields, check_variance
 from graftax.diffusion.schedule import schedule
 from graftax.diffusion.times import UNIFORM, Times, shifted
 from graftax.diffusion.way import Diffusion, Way, way_for

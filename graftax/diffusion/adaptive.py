@@ -12,14 +12,14 @@ from graftax.diffusion.sampling import Sampling
 from graftax.diffusion.schedule import inside
 from graftax.diffusion.way import Way
 from graftax.errors import BadInput
-from graftax.models.paths import level
+from graftax.paths import level
 
 MOST_STEPS = 4096
 
 
 def adaptive(model_fn: ModelFn | GuidedFn, sampling: Sampling, way: Way, x: jax.Array, cond: Any) -> jax.Array:
-    """x (b, h, w, c) at `way.most` along its velocity to `way.least`, all images in the same steps. NaN where `MOST_STEPS` do
-    not do. Raises `BadInput` where diffrax is not installed."""
+    """x (b, h, w, c) at `way.most` along its velocity to `way.least`, all images in the same steps; NaN where `MOST_STEPS`
+    do not do. Raises `BadInput` where diffrax is not installed."""
     try:
         import diffrax
     except ImportError:

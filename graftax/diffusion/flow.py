@@ -17,10 +17,8 @@ import numpy as np
 from graftax.diffusion.objective import PLAIN, Objective
 from graftax.diffusion.process import Process
 from graftax.diffusion.times import EDM_TIMES, UNIFORM, Times
-from graftax.diffusion.way import SIGMA_MAX, SIGMA_MIN
 from graftax.errors import BadInput
-from graftax.models.paths import Level, level, time_on
-from graftax.models.prediction import SIGMA_DATA
+from graftax.paths import SIGMA_DATA, Level, ends, level, time_on
 from graftax.spec import Prediction
 
 WHAT = {"velocity": "a velocity", "eps": "noise", "score": "a score", "x0": "clean images"}
@@ -28,7 +26,7 @@ WHAT = {"velocity": "a velocity", "eps": "noise", "score": "a score", "x0": "cle
 
 @dataclass(frozen=True)
 class Flow:
-    """x_t = alpha x0 + sigma noise along a path of `graftax.models.paths`: the continuous twin of `Process`, with the same
+    """x_t = alpha x0 + sigma noise along a path of `graftax.paths`: the continuous twin of `Process`, with the same
     methods.
 
     Wherever `t` is an argument it is (b,) float, a time of the path: the noise fraction, 0 data and 1 noise, or EDM's sigma.
@@ -52,7 +50,7 @@ class Flow:
         """Between which noise fractions models are trained (SiT's `check_interval`): not at pure noise or data where their
         target tells nothing of x or is infinite there; of EDM those of its sigmas."""
         if self.path == "edm":
-            return SIGMA_MIN / (1 + SIGMA_MIN), SIGMA_MAX / (1 + SIGMA_MAX)
+            return ends("edm")
         if self.path == "vp":
             return 1e-5, 1.0
         return (0.0, 1.0) if self.target == "velocity" else (1e-3, 1 - 1e-3)
@@ -91,8 +89,8 @@ class Flow:
         which is EDM's weight (sigma^2 + 1/4) / (sigma / 2)^2.
 
         model_out: (b, h, w, c), the model at (q_sample(x0, t, noise), t). Returns {"mse", "loss"} and the objective's other
-        terms by name, each (b,) float32, one value per sample; "mse" is not weighted. Raises `BadInput` on shapes that do not
-        fit, and on objectives that do not fit the target.
+        terms by name, each (b,) float32, one value per sample; "mse" is not weighted. Raises `BadInput` on shapes that do
+        not fit, and on objectives that do not fit the target.
         """
         _check(x0, t, noise)
         if model_out.shape != x0.shape:
@@ -102,8 +100,8 @@ class Flow:
         out, x0, noise = (array.astype(jnp.float32) for array in (model_out, x0, noise))
         at, flat = self._level(t), level(self.path, t.astype(jnp.float32))
         velocity = at.dalpha * x0 + at.dsigma * noise
-        error = {"x0": out - x0, "eps": out - noise, "score": at.sigma * out + noise, "velocity": out - velocity}[self.target]
-        mse = jnp.mean(error**2, axis=(1, 2, 3))  # (b, h, w, c) -> (b,)
+        errors = {"x0": out - x0, "eps": out - noise, "score": at.sigma * out + noise, "velocity": out - velocity}
+        mse = jnp.mean(errors[self.target] ** 2, axis=(1, 2, 3))  # (b, h, w, c) -> (b,)
         weight = objective.weight(self.target, flat)
         if self.path == "edm" and objective.weighting == "none":
             weight = (flat.sigma**2 + SIGMA_DATA**2) / (flat.sigma * SIGMA_DATA) ** 2

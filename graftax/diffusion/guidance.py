@@ -64,9 +64,9 @@ def guided(
     With a `weak` model that one's prediction under the same conditions takes the place of the unconditional (autoguidance).
 
     model_fn: see `ModelFn`; scale: a Python number; null: from conditions to their unconditional twin; weaker: what the
-    guided channels are led away from as well; varies: what is returned takes the scale as its fourth argument, and where that
-    is 1 runs the conditional pass alone. Returns a `ModelFn` on (b, ...), float32, or such a `GuidedFn`. Raises BadInput if
-    `scale` is negative or `channels` below 1.
+    guided channels are led away from as well; varies: what is returned takes the scale as its fourth argument, and where
+    that is 1 runs the conditional pass alone. Returns a `ModelFn` on (b, ...), float32, or such a `GuidedFn`. Raises
+    BadInput if `scale` is negative or `channels` below 1.
     """
     check_guidance(scale, channels)
     if scale == 1:

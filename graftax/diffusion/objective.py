@@ -1,8 +1,8 @@
 """What is made of a prediction's squared error, as one line of text: its weighting, and terms beside it.
 
-    none                                   the plain squared error of what the network predicts
-    min_snr(5)                             weighted with the signal-to-noise ratio, cut off
-    none + direction(1) + contrast(0.05)   with LightningDiT's cosine term, and contrastive flow matching
+none                                   the plain squared error of what the network predicts
+min_snr(5)                             weighted with the signal-to-noise ratio, cut off
+none + direction(1) + contrast(0.05)   with LightningDiT's cosine term, and contrastive flow matching
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from graftax.errors import BadInput
-from graftax.models.paths import Level
+from graftax.paths import Level
 
 WEIGHTINGS = {"none": 0, "velocity": 0, "likelihood": 0, "min_snr": 1}
 """Weightings, and how many numbers each is said by."""
@@ -28,7 +28,7 @@ class Objective:
     """How predictions are judged. Raises `BadInput` on values out of range.
 
     Attributes:
-        weighting: of the noise's squared error e^2, with d = sigma sigma' - sigma^2 alpha' / alpha: "velocity" (d / sigma)^2,
+        weighting: of the noise's squared error, with d = sigma sigma' - sigma^2 alpha' / alpha: "velocity" (d / sigma)^2,
             "likelihood" d / sigma^2 (SiT, Eq. 9 and its code; of noise and score, for a velocity is not weighted), "min_snr"
             min(snr, gamma) of the error of x0, whatever is predicted (Hang et al. 2023, arXiv 2303.09556).
         gamma: of "min_snr".
@@ -78,8 +78,8 @@ class Objective:
         return bool(self.direction or self.contrast or self.contrast_linear)
 
     def weight(self, target: str, at: Level) -> jax.Array:
-        """(b,) factor of the target's squared error; a score's is that of sigma times it. Raises `BadInput` where the weighting
-        does not fit."""
+        """(b,) factor of the target's squared error; a score's is that of sigma times it. Raises `BadInput` where the
+        weighting does not fit."""
         if self.weighting == "none":
             return jnp.ones_like(at.sigma)
         snr = (at.alpha / at.sigma) ** 2

@@ -20,7 +20,7 @@ import numpy as np
 from graftax.diffusion.objective import PLAIN, Objective
 from graftax.diffusion.times import UNIFORM, Times
 from graftax.errors import BadInput
-from graftax.models.paths import BETA_END, STEPS, Level, alpha_bars
+from graftax.paths import BETA_END, STEPS, Level, alpha_bars
 
 DATA = -1  # the time of clean data, one before that of step 0
 HALF_BIN = 1 / 255  # half the distance between neighbouring 8-bit levels in [-1, 1]

@@ -23,7 +23,7 @@ class SamplerState(NamedTuple):
 
     Attributes:
         x: where the model looks: images as they are now (b, h, w, c) float32.
-        estimate: what the call before took the clean images to be, or their slope, of the same shape; zeros before the first.
+        estimate: what the call before took the clean images to be, or their slope, of the same shape; zeros at first.
         start: where the step began: x, but between the two calls of a step.
     """
 
@@ -42,8 +42,8 @@ class Steps:
     """The steps of a sampler, noisiest first.
 
     Attributes:
-        model_fn: see `ModelFn`; called with the times of `schedule(sampling, way)`, and as a fourth argument with the scale of
-            guidance where that varies (`sampling.varies`).
+        model_fn: see `ModelFn`; called with the times of `schedule(sampling, way)`, and as a fourth argument with the scale
+            of guidance where that varies (`sampling.varies`).
         sampling: what is drawn; its guidance is not looked at, `model_fn` has it.
         clip: hold the predicted x0 within [-1, 1], for models of pixels.
         way: of flows.
@@ -129,9 +129,9 @@ def denoise(
     2020 (arXiv 2010.02502) Eq. 12 with sigma of Eq. 16 scaled by `eta` in [0, 1]; 0 is deterministic, and 1
     has DDPM's mean. No noise is added at the last step of either. "dpmpp_2m": DPM-Solver++ of second order, multistep, in
     its midpoint form, and "sde_dpmpp_2m": its SDE form (Lu et al. 2022, arXiv 2211.01095), as diffusers'
-    DPMSolverMultistepScheduler computes them with the settings that PixArt publishes. "euler": x + (s' - s) v, as diffusers'
-    FlowMatchEulerDiscreteScheduler computes it; the others of flows as SiT's code (`graftax.diffusion.walk`). `model_fn` then
-    takes times s of the path and gives velocities v, dx / ds; for "edm_heun" it takes sigmas and gives x0.
+    DPMSolverMultistepScheduler computes them with the settings that PixArt publishes. "euler": x + (s' - s) v, as
+    diffusers' FlowMatchEulerDiscreteScheduler computes it; the others of flows as SiT's code (`graftax.diffusion.walk`).
+    `model_fn` then takes times s of the path and gives velocities v, dx / ds; for "edm_heun" it takes sigmas and gives x0.
 
     x_init: (b, h, w, c), unit Gaussian noise; cond: conditions, a tree of arrays (b, ...). step_noise: (steps, b, h, w, c)
     with step 0 the noisiest, unit Gaussian; if None, step i draws `unit_noise(keys, i, ...)` of one key for each image,

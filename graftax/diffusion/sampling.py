@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any, Literal, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
-from graftax.diffusion.guidance import check_guidance
+from graftax.diffusion.names import MULTISTEP, ODES, SAMPLERS, SDES, Last, Sampler, Spacing, Weak
 from graftax.diffusion.process import DATA, Process
+from graftax.diffusion.sampling_checks import checked
 from graftax.diffusion.times import shifted
-from graftax.diffusion.way import RHO, SIGMA_MAX, SIGMA_MIN, Diffusion
-from graftax.errors import BadInput, did_you_mean
+from graftax.errors import BadInput
+from graftax.paths import SIGMA_MAX, SIGMA_MIN
 
-Sampler = Literal[
-    "ddpm", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "euler", "heun", "midpoint", "dopri5", "euler_maruyama", "sde_heun", "edm_heun"
-]
-Spacing = Literal["linspace", "time_uniform", "sd3", "tail"]
-Last = Literal["zero", "sigma_min", "mean", "tweedie", "euler", "none"]
-Weak = Literal["null", "model", "skip"]
-
-SAMPLERS: dict[Sampler, str] = {
-    "ddpm": "DDPM", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++ 2M", "sde_dpmpp_2m": "SDE-DPM-Solver++ 2M",
-    "euler": "Euler", "heun": "Heun", "midpoint": "midpoint", "dopri5": "Dormand-Prince 5", "euler_maruyama": "Euler-Maruyama",
-    "sde_heun": "stochastic Heun", "edm_heun": "EDM's Heun",
-}  # fmt: skip
-"""Names of samplers, and what papers call them."""
-MULTISTEP: tuple[Sampler, ...] = ("dpmpp_2m", "sde_dpmpp_2m")
-STRAIGHT: tuple[Sampler, ...] = ("euler", "heun", "midpoint")
-ODES: tuple[Sampler, ...] = (*STRAIGHT, "dopri5")
-SDES: tuple[Sampler, ...] = ("euler_maruyama", "sde_heun")
-SPACINGS: tuple[Spacing, ...] = ("linspace", "time_uniform", "sd3", "tail")
-LASTS: tuple[Last, ...] = ("zero", "sigma_min", "mean", "tweedie", "euler", "none")
-WEAK: tuple[Weak, ...] = ("null", "model", "skip")
+RHO = 7.0
+"""How much denser EDM's sigmas are towards the data (Karras et al. 2022, Table 1)."""
 LEAST = 1 / 1000
 """The least noise fraction that flows are trained at in SD3's code, before it is shifted."""
 
@@ -97,78 +79,9 @@ class Sampling:
     skip_span: tuple[float, float] = (0.01, 0.2)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cfg_channels", self.cfg_channels or None)
-        for name, kind in NUMBERS.items():
-            if (value := getattr(self, name)) is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-                raise BadInput(f"{name}: got {value!r}, expected {'an integer' if kind is Integral else 'a number'}")
-        choices = {"sampler": tuple(SAMPLERS), "spacing": SPACINGS, "last": LASTS, "weak": WEAK}
-        for name, known in choices.items():
-            if (value := getattr(self, name)) not in known:
-                raise BadInput(f"{name}: got {value!r}, expected one of {known}{did_you_mean(value, known)}")
-        if not 0 <= self.eta <= (1 if self.sampler == "ddim" else 0):
-            raise BadInput(f"eta: {self.eta} with {self.sampler!r}, expected 0..1 for 'ddim' and 0 for others")
-        self._check_ends()
-        self._check_shift()
-        check_guidance(self.cfg_scale, self.cfg_channels)
-        self._check_tuples()
-        self._check_skip()
-        self.times  # refuses impossible numbers of steps  # noqa: B018
-
-    def _check_ends(self) -> None:
-        if self.sampler in SDES and self.last == "zero":
-            object.__setattr__(self, "last", "mean")
-        spacings, lasts = ("linspace",), ("zero",)
-        if self.multistep:
-            spacings, lasts = ("linspace", "time_uniform"), ("zero", "sigma_min")
-        elif self.sampler in SDES:
-            lasts = ("mean", "tweedie", "euler", "none")
-        elif self.sampler in STRAIGHT:
-            spacings, lasts = ("linspace", "sd3", "tail"), ("zero", "euler") if self.sampler == "heun" else ("zero",)
-        if self.spacing not in spacings or self.last not in lasts:
-            raise BadInput(
-                f"spacing {self.spacing!r}, last {self.last!r} with {self.sampler!r}: expected "
-                f"{' or '.join(map(repr, spacings))} and {' or '.join(map(repr, lasts))}"
-            )
-        if not 0 < self.last_size < 1:
-            raise BadInput(f"last_size: got {self.last_size}, expected a noise fraction, above 0 and below 1")
-        Diffusion.parse(self.diffusion)
-
-    def _check_shift(self) -> None:
-        shifts = self.flow and self.sampler != "dopri5"
-        if not (self.shift > 0 and math.isfinite(self.shift)) or (self.shift != 1 and not shifts):
-            raise BadInput(f"shift: {self.shift} with {self.sampler!r}, expected more than 0 for 'euler' and 1 for others")
-        if not (self.cfg_power >= 0 and math.isfinite(self.cfg_power)) or (self.cfg_power and self.sampler == "dopri5"):
-            raise BadInput(f"cfg_power: {self.cfg_power} with {self.sampler!r}, expected 0 or more, for 'dopri5' 0")
-
-    def _check_tuples(self) -> None:
-        interval = self.interval if self.interval is None else _numbers("interval", self.interval, 2)
-        if interval is not None and not 0 <= interval[0] < interval[1]:
-            raise BadInput(f"interval: got {self.interval}, expected two values of sigma / alpha, rising, from 0")
-        churn = _numbers("churn", self.churn, 4) if self.churn else ()
-        if churn and (self.sampler != "edm_heun" or not churn[1] < churn[2]):
-            raise BadInput(f"churn: got {self.churn} with {self.sampler!r}, expected it for 'edm_heun', S_min below S_max")
-        tolerance = _numbers("tolerance", self.tolerance, 2)
-        for name, value in {"interval": interval, "churn": churn, "tolerance": tolerance}.items():
+        for name, value in checked(self).items():
             object.__setattr__(self, name, value)
-
-    def _check_skip(self) -> None:
-        for name, kind, what in (("skip", int, "positions, from 0"), ("skip_span", int | float, "two shares of the steps")):
-            value = getattr(self, name)
-            if not isinstance(value, list | tuple) or not all(isinstance(one, kind) and one >= 0 for one in value):
-                raise BadInput(f"{name}: got {value!r}, expected {what}")
-            object.__setattr__(self, name, tuple(value))
-        if len(self.skip_span) != 2 or not self.skip_span[0] < self.skip_span[1] <= 1:
-            raise BadInput(f"skip_span: got {self.skip_span}, expected two shares of the steps, rising, 0 to 1")
-        if not (self.skip_scale >= 0 and math.isfinite(self.skip_scale)):
-            raise BadInput(f"skip_scale: got {self.skip_scale}, expected 0 or more, finite")
-        if (self.weak == "skip") > bool(self.skip):
-            raise BadInput("weak: got 'skip', expected positions in skip")
-        if self.skip and self.sampler not in ("euler", "ddpm", "ddim", *MULTISTEP):
-            raise BadInput(f"skip: got {self.skip} with {self.sampler!r}, expected a sampler that calls the model once a step")
-        if self.skip and self.cfg_scale == 1:
-            raise BadInput(f"skip: got {self.skip} and no guidance (1), expected cfg_scale above 1")
-        if self.skip and not self.skip_steps:
-            raise BadInput(f"skip_span: {self.skip_span} of {self.steps} steps, expected one step or more in between")
+        self.times  # refuses impossible numbers of steps  # noqa: B018
 
     @property
     def skip_steps(self) -> range:
@@ -241,14 +154,17 @@ class Sampling:
         return self.times[:-1].astype(np.int32 if whole else np.float32)
 
     def __str__(self) -> str:
-        spacing = {"linspace": "", "time_uniform": ", not rounded", "sd3": ", spaced as in SD3", "tail": ", tail"}[self.spacing]
+        spacings = {"linspace": "", "time_uniform": ", not rounded", "sd3": ", spaced as in SD3", "tail": ", last"}
+        spacing = spacings[self.spacing]
         noise = f", eta {self.eta:g}" if self.eta else ""
         noise += f", diffusion {self.diffusion}" if self.sampler in SDES else ""
         noise += f", churn {', '.join(f'{one:g}' for one in self.churn)}" if self.churn else ""
         tail = f" {self.last_size:g}" if self.sampler in SDES or self.spacing == "tail" else ""
         last = {"zero": tail, "sigma_min": ", to sigma_min"}.get(self.last, f", last {self.last}{tail}")
         shift = f", shift {self.shift:g}" if self.shift != 1 else ""
-        steps = f"tolerance {self.tolerance[0]:g}, {self.tolerance[1]:g}" if self.sampler == "dopri5" else f"{self.steps} steps"
+        steps = f"{self.steps} steps"
+        if self.sampler == "dopri5":
+            steps = "tolerance {:g}, {:g}".format(*self.tolerance)
         return f"{SAMPLERS[self.sampler]}, {steps}{spacing}{shift}{last}{noise}, {self._guidance()}"
 
     def _guidance(self) -> str:
@@ -263,21 +179,6 @@ class Sampling:
             low, high = self.skip_span
             text += f", {self.skip_scale:g} from skipping {self.skip} in {low:g} to {high:g} of the steps"
         return text
-
-
-NUMBERS = {
-    "steps": Integral, "cfg_scale": Real, "cfg_channels": Integral, "cfg_power": Real, "eta": Real, "last_size": Real,
-    "shift": Real,
-}  # fmt: skip
-
-
-def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
-    """`value` as so many finite numbers from 0. Raises `BadInput` on others."""
-    if not isinstance(value, list | tuple) or len(value) != count or not all(isinstance(one, Real) for one in value):
-        raise BadInput(f"{name}: got {value!r}, expected {count} numbers")
-    if not all(math.isfinite(one) and one >= 0 for one in value):
-        raise BadInput(f"{name}: got {value!r}, expected {count} numbers from 0, finite")
-    return tuple(map(float, value))
 
 
 class SamplingFields(TypedDict, total=False):

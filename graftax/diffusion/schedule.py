@@ -16,7 +16,7 @@ from graftax.diffusion.process import Process
 from graftax.diffusion.sampling import Sampling
 from graftax.diffusion.walk import walk
 from graftax.diffusion.way import LINEAR, Way
-from graftax.models.paths import level
+from graftax.paths import level
 
 FEW_STEPS = 15
 """Below so many steps the last one of a multistep solver is of first order, which is stabler (Lu et al. 2022)."""

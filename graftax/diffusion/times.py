@@ -30,10 +30,12 @@ class Times:
     """A distribution of the noise fraction. Raises `BadInput` on names and numbers that are none.
 
     Attributes:
-        kind: "uniform"; "logit_normal", the sigmoid of a normal number (SD3, section 3.1); "lognormal", of which sigma / alpha
-            is e to a normal number (EDM, REPA), so that on the linear path it is "logit_normal"; "shifted", uniform, shifted.
-        numbers: of "uniform" its ends, of the normal ones mean and deviation, of "shifted" the shift. Shifting a logit-normal
-            adds the shift's logarithm to its mean; RAE shifts by sqrt(numbers of an image / 4096) (arXiv 2510.11690).
+        kind: "uniform"; "logit_normal", the sigmoid of a normal number (SD3, section 3.1); "lognormal", of which sigma
+            / alpha is e to a normal number (EDM, REPA), so that on the linear path it is "logit_normal"; "shifted",
+            uniform, shifted.
+        numbers: of "uniform" its ends, of the normal ones mean and deviation, of "shifted" the shift. Shifting a
+            logit-normal adds the shift's logarithm to its mean; RAE shifts by sqrt(numbers of an image / 4096) (arXiv
+            2510.11690).
     """
 
     kind: str = "uniform"

@@ -1,8 +1,9 @@
 """The evaluations of samplers that walk along a flow, or down EDM's sigmas: rows of a schedule, in float64.
 
-They are one rule, x + h e, with e the slope of x towards the data at the place where the network looks, which is affine in x
-and in what the network says (a velocity, of EDM x0); a method of second order looks twice in an interval. Sources: SiT (Ma et
-al. 2024, arXiv 2401.08740) and its code for the stochastic ones, Karras et al. 2022 (arXiv 2206.00364, Algorithm 2) for EDM's.
+They are one rule, x + h e, with e the slope of x towards the data at the place where the network looks, which is linear in
+x and in what the network says (velocity, noise, of EDM x0); a method of second order looks twice in an interval. Sources:
+SiT (Ma et al. 2024, arXiv 2401.08740) and its code for the stochastic ones, Karras et al. 2022 (arXiv 2206.00364, Algorithm
+2) for EDM's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from graftax.diffusion.sampling import Sampling
 from graftax.diffusion.way import Diffusion, Way
 from graftax.errors import BadInput
-from graftax.models.paths import Level, level
+from graftax.paths import Level, level
 
 Row = dict[str, float]
 
@@ -28,8 +29,8 @@ def walk(sampling: Sampling, way: Way) -> Iterator[Row]:
     for row in kinds.get(sampling.sampler, _ordinary)(sampling, way, times):
         if not all(map(np.isfinite, row.values())):
             raise BadInput(
-                f"sampler {sampling.sampler!r}: diffusion {sampling.diffusion!r}, last {sampling.last!r} is not finite at the "
-                f"noise fraction {row['timestep']:g} of the path {way.path!r}, expected another diffusion or last"
+                f"sampler {sampling.sampler!r}: diffusion {sampling.diffusion!r}, last {sampling.last!r} is not finite at "
+                f"the noise fraction {row['timestep']:g} of the path {way.path!r}, expected another diffusion or last"
             )
         yield row
 
@@ -104,7 +105,8 @@ def _clean(way: Way, at: Level) -> tuple[float, float]:
 
 def _once(number: int, t: float, slope: Mapping[str, float], h: float, **extra: float) -> Row:
     """A step in which the model is called once."""
-    return {"timestep": t, **slope, "x0_weight": h, "x_weight": 1.0, "before_weight": 0.0, "number": number, "ends": True, **extra}
+    rule = {"x0_weight": h, "x_weight": 1.0, "before_weight": 0.0}
+    return {"timestep": t, **slope, **rule, "number": number, "ends": True, **extra}
 
 
 def _twice(

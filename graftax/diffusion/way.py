@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from graftax.errors import BadInput
-from graftax.models.paths import ends, level, time_on
+from graftax.paths import SIGMA_MAX, ends, level, time_on
 from graftax.spec import Prediction
 
 if TYPE_CHECKING:
     from graftax.diffusion.sampling import Sampling
 
-SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # Karras et al. 2022, Table 1
 TINY = 1e-3
 """How far the reference stays away from an end where a network tells nothing there (SiT, `check_interval`)."""
 
@@ -28,7 +27,7 @@ class Way:
     """From noise to data on a path, as far as a network knows it.
 
     Attributes:
-        path: see `graftax.models.paths`.
+        path: see `graftax.paths`.
         target: what the network is asked for, "velocity", "eps" or "x0".
         most: time of the path at which it starts.
         least: at which its differential equation ends.
@@ -46,7 +45,8 @@ LINEAR = Way()
 
 
 def way_for(prediction: Prediction, sampling: Sampling) -> Way:
-    """How a model that predicts `prediction` is walked: by samplers of flows on its own path, DDPM's and EDM's on the linear.
+    """How a model that predicts `prediction` is walked: by samplers of flows on its own path, DDPM's and EDM's on the
+    linear.
 
     The ends are SiT's: noise and score say nothing of x at pure noise, nor at the data; on VP velocities are infinite at the
     data. On a path that is not its own a network starts from what it would start from: DDPM's unit noise, EDM's 80 times it.

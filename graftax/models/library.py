@@ -239,9 +239,7 @@ def _projected(parts: Params, number: jax.Array, out: State) -> State:
     def project(out: State) -> State:
         one = {stream: _row(tree, number) for stream, tree in parts.items()}
         highest = jax.lax.Precision.HIGH
-        return {
-            name: jnp.matmul(x, one[name]["kernel"], precision=highest) + one[name]["bias"] for name, x in out.items()
-        }
+        return {name: jnp.matmul(x, one[name]["kernel"], precision=highest) + one[name]["bias"] for name, x in out.items()}
 
     return jax.lax.switch((number >= 0).astype(jnp.int32), [lambda out: out, project], out)
 

@@ -1,7 +1,7 @@
 """The one place where the times and outputs of networks are turned into those of samplers and noising processes, and back.
 
-These count the time of the path (`graftax.models.paths`): the original steps of DDPM, the noise fraction of a flow (0 data, 1
-noise), the sigma of EDM; and take a velocity to be the change of x with the noise fraction, noise minus data on the linear
+These count the time of the path (`graftax.paths`): the original steps of DDPM, the noise fraction of a flow (0 data,
+1 noise), the sigma of EDM; and take a velocity to be the change of x with the noise fraction, noise minus data on the linear
 path. What a network means is its spec's `Prediction`. Given x and the time, noise, velocity, x0, score and Karras's network
 tell the same, and so does x on another path of the same sigma / alpha, but for its scale: so any of them is any other
 (`Interface`), exactly.
@@ -17,11 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from graftax.models.paths import STEPS, Level, ends, level, time_on
+from graftax.paths import SIGMA_DATA, STEPS, Level, ends, level, time_on
 from graftax.spec import Prediction
-
-SIGMA_DATA = 0.5
-"""Deviation of the data that EDM's preconditioner takes for granted."""
 
 Network = Callable[[jax.Array, jax.Array, Any], jax.Array]
 """x (b, h, w, c), t (b,), conditions -> (b, h, w, out channels)."""

@@ -4,6 +4,7 @@ from graftax.surgery.check import check, check_trainable
 from graftax.surgery.edits import Edit, compose
 from graftax.surgery.graft import apply_edit, graft
 from graftax.surgery.hybrid import hybrid
+from graftax.surgery.interface import interface, native
 from graftax.surgery.inverse import inverse
 from graftax.surgery.lora import lora, merge_lora
 from graftax.surgery.lora_file import lora_file
@@ -26,7 +27,7 @@ from graftax.surgery.select import Site, all_sites, select
 
 __all__ = [
     "EDITS", "Edit", "Report", "Rewrite", "Site", "all_sites", "apply_edit", "check", "check_trainable", "compose", "diff",
-    "drop", "graft", "hybrid", "inverse", "looped_parallel", "lora", "lora_file", "merge_lora", "painters_span",
-    "parallel", "parallel_pairs", "parse", "random_order", "repeat", "replace", "replay", "resize", "reverse", "select",
-    "skip", "tie",
+    "drop", "graft", "hybrid", "interface", "inverse", "looped_parallel", "lora", "lora_file", "merge_lora", "native",
+    "painters_span", "parallel", "parallel_pairs", "parse", "random_order", "repeat", "replace", "replay", "resize",
+    "reverse", "select", "skip", "tie",
 ]  # fmt: skip

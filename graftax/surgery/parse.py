@@ -10,6 +10,7 @@ from graftax.spec import OpSpec
 from graftax.surgery.edits import Edit, compose
 from graftax.surgery.grammar import Call, Pair, read
 from graftax.surgery.hybrid import hybrid
+from graftax.surgery.interface import interface, native
 from graftax.surgery.inverse import inverse
 from graftax.surgery.lora import lora, merge_lora
 from graftax.surgery.lora_file import lora_file
@@ -21,6 +22,7 @@ EDITS: dict[str, Callable[..., Edit]] = {
     "replace": replace, "resize": resize, "hybrid": hybrid, "compose": compose, "inverse": inverse, "lora": lora,
     "lora_file": lora_file, "merge_lora": merge_lora, "skip": skip, "repeat": repeat, "reverse": reverse,
     "random_order": random_order, "parallel": parallel, "parallel_pairs": parallel_pairs, "drop": drop, "tie": tie,
+    "interface": interface, "native": native,
 }  # fmt: skip
 """The functions that make edits, by the names they have in texts. To add one: write it, name it here."""
 

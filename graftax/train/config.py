@@ -61,9 +61,10 @@ class DiffusionConfig(TrainConfig):
     Attributes:
         class_dropout: share of images that are trained without their conditions.
         times: of the noise fraction, 0 data and 1 noise, at which images are trained (`graftax.diffusion.Times`): "uniform",
-            "uniform(0.35, 0.8)", "logit_normal(0, 1)" as in SD3, "lognormal(-1.2, 1.2)" as in EDM, or "shifted(3)"; "": as such
-            models are, "uniform", EDM's own.
-        objective: what is made of the squared error (`graftax.diffusion.Objective`): "none", "min_snr(5)", "none + direction(1)".
+            "uniform(0.35, 0.8)", "logit_normal(0, 1)" as in SD3, "lognormal(-1.2, 1.2)" as in EDM, or "shifted(3)"; "": as
+            such models are, "uniform", EDM's own.
+        objective: what is made of the squared error (`graftax.diffusion.Objective`): "none", "min_snr(5)", "none +
+            direction(1)".
         compute_dtype: matmul type.
         plan: as in `graftax.models.forward`.
         remat: likewise; "auto" keeps matmul results only on a CPU, where that is faster, and everything elsewhere.

@@ -50,8 +50,9 @@ def diffusion_loss(
     `params` plain or collected; batch: image (b, h, w, c) clean data and what the model is conditioned on, label (b,) int
     for classes. t is drawn from the process as `times` says, None: as such models are; the conditions become the
     unconditional ones with probability `class_dropout` (classifier-free guidance, arXiv 2207.12598; 0.1 in DiT, arXiv
-    2212.09748). `dtype`, `plan`, `remat` as in `graftax.models.forward`. `recipe`: what passes leave out, and losses besides, whose values are metrics too; they take
-    their heads from `params` (`Recipe.heads`), and their targets from the batch.
+    2212.09748). `dtype`, `plan`, `remat` as in `graftax.models.forward`. `recipe`: what passes leave out, and losses
+    besides, whose values are metrics too; they take their heads from `params` (`Recipe.heads`), and their targets from the
+    batch.
 
     Raises BadInput if `class_dropout` is no probability, or the model's times are steps and it does not predict noise and
     variance, or `process` or `objective` is not for it.

@@ -210,7 +210,7 @@ def test_ddpm_needs_variance_channels():
         ({"steps": 1000}, r"sampling steps: 1000, expected 1\.\.999"),
         ({"eta": 0.5}, "eta: 0.5 with 'dpmpp_2m', expected 0..1 for 'ddim' and 0 for others"),
         ({"spacing": "karras"}, "spacing: got 'karras', expected one of"),
-        ({"last": "none"}, "last: got 'none', expected one of"),
+        ({"last": "nought"}, "last: got 'nought', expected one of"),
         ({"sampler": "dpmpp_2"}, "did you mean 'dpmpp_2m'"),
         ({"sampler": "ddim", "last": "sigma_min"}, "last 'sigma_min' with 'ddim': expected 'linspace' and 'zero'"),
         ({"sampler": "ddpm", "spacing": "time_uniform"}, "spacing 'time_uniform', last 'zero' with 'ddpm'"),

@@ -25,7 +25,7 @@ def model() -> Model:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sampler": "heun"}, "sampler: got 'heun'"),
+        ({"sampler": "unipc"}, "sampler: got 'unipc'"),
         ({"steps": 1001}, "sampling steps: 1001"),
         ({"cfg_scale": -1.0}, "guidance scale: -1"),
         ({"cfg_scale": float("nan")}, "guidance scale: nan"),

@@ -50,7 +50,7 @@ def test_json_round_trip():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("sampler", "heun"), ("labels", "some"), ("rounding", "up"), ("count", 0), ("steps", 1001)]
+    ("field", "value"), [("sampler", "unipc"), ("labels", "some"), ("rounding", "up"), ("count", 0), ("steps", 1001)]
 )
 def test_values_out_of_range_are_refused(field, value):
     with pytest.raises(BadInput, match=field if field != "steps" else "1001"):

@@ -25,6 +25,10 @@ BETA_START, BETA_END = 1e-4, 0.02  # of DDPM at 1000 steps; other step counts sc
 STEPS = 1000
 """Of the discrete process."""
 VP_START, VP_END = 0.1, 20.0
+SIGMA_DATA = 0.5
+"""Deviation of the data that EDM's preconditioner takes for granted."""
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+"""Between which EDM's networks are asked (Karras et al. 2022, Table 1)."""
 
 
 class Level(NamedTuple):
@@ -62,8 +66,8 @@ def _log_ratios() -> np.ndarray:
 
 
 def level(path: str, t: Any) -> Level:
-    """Where time t of any shape, counted as the path counts, is on it. Between DDPM's steps ln(sigma / alpha) is linear; beyond
-    them the nearest counts."""
+    """Where time t of any shape, counted as the path counts, is on it. Between DDPM's steps ln(sigma / alpha) is linear;
+    beyond them the nearest counts."""
     xp = jnp if isinstance(t, jax.Array) else np
     one = xp.ones_like(t)
     if path == "linear":
@@ -85,7 +89,7 @@ def level(path: str, t: Any) -> Level:
 def time_on(path: str, fraction: Any) -> Any:
     """The path's time where sigma / (alpha + sigma) is `fraction`, 0 to 1: inverse of `level(path, t).fraction`.
 
-    DDPM starts at the fraction 0.0099 and ends at 0.9937, VP ends at 0.9935: what is beyond is taken to be there.
+    Of DDPM and VP what is beyond their `ends` is taken to be there.
     """
     xp = jnp if isinstance(fraction, jax.Array) else np
     left = 1 - fraction
@@ -104,8 +108,9 @@ def time_on(path: str, fraction: Any) -> Any:
 
 
 def ends(path: str) -> tuple[float, float]:
-    """The least and the greatest sigma / (alpha + sigma) on a path."""
-    if path == "ddpm":
-        ratios = np.exp(_log_ratios()[[0, -1]])
-        return tuple(float(ratio) for ratio in ratios / (1 + ratios))  # pyright: ignore[reportReturnType]
+    """The least and the greatest sigma / (alpha + sigma) at which networks of a path are asked: DDPM's from 0.0099 to
+    0.9937, VP's to 0.9935, EDM's those of its sigmas."""
+    if path in ("ddpm", "edm"):
+        least, most = np.exp(_log_ratios()[[0, -1]]) if path == "ddpm" else (SIGMA_MIN, SIGMA_MAX)
+        return float(least / (1 + least)), float(most / (1 + most))
     return 0.0, float(level("vp", 1.0).fraction) if path == "vp" else 1.0
