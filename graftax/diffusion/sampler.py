@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from graftax.diffusion.adaptive import adaptive
 from graftax.diffusion.guidance import GuidedFn, ModelFn
@@ -53,6 +54,12 @@ class Steps:
     sampling: Sampling
     clip: bool = False
     way: Way = LINEAR
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(calls,) int: of which step every call is, one by one where the model is called once a step."""
+        number = schedule(self.sampling, self.way).number
+        return np.arange(self.sampling.steps) if number is None else np.asarray(number)
 
     def start(self, noise: jax.Array) -> SamplerState:
         """Before the first step: unit Gaussian noise."""

@@ -23,7 +23,9 @@ Row = dict[str, float]
 
 def walk(sampling: Sampling, way: Way) -> Iterator[Row]:
     """One row for every time that the model is called: fields of `graftax.diffusion.schedule.Step`, `number` the step's and
-    `ends` whether the step does. Raises `BadInput` where one is not finite."""
+    `ends` whether the step does. Raises `BadInput` where one is not finite, and on "dopri5"."""
+    if sampling.sampler == "dopri5":
+        raise BadInput("sampler 'dopri5': chooses its steps as it goes, expected one whose steps are known here")
     times = sampling.times_between(way.most, way.least)
     kinds = {"euler_maruyama": _stochastic, "sde_heun": _stochastic, "edm_heun": _karras}
     for row in kinds.get(sampling.sampler, _ordinary)(sampling, way, times):

@@ -58,6 +58,12 @@ def exact(steps: int, **data):
     return gaussian_model(Process().respaced(steps), **data)
 
 
+def exact_edm(x, sigma, y):
+    """The exact x0 of N(MEAN, STD^2) data at x0 + sigma noise, sigma (b,)."""
+    variance = sigma[:, None, None, None] ** 2
+    return (STD**2 * x + variance * MEAN) / (STD**2 + variance)
+
+
 def exact_flow(x, t, y):
     """The exact velocity E[noise - x0 | x_t] of N(MEAN, STD^2) data at noise fractions t (b,)."""
     t = t[:, None, None, None]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gaussian import MEAN, SHAPE, STD, Y, exact, exact_flow, gaussian_model, keys_of, sample, x_init
+from gaussian import MEAN, SHAPE, STD, Y, exact, exact_edm, exact_flow, gaussian_model, keys_of, sample, x_init
 
 from graftax.diffusion import SAMPLERS, Process, SamplerState, Sampling, Steps, unit_noise
 from graftax.errors import BadInput
