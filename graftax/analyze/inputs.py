@@ -20,7 +20,9 @@ from graftax.diffusion import (
     heldout_set,
     image_keys,
     initial_noise,
+    schedule,
     unit_noise,
+    way_for,
 )
 from graftax.errors import BadInput, naming
 from graftax.models import Cond, Model
@@ -28,6 +30,7 @@ from graftax.models.arguments import as_key
 from graftax.models.backbone import find
 from graftax.models.forward import prepare_params
 from graftax.models.model import check_inputs, given_conditions, null_conditions
+from graftax.models.prediction import given as given_to
 from graftax.models.prediction import network_times
 from graftax.models.prediction import noise_fraction as fraction_of
 from graftax.ops.base import Params
@@ -47,16 +50,17 @@ def trajectory(
 ) -> Iterator[Input]:  # fmt: skip
     """Everything that the model is called with while it draws samples of classes `labels` (n,), or for conditions `cond`.
 
-    One batch per step and chunk of `batch_size` samples, noisiest step first; with guidance (cfg_scale not 1) each holds
-    both halves of the guided pass, (2 b,) of them, the unconditional half last: `null_cond` (n, ..) or (1, ..), None: the
-    model's own. Samples beyond a multiple of `batch_size`
-    (or of n, if smaller) are left out. The samples are those of `graftax.sample`, whose other arguments these are. A DiT's
+    One batch per call of the model and chunk of `batch_size` samples, noisiest first; with guidance (not 1) each holds both
+    halves of the guided pass, (2 b,) of them, the unconditional half last: `null_cond` (n, ..) or (1, ..), None: the model's
+    own. Samples beyond a multiple of `batch_size` (or of n, if smaller) are left out. The samples are those of `graftax.sample`, whose other arguments these are. A DiT's
     defaults are those of the grafting paper's locality analysis (arXiv 2506.05340): 50 DDIM steps, guidance 1.5. Image
     i depends on `rng` and i alone. Raises `BadInput` on labels, conditions and settings that do not fit.
     """
     sampling = sampling_for(model.spec, sampling, **settings)
     if batch_size < 1:
         raise BadInput(f"batch_size: got {batch_size}, expected 1 or more")
+    if sampling.sampler in ("dopri5", "sde_heun") or sampling.churn:
+        raise BadInput(f"sampling: got {sampling}, expected steps that are known, with no noise before the model is called")
     given = conditions_of(model.spec, labels, cond)
     null = None if null_cond is None else null_conditions(given, null_cond)
     return _walk(model, given, null, sampling, jax.random.key(0) if rng is None else as_key(rng), batch_size, dtype)
@@ -105,16 +109,19 @@ def _walk(
     dtype: DTypeLike | None,
 ) -> Iterator[Input]:  # fmt: skip
     spec, count = model.spec, number_of(cond)
-    size = min(batch_size, count)
+    size, way = min(batch_size, count), way_for(model.spec.prediction, sampling)
     prepared = prepare_params(spec, model.params)
     for start in range(0, count // size * size, size):
         part, twin = (rows_of(one, start, size) for one in (cond, null))
         assert part is not None
         keys = image_keys(root, start, size)
-        state = SamplerState.start(initial_noise(keys, sampling.steps, spec.image_shape))
-        for number, t in enumerate(network_times(spec.prediction, sampling.timesteps)):
-            yield _guided_input(spec, prepared, state.x, jnp.full(size, t), part, twin, sampling.cfg_scale)
-            state = _step(spec, prepared, number, state, part, twin, keys, sampling=sampling, dtype=dtype)
+        state = SamplerState.begin(initial_noise(keys, sampling.steps, spec.image_shape) * way.start)
+        calls = schedule(sampling, way)
+        for call, t in enumerate(calls.timestep):
+            x, times = given_to(spec.prediction, state.x, jnp.full(size, t), way.path)
+            scale = sampling.cfg_scale if calls.guidance is None else float(calls.guidance[call])
+            yield _guided_input(spec, prepared, x, times, part, twin, scale)
+            state = _step(spec, prepared, call, state, part, twin, keys, sampling=sampling, dtype=dtype)
 
 
 def rows_of(cond: Cond | None, start: int, size: int) -> Cond | None:
@@ -135,11 +142,12 @@ def _guided_input(
 
 @functools.partial(jax.jit, static_argnames=("spec", "sampling", "dtype"))
 def _step(
-    spec: ModelSpec, prepared: Params, number: jax.Array | int, state: SamplerState, cond: Cond, null: Cond | None,
+    spec: ModelSpec, prepared: Params, call: jax.Array | int, state: SamplerState, cond: Cond, null: Cond | None,
     keys: jax.Array, *, sampling: Sampling, dtype: DTypeLike | None,
 ) -> SamplerState:  # fmt: skip
-    noise = unit_noise(keys, number, spec.image_shape) if sampling.noisy else None
-    return sampler_steps(spec, prepared, sampling, null, dtype)(number, state, cond, noise)
+    steps = sampler_steps(spec, prepared, sampling, null, dtype)
+    noise = unit_noise(keys, jnp.asarray(steps.numbers)[call], spec.image_shape) if sampling.noisy else None
+    return steps(call, state, cond, noise)
 
 
 # --- Bins of time ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from graftax.analyze.inputs import Input, TimeBins, conditions_of, noise_fractio
 from graftax.analyze.outputs import Outputs
 from graftax.analyze.strategies import Program, Strategy
 from graftax.api import sampling_for
-from graftax.diffusion import Sampling, denoise, guided, image_keys, initial_noise
+from graftax.diffusion import Sampling, denoise, guided, image_keys, initial_noise, way_for
 from graftax.errors import BadInput, naming
 from graftax.models import Cond, Model
 from graftax.models.arguments import as_key
@@ -118,6 +118,7 @@ class ProgramSampler:
         how, given = sampling_for(spec, sampling), conditions_of(spec, labels, cond)
         if how.skip:
             raise BadInput(f"skip: got {how.skip}, expected none here: programs change")
+        way = way_for(spec.prediction, how)
         self._capacity, self._library = capacity, (library := Library((spec,)))
         self._weights = library.prepare(model.params) if weights is None else weights
         null = None if null_cond is None else null_conditions(given, null_cond)
@@ -138,8 +139,9 @@ class ProgramSampler:
             def twin(cond: Any) -> Any:
                 return find(spec).null(spec, weights, cond) if null is None else null
 
-            guide = guided(as_called(spec.prediction, model_fn), how.cfg_scale, twin, how.cfg_channels)
-            return denoise(guide, how, initial_noise(keys, how.steps, spec.image_shape), cond, keys)
+            own = as_called(spec.prediction, model_fn, way.target, way.path)
+            guide = guided(own, how.cfg_scale, twin, how.cfg_channels, varies=how.varies)
+            return denoise(guide, how, initial_noise(keys, how.steps, spec.image_shape), cond, keys, way=way)
 
         self._draw = jax.jit(draw)
 

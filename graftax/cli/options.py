@@ -92,34 +92,41 @@ def load_data(config: Any) -> Any:
     return data
 
 
+def _positions(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+SAMPLING = {
+    "sampler": (("ddpm", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "euler", "heun", "midpoint", "dopri5", "euler_maruyama",
+        "sde_heun", "edm_heun"), "default, here and below: as the model's family draws (a DiT: ddim)"),
+    "steps": (int, "intervals from noise to data (a DiT: 50)"),
+    "cfg_scale": (float, "guidance, 1 is none (a DiT: 1.5)"),
+    "cfg_channels": (int, "guided channels, 0 for all (a DiT: 3, or all where fewer)"),
+    "interval": (float, "guide at sigma/alpha above the one and up to the other alone", 2),
+    "cfg_power": (float, "let guidance rise by 1 - cos(pi p^X), p the share of the steps done (0: constant)"),
+    "weak": (("null", "skip"), "what is guided away from: no conditions, or the model without the positions --skip"),
+    "eta": (float, "noise of DDIM, 0 to 1 (a DiT: 0)"),
+    "spacing": (("linspace", "time_uniform", "sd3", "tail"), "times of dpmpp_2m, rounded as diffusers' or PixArt's own, and "
+        "of flows, to 0 evenly, as SD3's, or with a last interval of --last-size"),
+    "last": (("zero", "sigma_min", "mean", "tweedie", "euler", "none"), "where dpmpp_2m ends, at the data or at training's "
+        "least noise; the last interval of heun, and of the samplers that add noise to a flow"),
+    "last_size": (float, "of that interval (default: 0.04)"),
+    "shift": (float, "of the noise fractions of flows, 1 leaves them"),
+    "diffusion": (str, 'noise of euler_maruyama and sde_heun: sigma, sbdm, .., or "sigma(0.5)"'),
+    "churn": (float, "of edm_heun: S_churn, S_min, S_max, S_noise", 4),
+    "tolerance": (float, "of dopri5, relative and absolute (default: 1e-3 1e-6)", 2),
+    "skip": (_positions, "positions A,B,.. that a weaker pass skips, to be led away from that too (SD3.5-medium: 7,8,9)"),
+    "skip_scale": (float, "how far away (default: 2.8)"),
+    "skip_span": (float, "in which part of the steps (default: 0.01 0.2)", 2),
+}  # fmt: skip
+"""Flags of sampling: choices or type, help, how many values."""
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How samples are drawn; what is not given is as the model's family draws (`SampleConfig.of`)."""
-    parser.add_argument(
-        "--sampler", choices=("ddpm", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "euler"),
-        help="default, here and below: as the model's family draws (a DiT: ddim)",
-    )  # fmt: skip
-    parser.add_argument("--steps", type=int, help="denoising steps (a DiT: 50)")
-    parser.add_argument("--cfg-scale", type=float, help="guidance, 1 is none (a DiT: 1.5)")
-    parser.add_argument(
-        "--cfg-channels", type=int, metavar="C", help="guided channels, 0 for all (a DiT: 3, or all where fewer)"
-    )
-    parser.add_argument("--eta", type=float, help="noise of DDIM, 0 to 1 (a DiT: 0)")
-    parser.add_argument(
-        "--spacing", choices=("linspace", "time_uniform", "sd3"),
-        help="times of dpmpp_2m, rounded as diffusers' or PixArt's own, and of euler, to 0 evenly or as SD3's",
-    )  # fmt: skip
-    parser.add_argument(
-        "--last", choices=("zero", "sigma_min"), help="where dpmpp_2m ends: at the data or at training's least noise"
-    )
-    parser.add_argument("--shift", type=float, help="of the noise fractions of euler, 1 leaves them")
-    parser.add_argument(
-        "--skip", type=_positions, metavar="A,B,..",
-        help="positions of the program that a weaker pass skips, to be led away from that too (SD3.5-medium: 7,8,9)",
-    )  # fmt: skip
-    parser.add_argument("--skip-scale", type=float, metavar="S", help="how far away (default: 2.8)")
-    parser.add_argument(
-        "--skip-span", type=float, nargs=2, metavar="F", help="in which part of the steps (default: 0.01 0.2)"
-    )
+    for name, (kind, text, *count) in SAMPLING.items():
+        what: dict[str, Any] = {"choices": kind} if isinstance(kind, tuple) else {"type": kind, "metavar": "X"}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, **what, **({"nargs": count[0]} if count else {}))
     parser.add_argument(
         "--weights", choices=("float32", "bfloat16", "int8"), help="type of the model's (default: as graftax.load has them)"
     )
@@ -139,10 +146,7 @@ def add_guidance(parser: argparse.ArgumentParser) -> None:
     )
 
 
-DRAWING = (
-    "text_encoder", "text_dtype", "sampler", "steps", "cfg_scale", "cfg_channels", "eta", "spacing", "last", "shift", "skip",
-    "skip_scale", "skip_span", "guidance",
-)  # fmt: skip
+DRAWING = ("text_encoder", "text_dtype", *SAMPLING, "guidance")
 """Flags of `add_drawing` that mean nothing where no model draws."""
 
 
@@ -172,10 +176,6 @@ def draw_prompts(args: argparse.Namespace, prompts: Sequence[Prompt], file: str,
     )  # fmt: skip
     draw_folder(prompts, draw, folder, drawn, batch_size=args.batch_size)
     return drawn
-
-
-def _positions(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
 
 
 READER = (

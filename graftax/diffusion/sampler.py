@@ -14,7 +14,7 @@ from graftax.diffusion.guidance import GuidedFn, ModelFn
 from graftax.diffusion.noise import unit_noise
 from graftax.diffusion.process import interpolate, split_output
 from graftax.diffusion.sampling import Sampling, check_variance
-from graftax.diffusion.schedule import Step, schedule
+from graftax.diffusion.schedule import Step, schedule, step_numbers
 from graftax.diffusion.way import LINEAR, Way
 from graftax.errors import BadInput
 
@@ -58,8 +58,7 @@ class Steps:
     @property
     def numbers(self) -> np.ndarray:
         """(calls,) int: of which step every call is, one by one where the model is called once a step."""
-        number = schedule(self.sampling, self.way).number
-        return np.arange(self.sampling.steps) if number is None else np.asarray(number)
+        return step_numbers(self.sampling, self.way)
 
     def start(self, noise: jax.Array) -> SamplerState:
         """Before the first step: unit Gaussian noise."""

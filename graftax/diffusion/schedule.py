@@ -45,10 +45,9 @@ class Step(NamedTuple):
     guidance: jax.Array | None = None  # its scale, where that varies
 
 
-def schedule(sampling: Sampling, way: Way | None = None) -> Step:
+def schedule(sampling: Sampling, way: Way = LINEAR) -> Step:
     """The calls of `sampling`: float32 fields (calls,); timesteps as in `Sampling.timesteps`, one call a step but where a
-    method looks twice. `way`: along which flows are walked, None: the linear path."""
-    way = way or LINEAR
+    method looks twice. `way`: along which flows are walked."""
     if sampling.flow or sampling.sampler == "edm_heun":
         found = list(walk(sampling, way))
         rows = {name: np.array([row[name] for row in found]) for name in found[0]}
@@ -60,6 +59,13 @@ def schedule(sampling: Sampling, way: Way | None = None) -> Step:
     if sampling.varies:
         rows["guidance"] = guidance_scales(sampling, way)[numbers]
     return Step(jnp.asarray(times), **{name: jnp.asarray(row, jnp.float32) for name, row in rows.items()}, **known)
+
+
+def step_numbers(sampling: Sampling, way: Way = LINEAR) -> np.ndarray:
+    """(calls,) int: the step of every call of the model."""
+    if sampling.flow or sampling.sampler == "edm_heun":
+        return np.array([row["number"] for row in walk(sampling, way)])
+    return np.arange(sampling.steps)
 
 
 def guidance_scales(sampling: Sampling, way: Way) -> np.ndarray:

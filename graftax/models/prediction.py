@@ -144,6 +144,11 @@ def as_called(prediction: Prediction, network: Network, target: str = "", path: 
     return called
 
 
+def given(prediction: Prediction, x: jax.Array, t: jax.Array, path: str = "") -> tuple[jax.Array, jax.Array]:
+    """What a network is given where samplers are at x (b, h, w, c) and t (b,) of `path`, "" being its own."""
+    return Interface(prediction, "eps", path or prediction.path).enter(x, t)
+
+
 def entered(prediction: Prediction, x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     """x and t of a model as the network within is given them, where it is another (`Prediction.inner`)."""
     if prediction.inner is None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gaussian import MEAN, SHAPE, STD, Y, exact, exact_edm, exact_flow, gaussian_model, keys_of, sample, x_init
 
-from graftax.diffusion import SAMPLERS, Process, SamplerState, Sampling, Steps, unit_noise
+from graftax.diffusion import SAMPLERS, Process, Sampling, Steps, unit_noise
 from graftax.errors import BadInput
 
 
@@ -72,16 +72,18 @@ def test_noise_comes_from_the_keys_folded_with_the_step():
     assert jnp.abs(sample(model, 10, keys=keys_of(5)) - drawn).max() > 0.1
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "dopri5"])
 def test_one_step_after_the_other_is_the_loop(sampler):
     how = Sampling(sampler=sampler, steps=6)
     model = exact_flow if how.flow else exact(6) if sampler in ("ddpm", "ddim") else exact(1000)
-    steps = Steps(model, how)
-    assert how.noisy == (sampler in ("ddpm", "sde_dpmpp_2m"))
+    steps = Steps(exact_edm if sampler == "edm_heun" else model, how)
+    assert how.noisy == (sampler in ("ddpm", "sde_dpmpp_2m", "euler_maruyama", "sde_heun"))
     noise = jax.random.normal(jax.random.key(7), (6, *SHAPE))
-    state = SamplerState.begin(x_init())
-    for i in range(6):
-        state = steps(i, state, Y, noise[i] if how.noisy else None)
+    step, state = jax.jit(steps), steps.start(x_init())
+    for call, number in enumerate(steps.numbers):
+        state = step(call, state, Y, noise[number] if how.noisy else None)
+    twice = {"heun": 12, "midpoint": 12, "sde_heun": 11, "edm_heun": 11}
+    assert len(steps.numbers) == twice.get(sampler, 6)
     np.testing.assert_allclose(steps.scan(x_init(), Y, None, noise), state.x, atol=1e-5)
 
 
@@ -158,7 +160,7 @@ def test_bfloat16_input_is_sampled_in_float32():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"sampler": "heun"}, "sampler: got 'heun', expected one of"),
+        ({"sampler": "unipc"}, "sampler: got 'unipc', expected one of"),
         ({"eta": 0.5}, "eta: 0.5 with 'ddpm'"),
         ({"sampler": "ddim", "eta": 1.5}, "eta: 1.5"),
         ({"keys": None}, "neither keys nor step_noise"),

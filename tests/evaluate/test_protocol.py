@@ -12,7 +12,9 @@ OTHER = {
     "sampler": "ddpm", "steps": 250, "cfg_scale": 4.0, "cfg_channels": None, "eta": 0.5, "seed": 1, "count": 10_000,
     "labels": "balanced", "decoder": "demo", "rounding": "truncate", "dtype": "bfloat16", "reference": "a.npz 12ab",
     "features": "inception 34cd", "text": "T5 56ef", "spacing": "time_uniform", "last": "sigma_min",
-    "shift": 3.0, "guidance": 3.5, "skip": (1,), "skip_scale": 2.0, "skip_span": (0.0, 0.5),
+    "shift": 3.0, "guidance": 3.5, "skip": (1,), "skip_scale": 2.0, "skip_span": (0.0, 0.5), "interval": (0.1, 2.0),
+    "cfg_power": 4.0, "weak": "model", "last_size": 0.1, "diffusion": "sbdm(2)", "churn": (40.0, 0.05, 50.0, 1.003),
+    "tolerance": (1e-5, 1e-5),
 }  # fmt: skip
 
 
@@ -23,11 +25,13 @@ def changed(**fields):
 
 def test_every_field_changes_the_hash():
     assert OTHER.keys() == Protocol().fields().keys()
-    sampler = {"spacing": "dpmpp_2m", "last": "dpmpp_2m", "shift": "euler"}  # what these are for
+    sampler = {
+        "spacing": "dpmpp_2m", "last": "dpmpp_2m", "shift": "euler", "diffusion": "euler_maruyama", "churn": "edm_heun",
+    }  # fmt: skip
     hashes = {changed(sampler=name).hash for name in ("ddim", *sampler.values())}
     for name in OTHER:
         hashes.add(changed(**{"sampler": sampler.get(name, "ddim"), name: OTHER[name]}).hash)
-    assert len(hashes) == len(OTHER) + 3
+    assert len(hashes) == len(OTHER) + 5
 
 
 def test_results_keep_the_hash_that_they_were_written_with():
@@ -42,7 +46,8 @@ def test_models_of_classes_have_the_hash_that_they_had_before_prompts():
 
 
 def test_json_round_trip():
-    protocol = changed(**{**OTHER, "sampler": "sde_dpmpp_2m", "eta": 0.0, "shift": 1.0})
+    of_others = {"eta": 0.0, "shift": 1.0, "diffusion": "sigma", "churn": (), "weak": "skip"}
+    protocol = changed(**{**OTHER, "sampler": "sde_dpmpp_2m", **of_others})
     assert (protocol.sampling.steps, protocol.count) == (250, 10_000)
     assert Protocol.from_json(protocol.to_json()) == protocol
     with pytest.raises(BadInput, match="colour"):
