@@ -73,7 +73,7 @@ def level(path: str, t: Any) -> Level:
     if path == "linear":
         return Level(1 - t, t, -one, one)
     if path == "gvp":
-        alpha, sigma, pace = xp.cos(t * (np.pi / 2)), xp.sin(t * (np.pi / 2)), np.pi / 2
+        alpha, sigma, pace = xp.sin((1 - t) * (np.pi / 2)), xp.sin(t * (np.pi / 2)), np.pi / 2  # 0 at their ends
         return Level(alpha, sigma, -pace * sigma, pace * alpha)
     if path == "vp":
         log_alpha = -t * (t * (VP_END - VP_START) / 4 + VP_START / 2)

@@ -149,16 +149,17 @@ def test_samplers_that_do_not_fit_a_models_prediction_are_refused(model, predict
             refuse()
 
 
-def test_euler_is_for_velocities_alone(model):
-    for other in (Prediction(), Prediction("velocity"), Prediction(time="noise")):
-        spec = model.spec.replace(prediction=other)
-        for refuse in (
-            lambda spec=spec: draw(model.replace(spec=spec), sampler="euler"),
-            lambda spec=spec: api.sampling_for(spec, graftax.Sampling(sampler="euler")),
-            lambda spec=spec: on_the_command_line(spec, "--sampler=euler"),
-        ):
-            with pytest.raises(BadInput, match=r"sampler 'euler': .*, expected a velocity at noise or data fractions"):
-                refuse()
+def test_euler_is_for_all_whose_velocity_is_known(model):
+    spec = model.spec.replace(prediction=Prediction("velocity"))
+    for refuse in (
+        lambda: draw(model.replace(spec=spec), sampler="euler"),
+        lambda: api.sampling_for(spec, graftax.Sampling(sampler="euler")),
+        lambda: on_the_command_line(spec, "--sampler=euler"),
+    ):
+        with pytest.raises(BadInput, match=r"sampler 'euler': .*, expected noise \(eps\) or x0, or times that are no index"):
+            refuse()
+    for other in (Prediction(), Prediction(time="noise"), Prediction("edm", "log_sigma", False)):
+        assert api.sampling_for(model.spec.replace(prediction=other), sampler="euler").flow
 
 
 FLOWS = {

@@ -15,7 +15,7 @@ from graftax.diffusion.noise import unit_noise
 from graftax.diffusion.process import interpolate, split_output
 from graftax.diffusion.sampling import Sampling, check_variance
 from graftax.diffusion.schedule import Step, schedule, step_numbers
-from graftax.diffusion.way import LINEAR, Way
+from graftax.diffusion.way import VELOCITY, Way, way_for
 from graftax.errors import BadInput
 
 
@@ -47,13 +47,16 @@ class Steps:
             of guidance where that varies (`sampling.varies`).
         sampling: what is drawn; its guidance is not looked at, `model_fn` has it.
         clip: hold the predicted x0 within [-1, 1], for models of pixels.
-        way: of flows.
+        way: that flows are walked along; None: that of a model of velocities on the linear path.
     """
 
     model_fn: ModelFn | GuidedFn
     sampling: Sampling
     clip: bool = False
-    way: Way = LINEAR
+    way: Way = None  # pyright: ignore[reportAssignmentType]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "way", self.way or way_for(VELOCITY, self.sampling))
 
     @property
     def numbers(self) -> np.ndarray:
@@ -148,7 +151,7 @@ def denoise(
     the model has no variance channels, and on steps that are not finite.
     """
     _check(sampling, x_init, keys, step_noise)
-    return Steps(model_fn, sampling, clip, way or LINEAR).scan(x_init.astype(jnp.float32), cond, keys, step_noise)
+    return Steps(model_fn, sampling, clip, way or way_for(VELOCITY, sampling)).scan(x_init.astype(jnp.float32), cond, keys, step_noise)
 
 
 def _check(sampling: Sampling, x_init: jax.Array, keys: jax.Array | None, step_noise: jax.Array | None) -> None:

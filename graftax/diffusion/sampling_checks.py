@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def _check_noise(sampling: Sampling) -> None:
 
 
 def _checked_tuples(sampling: Sampling) -> dict[str, tuple[float, ...] | None]:
-    interval = None if sampling.interval is None else _numbers("interval", sampling.interval, 2)
+    interval = None if sampling.interval is None else _numbers("interval", sampling.interval, 2, most=math.inf)
     if interval is not None and not interval[0] < interval[1]:
         raise BadInput(f"interval: got {sampling.interval}, expected two values of sigma / alpha, rising, from 0")
     churn = _numbers("churn", sampling.churn, 4) if sampling.churn else ()
@@ -105,9 +106,9 @@ def _check_weak(sampling: Sampling) -> None:
         raise BadInput(f"skip_span: {span} of {sampling.steps} steps, expected one step or more in between")
 
 
-def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
-    """`value` as so many finite numbers from 0. Raises `BadInput` on others."""
-    numbers = isinstance(value, list | tuple) and all(isinstance(one, Real) and math.isfinite(one) for one in value)
-    if not numbers or len(value) != count or min(value) < 0:
-        raise BadInput(f"{name}: got {value!r}, expected {count} numbers from 0, finite")
+def _numbers(name: str, value: Any, count: int, most: float = sys.float_info.max) -> tuple[float, ...]:
+    """`value` as so many numbers from 0. Raises `BadInput` on others."""
+    numbers = isinstance(value, list | tuple) and all(isinstance(one, Real) and 0 <= one <= most for one in value)
+    if not numbers or len(value) != count:
+        raise BadInput(f"{name}: got {value!r}, expected {count} numbers from 0")
     return tuple(map(float, value))

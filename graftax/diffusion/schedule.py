@@ -15,7 +15,7 @@ import numpy as np
 from graftax.diffusion.process import Process
 from graftax.diffusion.sampling import Sampling
 from graftax.diffusion.walk import walk
-from graftax.diffusion.way import LINEAR, Way
+from graftax.diffusion.way import Way
 from graftax.paths import level
 
 FEW_STEPS = 15
@@ -45,7 +45,7 @@ class Step(NamedTuple):
     guidance: jax.Array | None = None  # its scale, where that varies
 
 
-def schedule(sampling: Sampling, way: Way = LINEAR) -> Step:
+def schedule(sampling: Sampling, way: Way) -> Step:
     """The calls of `sampling`: float32 fields (calls,); timesteps as in `Sampling.timesteps`, one call a step but where a
     method looks twice. `way`: along which flows are walked."""
     if sampling.flow or sampling.sampler == "edm_heun":
@@ -61,7 +61,7 @@ def schedule(sampling: Sampling, way: Way = LINEAR) -> Step:
     return Step(jnp.asarray(times), **{name: jnp.asarray(row, jnp.float32) for name, row in rows.items()}, **known)
 
 
-def step_numbers(sampling: Sampling, way: Way = LINEAR) -> np.ndarray:
+def step_numbers(sampling: Sampling, way: Way) -> np.ndarray:
     """(calls,) int: the step of every call of the model."""
     if sampling.flow or sampling.sampler == "edm_heun":
         return np.array([row["number"] for row in walk(sampling, way)])

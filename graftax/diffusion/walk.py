@@ -63,7 +63,7 @@ def _stochastic(sampling: Sampling, way: Way, times: np.ndarray) -> Iterator[Row
             yield _once(i, t, _slope(way, t, w), h, std=noise)
     if tail:
         t, extra = times[-2], {"lift" if heun else "std": 0.0}
-        w = 0.0 if sampling.last == "euler" else diffusion(way.path, t)
+        w = None if sampling.last == "euler" else diffusion(way.path, t)
         last = _once(sampling.steps - 1, t, _slope(way, t, w), sampling.last_size, **extra)
         if sampling.last == "tweedie":
             x, out = _clean(way, level(way.path, np.float64(t)))
@@ -86,15 +86,15 @@ def _karras(sampling: Sampling, way: Way, times: np.ndarray) -> Iterator[Row]:
             yield from _twice(i, t, slope, t - after, after, second, ((t - after) / 2, (t - after) / 2), **extra)
 
 
-def _slope(way: Way, t: float, w: float = 0.0) -> Row:
-    """-v + w score at the time t, of x and of what the network says."""
+def _slope(way: Way, t: float, w: float | None = None) -> Row:
+    """-v, or -v + w score, at the time t, of x and of what the network says."""
     at = level(way.path, np.float64(t))
     with np.errstate(divide="ignore", invalid="ignore"):
         if way.target == "velocity":  # the score is -(alpha v - alpha' x) / (sigma (alpha sigma' - sigma alpha'))
-            gain = w / (at.sigma * (at.alpha * at.dsigma - at.sigma * at.dalpha)) if w else 0.0
+            gain = 0.0 if w is None else w / (at.sigma * (at.alpha * at.dsigma - at.sigma * at.dalpha))
             return {"x_scale": float(gain * at.dalpha), "out_scale": float(1 + gain * at.alpha)}
         x, out = (at.dalpha * one for one in _clean(way, at))
-        return {"x_scale": float(-x), "out_scale": float(out + at.dsigma + w / at.sigma)}
+        return {"x_scale": float(-x), "out_scale": float(out + at.dsigma + (0.0 if w is None else w / at.sigma))}
 
 
 def _clean(way: Way, at: Level) -> tuple[float, float]:

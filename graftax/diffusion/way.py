@@ -41,7 +41,7 @@ class Way:
     start: float = 1.0
 
 
-LINEAR = Way()
+VELOCITY = Prediction("velocity", "noise", variance=False)
 
 
 def way_for(prediction: Prediction, sampling: Sampling) -> Way:
