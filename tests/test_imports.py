@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 ROOT = REPOSITORY / "graftax"
-CORE = {"allocator", "errors", "interrupts", "paths", "platforms", "progress", "spec"}
+CORE = {"allocator", "errors", "interrupts", "paths", "platforms", "progress", "spec", "spec_checks"}
 NETWORK = CORE | {"ops", "blocks", "models"}
 FILES_AND_DATA = NETWORK | {"surgery", "checkpoint", "nets", "diffusion", "data"}
 TRAINING = FILES_AND_DATA | {"train", "distill", "api", "draw"}
