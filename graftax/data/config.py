@@ -32,6 +32,8 @@ class DataConfig:
         subset_seed: draws both.
         text: the text store of the captions, as `graftax encode --text` wrote it. A latent set names its own; this one is
             taken where that was moved.
+        features: folder of the training images' features (`graftax.data.features.write_features`), which batches then have
+            too; of a latent set those of the images that it was encoded from.
         data_dir: where tensorflow-datasets keeps its sets; default TFDS_DATA_DIR.
     """
 
@@ -46,6 +48,7 @@ class DataConfig:
     test_subset: str | None = None
     subset_seed: int = 0
     text: str | None = None
+    features: str | None = None
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +61,8 @@ class DataConfig:
             raise BadInput(
                 "transform: got 'flip' with latents, expected 'none': latents of a mirrored image are not mirrored"
             )
+        if self.transform == "flip" and self.features is not None:
+            raise BadInput("transform: got 'flip' with features, expected 'none': they are of the images as they are")
         for text in (self.subset, self.test_subset):
             if text is not None:
                 check_subset(text)

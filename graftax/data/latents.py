@@ -268,6 +268,11 @@ class LatentSet:
         return self.folder.name
 
     @property
+    def numbers(self) -> np.ndarray:
+        """Of its records in the whole set, (n,)."""
+        return self._indices
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, as the source has them; () in sets of captions."""
         return self.manifest.class_names

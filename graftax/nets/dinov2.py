@@ -189,6 +189,12 @@ def features(spec: DINOv2Spec, params: Params, images: jax.Array) -> jax.Array:
     return tokens(spec, params, preprocess(images))[:, 0]
 
 
+def patches(spec: DINOv2Spec, params: Params, images: jax.Array, grid: int) -> jax.Array:
+    """Patch tokens (b, grid^2, d), row by row, of square images (b, h, h, 3) uint8, at the size that has so many: 224 pixels
+    for 16 x 16 of patch 14, as REPA (arXiv 2410.06940) aligns the tokens of latents to."""
+    return tokens(spec, params, preprocess(images, grid * spec.patch_size))[:, 1 + spec.num_register_tokens :]
+
+
 def interpolated(table: jax.Array, sides: tuple[int, int], smooth: bool) -> jax.Array:
     """A position table (g, g, d) at another grid (h, w, d), bicubic, as PyTorch's `interpolate` without aligned corners.
 

@@ -29,6 +29,16 @@ def test_true_sizes(name, count):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) == count
 
 
+def test_patches_come_without_class_and_registers():
+    """Two rows of two, at 28 pixels, whatever the image's size."""
+    spec = dinov2.DINOv2Spec(24, 1, 2, image_size=28, num_register_tokens=3)
+    params, image = dinov2.init(spec, jax.random.key(0)), np.arange(2 * 40 * 40 * 3).reshape(2, 40, 40, 3).astype(np.uint8)
+    found = jax.jit(lambda image: dinov2.patches(spec, params, image, grid=2))(image)
+    whole = jax.jit(lambda image: dinov2.tokens(spec, params, dinov2.preprocess(image, 28)))(image)
+    assert (found.shape, whole.shape) == ((2, 4, 24), (2, 8, 24))
+    np.testing.assert_allclose(found, whole[:, 4:], rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(300, 300), (64, 64)], ids=["shrinks", "grows"])
 def test_preprocess_resizes_as_pillow(shape):
     rng = np.random.default_rng(0)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from graftax.data.config import DataConfig
+from graftax.data.features import WithFeatures, open_features
 from graftax.data.latents import LatentSet, is_latent_set
 from graftax.data.opening import at_hand, open_any, part
-from graftax.data.pipeline import Batches, Pixels, Reader, batches, read_threads, stream, whole
+from graftax.data.pipeline import Arrays, Batches, Pixels, Reader, read_threads, stream, whole
 from graftax.data.scenes.memory import HELD_OUT, SCENES, TRAINED, scenes_in_memory
 from graftax.data.source import FASHION_MNIST, ImageSet, Records, load_source, prepare, require_npz, split_indices
 from graftax.data.text.captions import CaptionedImages
@@ -118,8 +119,21 @@ class Images:
         share, transform = (jax.process_index(), jax.process_count()), self.config.transform
         if isinstance(self.raw_train, ImageSet):
             arrays = {"image": self.train, **conditions_of(self.raw_train)}
-            return batches(arrays, batch_size, seed, *share, transform=transform)
-        return stream(self._reader(self.raw_train, transform), batch_size, seed, *share, threads=read_threads())
+            return stream(self._with_features(Arrays(arrays, transform)), batch_size, seed, *share)
+        reader = self._with_features(self._reader(self.raw_train, transform))
+        return stream(reader, batch_size, seed, *share, threads=read_threads())
+
+    def _with_features(self, reader: Reader) -> Reader:
+        """A reader of the training images, with their features where the config names some."""
+        if self.config.features is None:
+            return reader
+        features, train = open_features(self.config.features), self.raw_train
+        if features.data == train.digest:
+            return WithFeatures(reader, features, np.arange(len(train)))
+        if isinstance(train, LatentSet) and features.data == getattr(train.manifest, "records", None):
+            return WithFeatures(reader, features, train.numbers)
+        named = f"features {self.config.features}"
+        raise BadInput(f"{named}: of other images than {self.config.source!r}, or of another part of it")
 
     def _reader(self, images: Records | LatentSet, transform: str) -> Reader:
         """The reader of a set that is not in memory."""
