@@ -1,19 +1,19 @@
-"""Models whose files are a DiT's but for names in front and heads beside it (SiT, TREAD, REPA, SRA), from their files."""
+"""SiT, TREAD, REPA, SRA and REG with their reference arrays, as files hold them: models, and what stands beside them."""
 
 import functools
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from graftax.backbones.dit.layouts import DiTFile
+import graftax
+from graftax.checkpoint import read_beside
 from graftax.checkpoint.torch_reader import read_torch
-from graftax.models import Model
-from graftax.models.layout import params_from
-from graftax.spec import Prediction
+from graftax.checkpoint.torch_writer import write_torch
 
 GOLDENS = Path(__file__).parent / "goldens" / "modern"
-VELOCITY = Prediction("velocity", "noise", variance=False)
-LAYOUT = DiTFile()
+HEADS = {"sit": 4, "repa": 4, "sra": 2, "reg": 2, "tread": 4}
+LAYOUTS = {"sit": "sit"}
 
 
 @functools.cache
@@ -23,21 +23,21 @@ def golden(name):
 
 
 @functools.cache
-def tensors(name, part=""):
-    """The tensors of a reference file, names as in a DiT."""
-    found = read_torch(GOLDENS / f"{name}.pt")
-    found = found[part] if part else found
-    return {key.removeprefix("model."): np.asarray(value) for key, value in found.items()}
+def opened(name, part=""):
+    """The model in a reference file, and its heads; `part` of a training checkpoint: not what is shipped."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = GOLDENS / f"{name}.pt"
+        if part:
+            write_torch(path := Path(folder) / "part.pt", read_torch(GOLDENS / f"{name}.pt")[part])
+        return graftax.load(path, LAYOUTS.get(name), num_heads=HEADS[name]), read_beside(path, LAYOUTS.get(name))
 
 
-@functools.cache
-def model(name, part="", heads=4, **prediction):
-    """The DiT in a reference file, as a model of velocities at noise fractions unless told otherwise."""
-    stem = ("x_embedder", "t_embedder", "y_embedder", "pos_embed", "final_layer", "blocks")
-    own = {key: value for key, value in tensors(name, part).items() if key.startswith(stem)}
-    spec = LAYOUT.spec({key: value.shape for key, value in own.items()}, {}, {"num_heads": heads})
-    spec = spec.replace(prediction=Prediction(**prediction) if prediction else VELOCITY)
-    return Model(spec, params_from(LAYOUT, spec, own))
+def head(beside, *layers):
+    """A head of dense layers from the tensors that a file has beside its model."""
+    return {
+        f"fc{i + 1}": {"kernel": beside[f"{layer}.weight"].T, "bias": beside[f"{layer}.bias"]}
+        for i, layer in enumerate(layers)
+    }
 
 
 def nhwc(array):

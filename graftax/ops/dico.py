@@ -50,6 +50,10 @@ class DiCo(Operator):
     )
     axes: ClassVar[Axes] = {**PROJECTION_AXES, "attention/kernel": OUT_HIDDEN}
 
+    @property
+    def needs_grid(self) -> bool:
+        return True
+
     def setup(self) -> None:
         self.in_proj = self.linear(self.width, self.width)
         self.grid_filter = GridFilter(self.width, self.kernel, self.sizes.grid)

@@ -71,6 +71,10 @@ class GatedDelta(LinearAttention):
         *linear_keys("gates", "gates"),
     )
 
+    @property
+    def needs_grid(self) -> bool:
+        return self.conv or self.scan == "cross"
+
     def setup(self) -> None:
         super().setup()
         self.gates = silent(2 * self.sizes.heads, self.dtype)

@@ -27,6 +27,7 @@ from graftax.train.loop import Batch, Metrics
 from graftax.train.noising import noising_for
 from graftax.train.recipes import NOTHING, Recipe
 from graftax.train.recipes.base import HEADS
+from graftax.train.recipes.joint import PART, parts
 from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 from graftax.train.state import split
 from graftax.train.step import RUN
@@ -50,9 +51,8 @@ def diffusion_loss(
     `params` plain or collected; batch: image (b, h, w, c) clean data and what the model is conditioned on, label (b,) int
     for classes. t is drawn from the process as `times` says, None: as such models are; the conditions become the
     unconditional ones with probability `class_dropout` (classifier-free guidance, arXiv 2207.12598; 0.1 in DiT, arXiv
-    2212.09748). `dtype`, `plan`, `remat` as in `graftax.models.forward`. `recipe`: what passes leave out, and losses
-    besides, whose values are metrics too; they take their heads from `params` (`Recipe.heads`), and their targets from the
-    batch.
+    2212.09748). `dtype`, `plan`, `remat` as in `graftax.models.forward`. `recipe`: what passes leave out, and losses besides,
+    whose values are metrics too; they take their heads from `params` (`Recipe.heads`), and their targets from the batch.
 
     Raises BadInput if `class_dropout` is no probability, or the model's times are steps and it does not predict noise and
     variance, or `process` or `objective` is not for it.
@@ -120,7 +120,8 @@ class DiffusionLoss:
         x0, t, noise, drawn = batch["image"], batch["t"], batch["noise"], batch["recipe"]
         options = {**self.options, "policy": self.recipe.policy, "key": drawn["policy"], "states": self.recipe.states}
         out, taps = _called(self.spec, self.process, params, x0, t, cond, noise, **options)
-        losses = self.process.training_losses(out, x0, t, noise, self.objective)
+        weight = self.recipe.features.weight if self.recipe.features else 1.0
+        losses = _judged(self.spec, self.process, out, x0, t, noise, self.objective, weight)
         found = {name: jnp.mean(value) for name, value in losses.items()}
         loss = found.pop("loss")
         if self.recipe.losses:
@@ -212,7 +213,20 @@ def _losses(
     **options: Any,
 ) -> dict[str, jax.Array]:  # fmt: skip
     out, _ = _called(spec, process, params, x0, t, cond, noise, **options)
-    return process.training_losses(out, x0, t, noise)
+    return _judged(spec, process, out, x0, t, noise, PLAIN)
+
+
+def _judged(
+    spec: ModelSpec, process: Noising, out: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array, objective: Objective,
+    weight: float = 1.0,
+) -> dict[str, jax.Array]:  # fmt: skip
+    """`training_losses`; of a model with features those of its latents, and the features' error, `weight` times in the loss."""
+    latents, features = zip(*(parts(spec, array) for array in (out, x0, noise)), strict=True)
+    losses = process.training_losses(latents[0], latents[1], t, latents[2], objective)
+    if features[0] is None:
+        return losses
+    other = process.training_losses(features[0], features[1], t, features[2])
+    return {**losses, PART: other["mse"], "loss": losses["loss"] + weight * other["loss"]}
 
 
 def _called(

@@ -53,10 +53,12 @@ class Features:
     Attributes:
         array: their name in a batch: (b, n, width), a row for every token of the image.
         width: channels of one.
+        token: whether the first row is that of the class token that the model has before the image's (REG).
     """
 
     array: str = "features"
     width: int = 768
+    token: bool = False
 
     def __post_init__(self) -> None:
         check_text(self.array, "features array")
@@ -126,10 +128,14 @@ class AlignmentTap:
     def arrays(self, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         """The targets, where they come with the data."""
         source = self.source
-        return {source.array: (spec.tokens, source.width)} if isinstance(source, Features) else {}
+        return {source.array: (spec.tokens + source.token, source.width)} if isinstance(source, Features) else {}
 
     def check(self, spec: ModelSpec, size: int) -> None:
-        """Raise `BadInput` where the model has not as many blocks."""
+        """Raise `BadInput` where the model has not as many blocks, or no class token."""
+        if self._token and not spec.option("token", 0):
+            raise BadInput(f"{self}: the model has no class token, expected token=false")
+        if isinstance(self.source, Teacher) and spec.prediction.path == "edm":
+            raise BadInput(f"{self}: the model's times are sigmas, expected steps or fractions, of which a share is less noise")
         for block in (self.block, *([self.source.block] if isinstance(self.source, Teacher) else [])):
             check_block(str(self), block, spec)
 
@@ -148,11 +154,17 @@ class AlignmentTap:
 
     def value(self, head: Params, seen: Seen) -> jax.Array:
         """The loss (). Raises `BadInput` where targets do not fit the tokens."""
-        at = self.block - 1
-        wanted = self._wanted(seen)
+        at, wanted = self.block - 1, self._wanted(seen)
+        state, first = seen.tokens[at], wanted[:, : self._token]
         if (kept := seen.kept(at)) is not None:
-            wanted = jnp.take_along_axis(wanted, kept[..., None], axis=1)
-        return METRICS[self.metric](run_head(head, seen.tokens[at]).astype(jnp.float32), wanted)
+            wanted = jnp.concatenate([first, jnp.take_along_axis(wanted, self._token + kept[..., None], axis=1)], axis=1)
+        tokens = jnp.concatenate([state["txt"], state["img"]], axis=1) if self._token else state["img"]
+        return METRICS[self.metric](run_head(head, tokens).astype(jnp.float32), wanted)
+
+    @property
+    def _token(self) -> int:
+        """Class tokens that are aligned."""
+        return int(isinstance(self.source, Features) and self.source.token)
 
     def _wanted(self, seen: Seen) -> jax.Array:
         if isinstance(self.source, Teacher):
@@ -166,7 +178,7 @@ class AlignmentTap:
     def __str__(self) -> str:
         source, inside = self.source, ", ".join(map(str, self.hidden))
         first = f"{source.array}, width={source.width}" if isinstance(source, Features) else f"{source.block}"
-        more = "" if isinstance(source, Features) else f", back={source.back}"
+        more = (", token=true" if source.token else "") if isinstance(source, Features) else f", back={source.back}"
         fade = "" if self.fade is None else f", fade={self.fade}"
         head = f"hidden=[{inside}], metric={self.metric}, weight={self.weight}"
         return f"{self.name}({self.block}, {first}{more}, {head}{fade})"
@@ -174,14 +186,15 @@ class AlignmentTap:
 
 def repa(
     block: int = 8, features: str = "features", width: int = 768, hidden: int | list[int] = 2048, metric: str = "cosine",
-    weight: float = 0.5, fade: tuple[int, int] | None = None,
+    weight: float = 0.5, fade: tuple[int, int] | None = None, token: bool = False,
 ) -> AlignmentTap:  # fmt: skip
     """REPA: tokens after `block` blocks, through three dense layers, look like an encoder's of the clean image.
 
-    `features` names the array of the data that holds these, (b, n, `width`). One `hidden` width stands for both layers.
+    `features` names the array of the data that holds these, (b, n, `width`); with `token`, as in REG, the class token's row
+    first. One `hidden` width stands for both layers.
     """
     inside = (hidden, hidden) if isinstance(hidden, int) else tuple(hidden)
-    return AlignmentTap(block, Features(features, width), inside, metric, weight, fade)
+    return AlignmentTap(block, Features(features, width, token), inside, metric, weight, fade)
 
 
 def sra(

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from graftax.blocks import State
 from graftax.errors import BadInput
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
@@ -25,7 +26,7 @@ class Seen:
     """What a loss may look at in a training step.
 
     Attributes:
-        tokens: position of the program -> the image's tokens behind it, (b, k, d) float32.
+        tokens: position of the program -> the streams behind it, the image's tokens "img" (b, k, d) float32.
         kept: position -> which of the image's n tokens these are, (b, k); None: all.
         arrays: of the data, by name, (b, ...), and what `Loss.draw` drew.
         teacher: (position, u) -> tokens (b, n, d) of the averaged model there, on the same images with less noise: `u` (b,)
@@ -33,7 +34,7 @@ class Seen:
         step: () updates done so far.
     """
 
-    tokens: Mapping[int, jax.Array]
+    tokens: Mapping[int, State]
     kept: Callable[[int], jax.Array | None]
     arrays: Mapping[str, jax.Array]
     teacher: Callable[[int, jax.Array], jax.Array]

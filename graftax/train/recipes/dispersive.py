@@ -117,7 +117,7 @@ class Dispersive:
 
     def value(self, head: Params, seen: Seen) -> jax.Array:
         """The loss ()."""
-        tokens = seen.tokens[self.block - 1]
+        tokens = seen.tokens[self.block - 1]["img"]
         groups = tokens.reshape(-1, self.group, tokens[0].size)  # (b, n, d) -> (b / g, g, n d)
         return jnp.mean(FORMS[self.form](groups, self.tau))
 

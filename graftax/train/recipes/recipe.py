@@ -21,10 +21,11 @@ from graftax.surgery.grammar import Call, read
 from graftax.train.recipes.alignment import repa, sra
 from graftax.train.recipes.base import HEADS, Loss, Seen
 from graftax.train.recipes.dispersive import Dispersive
+from graftax.train.recipes.joint import FeatureWeight
 
 EXAMPLE = "tread(2, 24, 0.5) + repa(8)"
 TERMS: dict[str, Callable[..., Any]] = {
-    "tread": Route, "stochastic_depth": Depth, "repa": repa, "sra": sra, "dispersive": Dispersive,
+    "tread": Route, "stochastic_depth": Depth, "repa": repa, "sra": sra, "dispersive": Dispersive, "features": FeatureWeight,
 }  # fmt: skip
 """What makes a recipe's terms, by the names they have in texts. To add one: write it, name it here."""
 
@@ -38,28 +39,32 @@ class Recipe:
     Attributes:
         policy: what passes of the training leave out.
         losses: on what is inside of the network.
+        features: how much what is denoised with the latents counts, of models that do so; None: as much as these.
     """
 
     policy: Policy = PLAIN
     losses: tuple[Loss, ...] = ()
+    features: FeatureWeight | None = None
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """The recipe that a text describes, "" nothing. Raises `BadInput` on terms that are none, and what these refuse."""
         terms = [_term(text, part) for part in _parts(text)] if text.strip() else []
-        depths = [term for term in terms if isinstance(term, Depth)]
-        if len(depths) > 1:
-            raise BadInput(f"recipe {text!r}: stochastic_depth twice, expected it once")
+        single = {kind: [term for term in terms if isinstance(term, kind)] for kind in (Depth, FeatureWeight)}
+        if twice := [found[1] for found in single.values() if len(found) > 1]:
+            raise BadInput(f"recipe {text!r}: {twice[0]} is the second of its kind, expected one")
         routes = tuple(term for term in terms if isinstance(term, Route))
-        losses = tuple(term for term in terms if not isinstance(term, Route | Depth))
-        return cls(Policy(routes, depths[0] if depths else None), losses)
+        losses = tuple(term for term in terms if not isinstance(term, Route | Depth | FeatureWeight))
+        depth, features = (next(iter(found), None) for found in single.values())
+        return cls(Policy(routes, depth), losses, features)
 
     def __bool__(self) -> bool:
         """Whether it does anything."""
-        return bool(self.policy or self.losses)
+        return bool(self.policy or self.losses or self.features)
 
     def __str__(self) -> str:
-        return " + ".join(text for text in (str(self.policy), *map(str, self.losses)) if text)
+        besides = (*self.losses, *([self.features] if self.features else []))
+        return " + ".join(text for text in (str(self.policy), *map(str, besides)) if text)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,6 +93,8 @@ class Recipe:
     def check(self, spec: ModelSpec, size: int) -> None:
         """Raise `BadInput` where a term does not fit a model, or batches of `size` images."""
         self.policy.check(spec)
+        if self.features and not spec.option("features", 0):
+            raise BadInput(f"{self.features}: the model denoises nothing beside its latents, expected one that does")
         for loss in self.losses:
             loss.check(spec, size)
             if isinstance(loss, Dispersive) and (route := self.policy.at(loss.block - 1)):
@@ -115,7 +122,7 @@ class Recipe:
 
         `params` with the heads; `taps` of a pass with `states`; `drawn`: see `draw`; `teacher`, `step`: see `Seen`.
         """
-        tokens = {at: as_state(taps[f"state/{at}"])["img"] for at in self.states}
+        tokens = {at: as_state(taps[f"state/{at}"]) for at in self.states}
         found, total = {}, 0.0
         for name, loss in self._named():
             seen = Seen(

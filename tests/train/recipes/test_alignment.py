@@ -1,15 +1,13 @@
 """Losses of alignment against the reference implementations: REPA's and SRA's, value and parameters."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from relatives import golden, model, nhwc, tensors
+from relatives import golden, head, nhwc, opened
 
-from graftax.backbones.dit import variant
-from graftax.diffusion import Flow
+from graftax.backbones.dit import joined, variant
+from graftax.diffusion import Objective
 from graftax.models import forward
 from graftax.train.diffusion_task import diffusion_loss
 from graftax.train.recipes import Recipe, repa, sra
@@ -17,16 +15,8 @@ from graftax.train.recipes.alignment import METRICS
 from graftax.train.recipes.base import run_head
 from graftax.train.step import RUN
 
-REPA, SRA = golden("repa"), golden("sra")
-
-
-def head(name, part, *layers):
-    """A head of a reference file."""
-    found = tensors(name, part)
-    return {
-        f"fc{i + 1}": {"kernel": found[f"{layer}.weight"].T, "bias": found[f"{layer}.bias"]}
-        for i, layer in enumerate(layers)
-    }
+REPA, SRA, REG, CONTRAST = golden("repa"), golden("sra"), golden("reg"), golden("contrastive_fm")
+PROJECTOR = ("0", "2", "4")
 
 
 def relative(found, expected):
@@ -37,17 +27,14 @@ def heads(params, **named):
     return {**params, "heads": named}
 
 
-@functools.cache
-def repa_model():
-    return model("repa"), {name: head("repa", "", *(f"projectors.{i}.{k}" for k in (0, 2, 4)))
-                           for i, name in enumerate(("repa", "repa2"))}  # fmt: skip
-
-
 def test_repa_is_the_references():
     """Two encoders, over whose losses the reference takes the mean, at times that were drawn there."""
-    repa_, projectors = repa_model()
+    repa_, beside = opened("repa")
+    projectors = {
+        name: head(beside, *(f"projectors.{i}.{k}" for k in PROJECTOR)) for i, name in enumerate(("repa", "repa2"))
+    }
     recipe = Recipe.parse("repa(2, a, width=20, hidden=56, weight=0.25) + repa(2, b, width=12, hidden=56, weight=0.25)")
-    loss = diffusion_loss(repa_.spec, Flow(), class_dropout=0.0, recipe=recipe)
+    loss = diffusion_loss(repa_.spec, class_dropout=0.0, recipe=recipe)
 
     features = {"repa": {"a": REPA["loss_feat_0"]}, "repa2": {"b": REPA["loss_feat_1"]}}
 
@@ -76,15 +63,15 @@ def test_repa_is_the_references():
 
 
 def test_sra_is_the_references():
-    student, teacher = model("sra", "model", heads=2), model("sra", "ema", heads=2)
-    own = head("sra", "model", "ap_head.linear1", "ap_head.linear2")
+    (student, beside), (teacher, _) = opened("sra", "model"), opened("sra")
+    own = head(beside, "ap_head.linear1", "ap_head.linear2")
     recipes = {metric: Recipe.parse(f"sra(1, 3, metric={metric})") for metric in METRICS}
 
     @jax.jit
     def run(params, ema):
         found = {}
         for metric, recipe in recipes.items():
-            loss = diffusion_loss(student.spec, Flow(), class_dropout=0.0, recipe=recipe, plan="scan")
+            loss = diffusion_loss(student.spec, class_dropout=0.0, recipe=recipe, plan="scan")
             batch = {
                 "image": nhwc(SRA["x_data"]), "noise": nhwc(SRA["x_noise"]), "t": SRA["t_student"],
                 "cond": {"y": SRA["y_after_drop"]},
@@ -98,6 +85,45 @@ def test_sra_is_the_references():
         np.testing.assert_allclose(metrics["mse"], SRA["linear.denoise"].mean(), rtol=1e-5)
         above = 1 if metric == "cosine" else 0  # theirs is 1 - cos
         np.testing.assert_allclose(above + metrics["sra"], SRA[f"linear.align.{names[metric]}"], rtol=1e-5, atol=1e-6)
+
+
+def test_reg_and_contrastive_flow_matching_are_the_references():
+    """The class token is aligned and denoised with the latents; their velocities repel those of the next image."""
+    reg, beside = opened("reg")
+    own = head(beside, *(f"projectors.0.{k}" for k in PROJECTOR))
+    recipe = Recipe.parse("repa(2, dino, width=12, hidden=24, token=true) + features(0.03)")
+    plain = diffusion_loss(reg.spec, class_dropout=0.0, recipe=recipe)
+    apart = {
+        kind: diffusion_loss(reg.spec, class_dropout=0.0, recipe=recipe, objective=Objective.parse(f"none + {kind}(0.05)"))
+        for kind in ("contrast", "contrast_linear")
+    }
+
+    def batch(known, names, t):
+        data, noise, token, other, y, features = (known[name] for name in names)
+        return {
+            "image": joined(reg.spec, nhwc(data), token), "noise": joined(reg.spec, nhwc(noise), other), "t": t,
+            "cond": {"y": y}, "recipe": {"policy": {}, "arrays": {"repa": {"dino": features}}},
+        }  # fmt: skip
+
+    @jax.jit
+    def run(params):
+        params = heads(params, repa=own)
+        names = [f"loss_{name}" for name in ("x_data", "x_noise", "cls_data", "cls_noise", "y", "feat")]
+        known = plain.given(params, batch(REG, names, REG["loss_t"]))
+        names = ("x_data", "x_noise", "cls_data", "cls_noise", "y", "feat")
+        return known, {
+            kind: loss.given(params, batch(CONTRAST, names, CONTRAST[f"{of}.shift0.t"]))
+            for (kind, loss), of in zip(apart.items(), ("uniform", "linear"), strict=True)
+        }
+
+    (total, metrics), contrasts = run(reg.params)
+    np.testing.assert_allclose(metrics["mse"], REG["loss_denoise"].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["features"], REG["loss_cls"].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["repa"], REG["loss_proj"], atol=1e-6)
+    np.testing.assert_allclose(total, REG["loss_total"], rtol=1e-5)
+    for (total, metrics), of in zip(contrasts.values(), ("uniform", "linear"), strict=True):
+        np.testing.assert_allclose(metrics["contrast"], 0.05 * CONTRAST[f"{of}.shift0.cfm"], rtol=1e-5)
+        np.testing.assert_allclose(total, CONTRAST[f"{of}.shift0.total"], rtol=1e-5)
 
 
 def test_heads_have_as_many_parameters_as_published():
@@ -115,6 +141,6 @@ def test_weights_fade():
     assert repa(8).factor(steps[0]) == 0.5
 
 
-@pytest.mark.parametrize("term", [repa(4, "dino", 12, 8), sra(1, 3, fade=(1, 2)), sra(2, 3, hidden=[4, 5])])
+@pytest.mark.parametrize("term", [repa(4, "dino", 12, 8, token=True), sra(1, 3, fade=(1, 2)), sra(2, 3, hidden=[4, 5])])
 def test_terms_read_back(term):
     assert Recipe.parse(str(term)).losses == (term,)

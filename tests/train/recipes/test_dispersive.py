@@ -31,6 +31,6 @@ def test_gradients_are_finite_where_images_are_alike():
 
 
 def test_groups_are_neighbours():
-    seen = Seen({2: KNOWN["feat"]}, lambda at: None, {}, lambda at, u: u, np.int32(0))
+    seen = Seen({2: {"img": KNOWN["feat"]}}, lambda at: None, {}, lambda at, u: u, np.int32(0))
     value = Dispersive(3, tau=1.0, group=8).value({}, seen)
     np.testing.assert_allclose(value, KNOWN["infonce_l2.tau1.0.group8"].mean(), rtol=1e-5)

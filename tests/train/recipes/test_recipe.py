@@ -71,7 +71,8 @@ def test_a_text_is_a_recipe_and_a_recipe_a_text():
         ("tread(1, 2, rat=0.5)", "unexpected keyword argument 'rat'"),
         ("tread(1, 2.5)", "tread last: got 2.5, expected an integer"),
         ("tread(1, 2) + tread(2, 3)", "overlap"),
-        ("stochastic_depth(0.1) + stochastic_depth(0.2)", "twice"),
+        ("stochastic_depth(0.1) + stochastic_depth(0.2)", r"stochastic_depth\(0.2.*the second of its kind"),
+        ("features(-1)", "features weight: got -1, expected 0 or more"),
         ("repa(0)", "repa block: got 0"),
         ("repa(1, metric=cosin)", "repa metric: got 'cosin', expected one of .*did you mean 'cosine'"),
         ("sra(1, 2, fade=3)", r"sra fade: got 3, expected \(steps before, steps to a tenth\)"),
@@ -91,6 +92,8 @@ def test_wrong_texts_are_refused_in_a_line(text, words):
         ("tread(1, 2)", "the program ends at position 2, expected a block behind the route"),
         ("repa(4, width=6)", r"repa\(4.*: block 4, expected 1 to 3"),
         ("sra(1, 5)", "block 5, expected 1 to 3"),
+        ("features(0.03)", "the model denoises nothing beside its latents"),
+        ("repa(1, token=true)", "the model has no class token"),
         ("dispersive(1, group=3)", "groups of 3 do not divide 8 images"),
         ("dispersive(2, group=4) + tread(1, 1)", r"block 2 is on the route tread\(1, 1, 0.5\), expected one where all"),
     ],
@@ -98,6 +101,12 @@ def test_wrong_texts_are_refused_in_a_line(text, words):
 def test_what_does_not_fit_a_model_is_refused(text, words):
     with pytest.raises(BadInput, match=words):
         configured_loss(SPEC, config(text))
+
+
+def test_a_teacher_needs_times_with_an_end():
+    spec = SPEC.replace(prediction=Prediction("edm", "log_sigma", variance=False))
+    with pytest.raises(BadInput, match=r"sra\(1, 2.*the model's times are sigmas"):
+        configured_loss(spec, config("sra(1, 2)"))
 
 
 def test_data_must_bring_what_is_aligned_to():
