@@ -135,7 +135,7 @@ class AlignmentTap:
         if self._token and not spec.option("token", 0):
             raise BadInput(f"{self}: the model has no class token, expected token=false")
         if isinstance(self.source, Teacher) and spec.prediction.path == "edm":
-            raise BadInput(f"{self}: the model's times are sigmas, expected steps or fractions, of which a share is less noise")
+            raise BadInput(f"{self}: the model's times are sigmas, expected steps or fractions of the noise")
         for block in (self.block, *([self.source.block] if isinstance(self.source, Teacher) else [])):
             check_block(str(self), block, spec)
 

@@ -38,8 +38,8 @@ class FeatureWeight:
 
 
 def parts(spec: ModelSpec, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Images, noise or predictions x (b, h, w, c) as latents (b, h, w, c') and features: those of every place (b, h, w, f), or
-    the numbers of a class token (b, 1, 1, k) without what fills its channels; None of a model that has none."""
+    """Images, noise or predictions x (b, h, w, c) as latents (b, h, w, c') and features: of every place (b, h, w, f), or the
+    numbers of a class token (b, 1, 1, k) without what fills its channels; None of a model that has none."""
     if not spec.option("features", 0):
         return x, None
     latents, rest = x[..., : spec.latent_channels], x[..., spec.latent_channels :]
