@@ -26,6 +26,7 @@ from graftax.backbones.dit import dit_spec
 from graftax.diffusion import Process
 from graftax.errors import BadInput
 from graftax.models import Model
+from graftax.spec import op
 from graftax.surgery import compose, graft, lora, replace
 from graftax.testing import random_params
 from graftax.train import LoopConfig, MeshConfig, OptimiserConfig, diffusion_loss, fit, train_job, training_tree
@@ -150,10 +151,13 @@ def many() -> dict:
 
 
 def operators() -> dict:
-    spec = dit_spec(depth=11, **SIZES)
+    spec = dit_spec(depth=16, **SIZES)
     kinds = ["hyena_x", "mamba2", "swa", "hyena_se", "hyena_long", "hyena_2d", "swa_2d", "clear", "linear", "affine"]
+    kinds += ["gqa", "natten", "dico", "gated_delta", op("sla", block=4, topk=0.5)]
     edits = [replace(f"blocks[{i}].mixer", kind) for i, kind in enumerate(kinds, start=1)]
     edits += [
+        replace("blocks[3].mlp", "moe"),
+        replace("blocks[4].mlp", "mlp_low_rank", rank=16),
         replace("blocks[1].mlp", "mlp_hyena_x"),
         replace("blocks[2].mlp", "mlp", ratio=2),
         lora("blocks[0].mixer", rank=4),
