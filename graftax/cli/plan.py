@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from graftax.errors import BadInput
     from graftax.pages import plan_page as page
     from graftax.study import plan as plans
-    from graftax.study import plan_check, stages
+    from graftax.study import plan_check, stages, teaching
     from graftax.train.chips import find_chip
 
     goal = next(Goal(name, value) for name in GOALS if (value := getattr(args, name)) is not None)
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> None:
     chip = find_chip(args.device) if args.device else None
     model = stages.open_model(args.model, **options.overrides_of(args))
     data = options.load_data(given.distill_data) if given else None
-    teaching = plans.teaching_of(model.spec, given, data, args.images, folder / "work")
-    found = plans.plan(model, goal, teaching, operators=args.operator, chip=chip, batch=args.batch, rounds=args.rounds)
-    path = page.write(found, args.model, plans.recipe_of(args.model, model.spec, given), folder)
+    taught = teaching.teaching_of(model.spec, given, data, args.images, folder / "work")
+    found = plans.plan(model, goal, taught, operators=args.operator, chip=chip, batch=args.batch, rounds=args.rounds)
+    path = page.write(found, args.model, teaching.recipe_of(args.model, model.spec, given), folder)
     checked = [str(plan_check.check(found, given, args.check, folder / "check"))] if args.check and given else []
     options.answer(args, page.record(found), "\n\n".join([page.text(found), *checked, str(path)]))

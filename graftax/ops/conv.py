@@ -55,11 +55,16 @@ def long_conv_size(n: int, taps: int, ahead: int = 0) -> int:
 
 def smooth_size(size: int) -> int:
     """The smallest number from `size` up without prime factors above 5: FFTs of others take up to three times longer."""
-    rest = size
-    for prime in (2, 3, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return size if rest == 1 else smooth_size(size + 1)
+    best = 1 << (size - 1).bit_length()  # gaps grow with the numbers, so they are not searched one by one
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            twos = (-(-size // three) - 1).bit_length()
+            best = min(best, three << twos)
+            three *= 3
+        five *= 5
+    return best
 
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array, pad: tuple[int, int]) -> jax.Array:

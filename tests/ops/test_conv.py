@@ -118,3 +118,4 @@ def test_unknown_method():
 
 def test_smooth_sizes():
     assert [smooth_size(n) for n in (1, 7, 16, 17, 263, 16387)] == [1, 8, 16, 18, 270, 16875]
+    assert smooth_size(125_001) == 128_000  # 2,999 on: more than calls can be nested

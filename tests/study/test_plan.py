@@ -14,6 +14,7 @@ from graftax.models.cost import count_params, flops
 from graftax.pages import plan_page
 from graftax.spec import op
 from graftax.study import plan as plans
+from graftax.study import teaching
 from graftax.study.config import experiment_of
 from graftax.study.plan_check import rank_correlation
 from graftax.surgery import compose, parse
@@ -25,8 +26,8 @@ from graftax.train.chips import CHIPS
 def found():
     spec = tiny_spec(depth=2, hidden_size=32)
     model = Model(spec, random_params(spec, jax.random.key(0)))
-    teaching = plans.from_noise(spec, images=4)
-    return model, plans.plan(model, Goal("flops", 0.9), teaching, operators=("affine", "mlp(ratio=2)"), chip=CHIPS["v5e"])
+    noise = teaching.from_noise(spec, images=4)
+    return model, plans.plan(model, Goal("flops", 0.9), noise, operators=("affine", "mlp(ratio=2)"), chip=CHIPS["v5e"])
 
 
 def test_candidates():
@@ -68,7 +69,7 @@ def test_what_cannot_be_reached_is_said(found):
 def test_page_and_configs(found, tmp_path):
     model, plan = found
     folder = tmp_path / "plan"
-    page = plan_page.write(plan, "demo", plans.recipe_of("demo", model.spec), folder)
+    page = plan_page.write(plan, "demo", teaching.recipe_of("demo", model.spec), folder)
     assert "A plan for demo" in page.read_text()
     record = json.loads((folder / plan_page.FILE).read_text())
     assert record["goal"] == {"flops": 0.9}
@@ -77,7 +78,7 @@ def test_page_and_configs(found, tmp_path):
         recipe = experiment_of(config.read(folder / f"plan_{i}.py"), "recipe")
         assert recipe.graft.edits == one.edits
         assert recipe == dataclasses.replace(
-            plans.recipe_of("demo", model.spec), graft=recipe.graft, workdir=str(folder / f"plan_{i}")
+            teaching.recipe_of("demo", model.spec), graft=recipe.graft, workdir=str(folder / f"plan_{i}")
         )
     assert plan.front[0].edits[0] in plan_page.text(plan)
 
