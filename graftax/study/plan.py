@@ -39,7 +39,7 @@ from graftax.models.cost import count_params, flops, operator_cost
 from graftax.models.stack import runs
 from graftax.ops.base import Params
 from graftax.progress import Progress, say
-from graftax.spec import ModelSpec, OpSpec
+from graftax.spec import ModelSpec, OpSpec, Option
 from graftax.study.teaching import CALIBRATED, Teaching, from_noise
 from graftax.surgery import compose, graft, parse, replace
 from graftax.surgery.parse import parse_operator
@@ -49,6 +49,9 @@ from graftax.train.chips import Chip
 
 ROLES = ("mixer", "channel", "joint")
 """Of the slots whose operators are offered others."""
+
+INHERITED = ("qk_norm", "bias", "text_out")
+"""Options that a new operator has from the old one, where it knows them."""
 
 RATIOS = (2.0, 3.0)
 """Of narrower MLPs, which are offered beside all that is registered."""
@@ -156,7 +159,7 @@ def candidates(spec: ModelSpec, operators: Sequence[str] = ()) -> dict[OpSpec, t
     for site in all_sites(spec, *ROLES):
         held = site.held(spec)
         role = slot_of(spec.blocks[site.block].kind, site.slot).role
-        for op in given or [*(OpSpec(kind) for kind, cls in ops.OPERATORS.items() if cls.role == role), *_narrower(held)]:
+        for op in given or [*_registered(role, held), *_narrower(held)]:
             if ops.operator_class(op.kind).role != role:
                 continue
             try:
@@ -171,6 +174,16 @@ def candidates(spec: ModelSpec, operators: Sequence[str] = ()) -> dict[OpSpec, t
         what = f"operator {min(missing)}" if missing else "no operator"
         raise BadInput(f"plan: {what} fits nowhere in this model, expected some that do")
     return {op: tuple(sites) for op, sites in found.items()}
+
+
+def _registered(role: str, held: OpSpec) -> list[OpSpec]:
+    """All operators of a role with their defaults, but the norms, biases and outputs of `held`, so that its weights fit."""
+    own = {name: value for name, value in held.options if name in INHERITED}
+
+    def alike(known: Mapping[str, Option]) -> tuple[tuple[str, Option], ...]:
+        return tuple((name, value) for name, value in own.items() if type(known.get(name)) is type(value))
+
+    return [OpSpec(kind, alike(cls.options())) for kind, cls in ops.OPERATORS.items() if cls.role == role]
 
 
 def _narrower(held: OpSpec) -> list[OpSpec]:

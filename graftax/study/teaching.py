@@ -13,15 +13,18 @@ import numpy as np
 
 from graftax import config
 from graftax.data.pixels.images import Images, check_fit
-from graftax.distill import calibrate
+from graftax.distill import DistillConfig, calibrate, distill
+from graftax.distill.sites import scion_sites
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.backbone import find
+from graftax.ops import operator_class
 from graftax.spec import ModelSpec
 from graftax.study import stages
 from graftax.study.config import RECIPES as KINDS
 from graftax.study.config import Recipe, experiment_of
 from graftax.train.loop import Batch
+from graftax.train.loop_config import LoopConfig
 
 RECIPES = {"demo": "configs/demo_search.py", "scenes": "configs/scenes_graft.py"}
 """Data and stages of what grafts of the shipped models learn, where no config says so."""
@@ -31,6 +34,10 @@ PAPER = ("configs/grafting.py:hyena_x,50", "configs/pixart.py:hyena_x,1024")
 
 NOISE_IMAGES, CALIBRATED = 32, 4
 """Where there is no data: images of a batch of noise, and on how many batches last layers are fitted."""
+
+
+NOISE_STAGE = DistillConfig(steps=50, learning_rate=1e-3, schedule="cosine")
+"""Likewise of operators without a single last layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +72,15 @@ def from_noise(spec: ModelSpec, images: int = NOISE_IMAGES, seed: int = 0) -> Te
         return map(batch, itertools.count(1))
 
     def teach(teacher: Model, student: Model, name: str) -> Model:
-        return calibrate(teacher, student, batches(), CALIBRATED, batch_size=images, show=False)
+        held = {site.held(student.spec).kind for site in scion_sites(student, None)}
+        if all(operator_class(kind).readout for kind in held):
+            return calibrate(teacher, student, batches(), CALIBRATED, batch_size=images, show=False)
+        return distill(teacher, student, batches(), NOISE_STAGE, LoopConfig(NOISE_STAGE.steps), show=False)[0]
 
-    about = f"fitted by least squares on noise, {CALIBRATED} batches of {images}; harm on {images} others"
+    about = (
+        f"fitted by least squares on noise, {CALIBRATED} batches of {images}, or with two last layers taught by "
+        f"{NOISE_STAGE.steps} steps on it; harm on {images} others"
+    )
     return Teaching(batch(0), batches, teach, about)
 
 

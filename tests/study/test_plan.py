@@ -8,6 +8,7 @@ import pytest
 
 from graftax import config
 from graftax.analyze.plan import Goal
+from graftax.backbones.flux.variants import flux_spec
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.cost import count_params, flops
@@ -20,6 +21,10 @@ from graftax.study.plan_check import rank_correlation
 from graftax.surgery import compose, parse
 from graftax.testing import random_params, tiny_spec, tiny_text_spec
 from graftax.train.chips import CHIPS
+
+FLUX = flux_spec(
+    input_size=8, hidden_size=32, num_heads=2, double=1, single=1, text_width=6, text_tokens=3, pooled_width=4
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +44,10 @@ def test_candidates():
     assert all(len(sites) == 4 for sites in fitting.values())
     assert [str(one) for one in plans.candidates(spec, ["swa(window=3)"])] == ["swa(window=3)"]
     assert "swa" in {one.kind for one in plans.candidates(tiny_text_spec())}
+    joint = {str(one) for one in plans.candidates(FLUX)}
+    norms = dict(FLUX.blocks[0]["attn"].options)["qk_norm"]
+    assert any(one.startswith("joint_linear(") and f"qk_norm={norms}" in one for one in joint)
+    assert not any(one.startswith("joint_mha(") for one in joint)  # that is what is there
     with pytest.raises(BadInput, match="joint_mha fits nowhere"):
         plans.candidates(spec, ["joint_mha"])
 
