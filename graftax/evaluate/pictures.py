@@ -59,7 +59,10 @@ def curves(
     path: Path, series: Series, *, x: str, y: str, log: bool = False, log_x: bool = False,
     size: tuple[float, float] = (5.6, 3.0),
 ) -> None:  # fmt: skip
-    """Draw line charts into a PNG with transparent ground; colours that come again are dashed, then dotted."""
+    """Draw line charts into a PNG with transparent ground; colours that come again are dashed, then dotted.
+
+    `log`, `log_x`: logarithmic axes, that of x labelled at the points.
+    """
     figure, axes = _chart(x, y, size)
     for i, (name, points) in enumerate(series.items()):
         xs, ys = zip(*points, strict=True)
@@ -67,8 +70,10 @@ def curves(
         mark = "o" if len(xs) < 12 else None
         axes.plot(xs, ys, style, label=name, color=colour, linewidth=1.6, marker=mark, markersize=3)
     if log_x:
-        axes.set_xscale("log", base=2)
-        log_scale(axes.xaxis, *axes.get_xlim())
+        axes.set_xscale("log")
+        marks = sorted({point[0] for points in series.values() for point in points})
+        axes.set_xticks(marks, [f"{mark:,.0f}" for mark in marks])
+        axes.set_xticks([], minor=True)
     elif all(float(point[0]).is_integer() for points in series.values() for point in points):
         axes.locator_params(axis="x", integer=True)
     if log:

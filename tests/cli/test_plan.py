@@ -1,12 +1,24 @@
 """`graftax plan`: from weights alone and with a recipe's data, configs that run, what it refuses."""
 
 import json
+import re
 
 import pytest
 
 from graftax import api
 
 DEPTH = 2
+
+CHECKED = """
+def get_config():
+    return {{
+        "workdir": {workdir!r}, "teacher": {teacher!r}, "kind": "demo", "graft": {{}}, "others": (),
+        "judging": {{"classifier": {judge!r}, "judged": 12, "shown": 1, "sample": {{"steps": 2, "batch_size": 12}}}},
+        "data": {{"source": {data!r}, "size": 8, "held_out": 0.25}},
+        "distill": {{"settings": {{"steps": 2, "learning_rate": 1e-3}}, "batch_size": 8}},
+        "finetune": {{"loop": {{"steps": 2}}, "batch_size": 8, "optimiser": {{"learning_rate": 1e-3, "warmup_steps": 0}}}},
+    }}
+"""
 
 
 def test_refuses(refused, run, teacher, tmp_path):
@@ -33,3 +45,20 @@ def test_plan(run, refused, recipe, teacher, tmp_path):
         code, text, err = run(verb, "--config", out / "plan_1.py")
         assert code == 0, (text, err)
     assert api.load(out / "plan_1" / "distilled").meta.sites
+
+
+@pytest.mark.slow
+def test_check(run, teacher, data, judge, tmp_path):
+    """What was considered is fine-tuned, and its rank correlation with harm is stated."""
+    paths = {"workdir": tmp_path / "plan", "teacher": teacher, "judge": judge, "data": data}
+    path = tmp_path / "checked.py"
+    path.write_text(CHECKED.format(**{key: str(value) for key, value in paths.items()}))
+    operators = ("--operator=affine", "--operator=affine_mlp", "--operator=mlp(ratio=2)")
+    code, out, err = run(
+        "plan", teacher, "--flops=0.97", *operators, "--device=v5e", "--config", path, "--images=8", "--check=1"
+    )
+    assert code == 0, (out, err)
+    assert re.search(r"Rank correlation of harm with the loss -?\d\.\d\d, with Fréchet .*1 seeds, 2 \+ 2 steps", out)
+    record = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    runs = json.loads((tmp_path / "plan" / "check" / "results.json").read_text())["runs"]
+    assert len(runs) == len({tuple(one["edits"]) for one in record["considered"]}) >= 3
