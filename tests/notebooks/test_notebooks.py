@@ -13,7 +13,10 @@ from nbclient import NotebookClient
 from graftax.checkpoint.shipped import is_there
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-NAMES = ("01_tour", "02_surgery", "03_distil_finetune", "04_painters_locality", "05_text_to_image")
+SHORT = ("02_surgery",)
+OF_SCENES = ("05_text_to_image", "06_layers_as_painters")
+LONG = ("01_tour", "03_distil_finetune", "04_painters_locality", *OF_SCENES)
+NAMES = (*SHORT, *LONG)
 SMOKE = "GRAFTAX_SMOKE"
 
 
@@ -80,13 +83,10 @@ def test_what_it_imports_is_there_and_meant_for_python(book: Any) -> None:
         exec(line, {})
 
 
-SHORT, LONG = ("02_surgery",), ("01_tour", "03_distil_finetune", "04_painters_locality", "05_text_to_image")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [*SHORT, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)], indirect=True)
 def test_all_cells_run(path: Path, book: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path.stem == "05_text_to_image" and not (is_there("scenes") and is_there("scenes", "autoencoder")):
+    if path.stem in OF_SCENES and not (is_there("scenes") and is_there("scenes", "autoencoder")):
         pytest.skip("the model of scenes is not shipped yet")
     monkeypatch.setenv(SMOKE, "1")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
