@@ -25,7 +25,7 @@ peak. "faster": FLOPs of the teacher over those of the student.
     14,20     1,575,066,688    1.33  0.30 + 2.83
     9,12      1,830,008,896    1.14  0.20 + 3.30
 
-Nobody has published such a model; expect what `eval` lines of stage 1 and your own eyes tell. Not run here: no weights.
+Nobody has published such a model. Expect no number but the `eval` lines of stage 1; not run here: no weights.
 """
 
 from common import healed_span

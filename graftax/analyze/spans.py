@@ -93,7 +93,7 @@ def candidates(spec: ModelSpec, length: int) -> list[int]:
     return found
 
 
-def least(spans: Sequence[Span], measure: str = "cosine") -> dict[str, Span]:
+def least_spans(spans: Sequence[Span], measure: str = "cosine") -> dict[str, Span]:
     """By kind of block the span that does least. Raises `BadInput` on a measure that is none of `MEASURES`."""
     if measure not in MEASURES:
         raise BadInput(f"spans: measure {measure!r}, expected one of {MEASURES}")

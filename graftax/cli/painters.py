@@ -12,7 +12,7 @@ reads in the pictures of N captions of each category for each of three seeds: ju
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import functools
 
 from graftax.cli import options
 from graftax.errors import BadInput
@@ -39,10 +39,8 @@ def run(args: argparse.Namespace) -> None:
     from graftax.pages import painting_page as page
     from graftax.study import judged, painting
 
-    def sampled(spec: Any) -> Any:
-        return options.sampling_of(args, spec)
-
-    read = {"text_encoder": args.text_encoder, "text_dtype": args.text_dtype, "latents": args.latents}
+    sampled = functools.partial(options.sampling_of, args)
+    read = {name: getattr(args, name) for name in ("text_encoder", "text_dtype", "latents")}
     read["overrides"] = options.overrides_of(args)
     if args.judge is not None:
         if args.prompts or args.beside:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graftax.analyze.search import Search
-from graftax.analyze.spans import Span, least
+from graftax.analyze.spans import Span, least_spans
 from graftax.evaluate.bench.rows import format_table
 
 Series = dict[str, list[tuple[int, float]]]
@@ -31,7 +31,7 @@ def spans_record(spans: Sequence[Span]) -> tuple[dict[str, Any], Series]:
     series: Series = {}
     for span in spans:
         series.setdefault(span.kind, []).append((span.lo, span.harm))
-    return {"spans": [vars(span) for span in spans], "edits": [span.edit for span in least(spans).values()]}, series
+    return {"spans": [vars(span) for span in spans], "edits": [span.edit for span in least_spans(spans).values()]}, series
 
 
 def search_text(record: dict[str, Any], end: str) -> str:

@@ -10,7 +10,7 @@ from two_streams import arrays, teacher
 from graftax.analyze.cka import hsic, state_cka
 from graftax.analyze.inputs import noised_batches
 from graftax.analyze.prune import SkipHarm
-from graftax.analyze.spans import candidates, least, measure_spans
+from graftax.analyze.spans import candidates, least_spans, measure_spans
 from graftax.backbones.flux import flux_spec
 from graftax.errors import BadInput
 from graftax.models import Model
@@ -58,8 +58,8 @@ def test_the_span_that_does_least_is_found_by_every_measure():
     spans = measure_spans(model(), HELDOUT, 2)
     assert [span.lo for span in spans] == [0, 1, 2, 3, 4]
     for measure in ("cosine", "cka", "jump", "harm"):
-        assert least(spans, measure)["dit"].lo == 2, measure
-    found = least(spans)["dit"]
+        assert least_spans(spans, measure)["dit"].lo == 2, measure
+    found = least_spans(spans)["dit"]
     assert found.edit == "drop(2, 3, heal=before)"
     assert found.harm == pytest.approx(SkipHarm(model(), HELDOUT)([2, 3]), rel=1e-4)
     assert spans[0].edit == "drop(0, 1, heal=behind)"
@@ -73,7 +73,7 @@ def test_the_span_that_does_least_is_found_by_every_measure():
 def test_spans_are_of_one_kind_and_each_kind_has_its_own():
     spans = measure_spans(teacher("flux"), arrays(4), 1)
     assert [(span.kind, span.lo) for span in spans] == [("double", 0), ("double", 1), ("single", 2)]
-    assert set(least(spans)) == {"double", "single"}
+    assert set(least_spans(spans)) == {"double", "single"}
     spec = flux_spec(
         input_size=8, in_channels=4, hidden_size=24, num_heads=2, text_width=6, text_tokens=5, double=3, single=4
     )
@@ -92,4 +92,4 @@ def test_other_programs_and_measures_are_refused():
     with pytest.raises(BadInput, match="spans: a program of its own"):
         measure_spans(graft(model(), reverse(1, 3), jax.random.key(0)), HELDOUT, 2)
     with pytest.raises(BadInput, match="spans: measure 'cos', expected one of"):
-        least([], "cos")
+        least_spans([], "cos")
