@@ -21,6 +21,7 @@ from graftax.errors import BadInput, NonFinite, naming
 from graftax.models.arguments import as_float_type, as_key, as_path
 from graftax.models.int8 import INT8, quantised
 from graftax.models.model import Meta, Model, all_known, check_inputs, given_conditions, null_conditions
+from graftax.models.policy import Policy
 from graftax.models.sizes import at_size
 from graftax.spec import Option
 from graftax.surgery import check, graft
@@ -167,16 +168,17 @@ def sample(
     model: Model, labels: ArrayLike | None = None, *, cond: Mapping[str, ArrayLike] | None = None,
     null_cond: Mapping[str, ArrayLike] | None = None, sampling: Sampling | None = None, rng: jax.Array | None = None,
     initial_noise: ArrayLike | None = None, step_noise: ArrayLike | None = None, weak_model: Model | None = None,
-    plan: str = "unroll", dtype: DTypeLike | None = None, **settings: Unpack[SamplingFields],
+    weak_policy: Policy | None = None, plan: str = "unroll", dtype: DTypeLike | None = None,
+    **settings: Unpack[SamplingFields],
 ) -> jax.Array:  # fmt: skip
     """Draw images (latents, for a latent model): labels (b,) int -> (b, h, w, c) float32.
 
     How is said by `sampling`, or by fields of it as keywords (`sampler="ddim", steps=50`); what is left out is as the
     model's family draws images of this size, for a DiT as in `Sampling`, a flow by "euler", EDM's by "edm_heun". All steps
     run as one compiled loop. Samplers of flows and EDM's draw from models of noise as well, exactly
-    (`graftax.models.prediction`). `weak_model`: what guidance leads away from with weak="model". `cond` gives the
-    conditions of models that take others than classes, `null_cond` their unconditional twin for guidance, of each image
-    or one for all (None: the backbone's own).
+    (`graftax.models.prediction`). `cond` gives the conditions of models that take others than classes, `null_cond` their
+    unconditional twin for guidance, of each image or one for all (None: the backbone's own). With weak="model" guidance
+    leads away from `weak_model`, with "policy" from the model itself under `weak_policy` (`graftax.models.policy`).
 
     Image i has noise of its own, which depends on `rng` and i alone (`graftax.diffusion.image_keys`); `rng` may also be
     keys (b,), one for each image. `initial_noise` (b, h, w, c) and `step_noise` (steps, b, h, w, c), step 0 the noisiest,
@@ -203,15 +205,13 @@ def sample(
         with naming("null_cond"):
             check_inputs(spec, x, jnp.zeros(count), null)
     noise = None if step_noise is None else jnp.asarray(step_noise)
-    weak = weak_of(spec, sampling, weak_model)
+    weak = weak_of(model, sampling, weak_model, weak_policy)
     if weak is not None:
         with naming("weak_model"):
-            check_inputs(weak[0], x, jnp.zeros(count), given)
+            check_inputs(weak.spec, x, jnp.zeros(count), given)
     options = {"sampling": sampling, "plan": plan, "dtype": as_float_type(dtype)}
-    weaker = {} if weak is None else {"weak_spec": weak[0], "weak_params": weak[1]}
-    images = draw(
-        spec, model.params, x, given, null, keys, noise, mesh=mesh_of((x, given, model.params)), **weaker, **options
-    )
+    away = {} if weak is None else {f"weak_{name}": value for name, value in weak._asdict().items()}
+    images = draw(spec, model.params, x, given, null, keys, noise, mesh=mesh_of((x, given, model.params)), **away, **options)
     if not all_known(images, jnp.isfinite):
         raise NonFinite(f"sample: images are not finite, expected finite weights and a weaker guidance than {sampling}")
     return images

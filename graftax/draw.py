@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,13 @@ from graftax.errors import BadInput
 from graftax.models.backbone import Cond, find
 from graftax.models.forward import forward_prepared, prepare_params
 from graftax.models.model import Model
+from graftax.models.policy import PLAIN, Policy
 from graftax.models.prediction import as_called
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec, Prediction
+
+WEAK = 0x3EA4
+"""Stream of an image's key that its weak passes draw from, apart from the noise of its steps."""
 
 
 def sampling_for(spec: ModelSpec, sampling: Sampling | None = None, **settings: Unpack[SamplingFields]) -> Sampling:
@@ -76,66 +80,93 @@ def check_sampler(prediction: Prediction, sampler: str) -> None:
         check_variance(sampler, prediction.variance)
 
 
-def weak_of(spec: ModelSpec, sampling: Sampling, model: Model | None) -> tuple[ModelSpec, Params] | None:
-    """The model that guidance leads away from, where one is given. Raises `BadInput` where it is not as `sampling` says."""
-    if (model is None) == (sampling.weak == "model"):
-        raise BadInput(
-            f"weak_model: {'none' if model is None else 'one'} given with weak {sampling.weak!r}, expected both or neither"
-        )
-    if model is None:
-        return None
-    if model.spec.image_shape != spec.image_shape:
-        raise BadInput(f"weak_model: of images {model.spec.image_shape}, expected {spec.image_shape}")
-    return model.spec, model.params
+class Weak(NamedTuple):
+    """What guidance leads away from, where that is not the model without its conditions.
+
+    Attributes:
+        spec: of the weak model.
+        params: its parameters; prepared, where its passes run.
+        policy: that its passes have (`graftax.models.policy`).
+    """
+
+    spec: ModelSpec
+    params: Params
+    policy: Policy = PLAIN
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "sampling", "plan", "dtype", "mesh", "weak_spec"))
+def weak_of(model: Model, sampling: Sampling, other: Model | None, policy: Policy | None) -> Weak | None:
+    """What `sampling` leads away from, of what is given. Raises `BadInput` where that does not go together."""
+    for name, given, wanted in (("weak_model", other, "model"), ("weak_policy", policy, "policy")):
+        if (given is None) == (sampling.weak == wanted):
+            what = "none" if given is None else "one"
+            raise BadInput(f"{name}: {what} given with weak {sampling.weak!r}, expected both or neither")
+    if sampling.skip:
+        return Weak(weakened(model.spec, sampling.skip), model.params)
+    if policy is not None:
+        policy.check(model.spec)
+        if policy.depth is not None and policy.depth.mode == "batch":
+            raise BadInput(f"weak_policy: {policy.depth}, expected mode 'sample': images are drawn each by itself")
+        return Weak(model.spec, model.params, policy)
+    if other is not None and other.spec.image_shape != model.spec.image_shape:
+        raise BadInput(f"weak_model: of images {other.spec.image_shape}, expected {model.spec.image_shape}")
+    return None if other is None else Weak(other.spec, other.params)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "sampling", "plan", "dtype", "mesh", "weak_spec", "weak_policy"))
 def draw(
     spec: ModelSpec, params: Params, x: jax.Array, cond: Cond, null: Cond | None, keys: jax.Array,
     step_noise: jax.Array | None, *, sampling: Sampling, plan: str = "unroll", dtype: DTypeLike | None = None,
     mesh: Mesh | None = None, weak_spec: ModelSpec | None = None, weak_params: Params | None = None,
+    weak_policy: Policy = PLAIN,
 ) -> jax.Array:  # fmt: skip
     """`sample` as one compiled function of arrays: noise x (b, h, w, c) -> images. Nothing is checked. `mesh`: that the
-    arrays lie on, None for one device. `weak_spec`, `weak_params`: of the weak model, where `sampling.weak` asks for one."""
+    arrays lie on, None for one device. `weak_spec` and the like: the fields of `weak_of`, where that is something."""
     from graftax.train.sharding import kernels
 
-    if sampling.skip:
-        weak_spec, weak_params = weakened(spec, sampling.skip), params
     with kernels(mesh):
-        weak = None if weak_spec is None else (weak_spec, prepare_params(weak_spec, weak_params or {}, plan))
-        steps = sampler_steps(spec, prepare_params(spec, params, plan), sampling, null, dtype, weak)
+        weak = None
+        if weak_spec is not None and weak_params is not None:
+            weak = Weak(weak_spec, prepare_params(weak_spec, weak_params, plan, weak_policy.cuts), weak_policy)
+        steps = sampler_steps(spec, prepare_params(spec, params, plan), sampling, null, dtype, weak, keys)
         return steps.scan(x.astype(jnp.float32), cond, keys, step_noise)
 
 
 def sampler_steps(
     spec: ModelSpec, prepared: Params, sampling: Sampling, null: Cond | None = None, dtype: DTypeLike | None = None,
-    weak: tuple[ModelSpec, Params] | None = None,
+    weak: Weak | None = None, keys: jax.Array | None = None,
 ) -> Steps:  # fmt: skip
     """The steps that `sample` takes, with guidance, on prepared parameters; to be called inside of `jit`.
 
-    `weak`: the model that is led away from and its parameters, prepared; where `sampling.skip` says so, the same without
-    these positions. Raises `BadInput` where it is needed and missing.
+    `weak`: what is led away from, prepared; `keys` (b,): what its policy draws from, anew in every call. Raises `BadInput`
+    where it is needed and missing.
     """
     if (sampling.skip or sampling.weak != "null") and weak is None:
-        raise BadInput(
-            f"weak {sampling.weak!r}, skip {sampling.skip}: expected none here: steps one by one know no weaker pass"
-        )
+        what = f"weak {sampling.weak!r}, skip {sampling.skip}"
+        raise BadInput(f"{what}: expected none here: steps one by one know no weaker pass")
     way = way_for(spec.prediction, sampling)
 
-    def network(spec: ModelSpec, prepared: Params) -> ModelFn:
+    def network(spec: ModelSpec, prepared: Params, policy: Policy = PLAIN) -> ModelFn:
         def raw(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
-            return forward_prepared(spec, prepared, x, t, cond, dtype=dtype)[0]
+            draws = _drawn(policy, spec, keys, t) if policy else None
+            return forward_prepared(spec, prepared, x, t, cond, dtype=dtype, policy=policy, key=draws)[0]
 
         return as_called(spec.prediction, raw, way.target, way.path)
 
     def twin(cond: Any) -> Any:
         return find(spec).null(spec, prepared, cond) if null is None else null
 
-    away = None if weak is None else network(*weak)
-    weaker = None
+    away, weaker = None if weak is None else network(*weak), None
     if away is not None and sampling.weak == "null":
         first, last = (float(sampling.timesteps[i]) for i in (sampling.skip_steps[0], sampling.skip_steps[-1]))
         weaker, away = Weaker(away, sampling.skip_scale, first, last), None
     own = network(spec, prepared)
     guide = guided(own, sampling.cfg_scale, twin, sampling.cfg_channels, weaker, away, varies=sampling.varies)
     return Steps(guide, sampling, way=way)
+
+
+def _drawn(policy: Policy, spec: ModelSpec, keys: jax.Array | None, t: jax.Array) -> dict[str, jax.Array]:
+    """What a policy leaves out in a call at times t (b,), of each image by itself."""
+    assert keys is not None, "images have keys where a policy is given"
+    number = jax.lax.bitcast_convert_type(t[0].astype(jnp.float32), jnp.int32)
+    own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, WEAK), number))(keys)
+    return {name: one[:, 0] for name, one in jax.vmap(lambda key: dict(policy.draw(spec, key, 1)))(own).items()}

@@ -50,11 +50,12 @@ def trajectory(
 ) -> Iterator[Input]:  # fmt: skip
     """Everything that the model is called with while it draws samples of classes `labels` (n,), or for conditions `cond`.
 
-    One batch per call of the model and chunk of `batch_size` samples, noisiest first; with guidance (not 1) each holds both
-    halves of the guided pass, (2 b,) of them, the unconditional half last: `null_cond` (n, ..) or (1, ..), None: the model's
-    own. Samples beyond a multiple of `batch_size` (or of n, if smaller) are left out. The samples are those of `graftax.sample`, whose other arguments these are. A DiT's
-    defaults are those of the grafting paper's locality analysis (arXiv 2506.05340): 50 DDIM steps, guidance 1.5. Image
-    i depends on `rng` and i alone. Raises `BadInput` on labels, conditions and settings that do not fit.
+    One batch per call of the model and chunk of `batch_size` samples, noisiest first; where it is guided each holds both
+    halves of the pass, (2 b,) of them, the unconditional half last: `null_cond` (n, ..) or (1, ..), None: the model's own.
+    Samples beyond a multiple of `batch_size` (or of n, if smaller) are left out. The samples are those of `graftax.sample`,
+    whose other arguments these are. A DiT's defaults are those of the grafting paper's locality analysis (arXiv 2506.05340):
+    50 DDIM steps, guidance 1.5. Image i depends on `rng` and i alone. Raises `BadInput` on labels, conditions and settings
+    that do not fit.
     """
     sampling = sampling_for(model.spec, sampling, **settings)
     if batch_size < 1:

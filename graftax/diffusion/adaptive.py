@@ -25,7 +25,7 @@ def adaptive(model_fn: ModelFn | GuidedFn, sampling: Sampling, way: Way, x: jax.
     except ImportError:
         raise BadInput("sampler 'dopri5': diffrax is not installed, expected it (pip install graftax[ode])") from None
 
-    def velocity(t: jax.Array, x: jax.Array, _: Any) -> jax.Array:
+    def velocity(t: Any, x: jax.Array, _: Any) -> jax.Array:
         scale = (_scale(sampling, way, t),) if sampling.varies else ()
         return model_fn(x, jnp.full(x.shape[:1], t, x.dtype), cond, *scale).astype(x.dtype)
 

@@ -9,6 +9,7 @@ give another sign, are turned to this by `graftax.models.prediction`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ class Flow:
         fraction = times.draw(key, count)
         return time_on(self.path, fraction) if times.kind == "lognormal" else self._times(fraction)
 
-    def _times(self, share: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    def _times(self, share: Any) -> Any:
         least, most = self.ends
         fraction = share if (least, most) == (0, 1) else least + (most - least) * share
         return time_on("edm", fraction) if self.path == "edm" else fraction

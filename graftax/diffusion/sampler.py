@@ -53,30 +53,31 @@ class Steps:
     model_fn: ModelFn | GuidedFn
     sampling: Sampling
     clip: bool = False
-    way: Way = None  # pyright: ignore[reportAssignmentType]
+    way: Way | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "way", self.way or way_for(VELOCITY, self.sampling))
+    @property
+    def _way(self) -> Way:
+        return self.way or way_for(VELOCITY, self.sampling)
 
     @property
     def numbers(self) -> np.ndarray:
         """(calls,) int: of which step every call is, one by one where the model is called once a step."""
-        return step_numbers(self.sampling, self.way)
+        return step_numbers(self.sampling, self._way)
 
     def start(self, noise: jax.Array) -> SamplerState:
         """Before the first step: unit Gaussian noise."""
-        return SamplerState.begin(noise * self.way.start)
+        return SamplerState.begin(noise * self._way.start)
 
     def __call__(self, call: int | jax.Array, state: SamplerState, cond: Any, noise: jax.Array | None) -> SamplerState:
         """Call number `call` of the model, from `start` or what the call before gave; `noise` (b, h, w, c), its step's, if
         steps add any."""
-        step = jax.tree.map(lambda row: row[call], schedule(self.sampling, self.way))
+        step = jax.tree.map(lambda row: row[call], schedule(self.sampling, self._way))
         return self._advance(step, state, cond, noise)
 
     def scan(self, x: jax.Array, cond: Any, keys: jax.Array | None, step_noise: jax.Array | None) -> jax.Array:
         """All steps as one loop; see `denoise`."""
         if self.sampling.sampler == "dopri5":
-            return adaptive(self.model_fn, self.sampling, self.way, self.start(x).x, cond)
+            return adaptive(self.model_fn, self.sampling, self._way, self.start(x).x, cond)
 
         def body(state: SamplerState, inputs: tuple[jax.Array, Step]) -> tuple[SamplerState, None]:
             i, step = inputs
@@ -85,7 +86,7 @@ class Steps:
                 noise = step_noise[i] if step_noise is not None else unit_noise(_known(keys), i, x.shape[1:])
             return self._advance(step, state, cond, noise), None
 
-        steps = schedule(self.sampling, self.way)
+        steps = schedule(self.sampling, self._way)
         numbers = jnp.arange(self.sampling.steps) if steps.number is None else steps.number
         return jax.lax.scan(body, self.start(x), (numbers, steps))[0].x
 
@@ -151,7 +152,7 @@ def denoise(
     the model has no variance channels, and on steps that are not finite.
     """
     _check(sampling, x_init, keys, step_noise)
-    return Steps(model_fn, sampling, clip, way or way_for(VELOCITY, sampling)).scan(x_init.astype(jnp.float32), cond, keys, step_noise)
+    return Steps(model_fn, sampling, clip, way).scan(x_init.astype(jnp.float32), cond, keys, step_noise)
 
 
 def _check(sampling: Sampling, x_init: jax.Array, keys: jax.Array | None, step_noise: jax.Array | None) -> None:

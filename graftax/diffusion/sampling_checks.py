@@ -98,17 +98,17 @@ def _check_weak(sampling: Sampling) -> None:
         raise BadInput(f"skip: got {skip} and no guidance (1), expected cfg_scale above 1")
     if sampling.weak != "null" and sampling.cfg_scale == 1:
         raise BadInput(f"weak: got {sampling.weak!r} and no guidance (1), expected cfg_scale above 1")
-    if (sampling.weak == "skip") > bool(skip) or (sampling.weak == "model" and skip):
-        raise BadInput(f"weak: got {sampling.weak!r} with skip {skip}, expected positions for 'skip' and none for 'model'")
+    if (sampling.weak == "skip") > bool(skip) or (sampling.weak in ("model", "policy") and skip):
+        raise BadInput(f"weak: got {sampling.weak!r} with skip {skip}, expected positions for 'skip', none for the others")
     if skip and sampling.weak == "null" and sampling.sampler not in ("euler", "ddpm", "ddim", *MULTISTEP):
         raise BadInput(f"skip: got {skip} with {sampling.sampler!r}, expected a sampler that calls the model once a step")
-    if skip and not sampling.skip_steps:
+    if skip and sampling.weak == "null" and not sampling.skip_steps:
         raise BadInput(f"skip_span: {span} of {sampling.steps} steps, expected one step or more in between")
 
 
 def _numbers(name: str, value: Any, count: int, most: float = sys.float_info.max) -> tuple[float, ...]:
     """`value` as so many numbers from 0. Raises `BadInput` on others."""
-    numbers = isinstance(value, list | tuple) and all(isinstance(one, Real) and 0 <= one <= most for one in value)
+    numbers = isinstance(value, list | tuple) and all(isinstance(one, Real) and 0 <= float(one) <= most for one in value)
     if not numbers or len(value) != count:
         raise BadInput(f"{name}: got {value!r}, expected {count} numbers from 0")
     return tuple(map(float, value))

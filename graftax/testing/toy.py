@@ -188,7 +188,7 @@ class Toy(ClassConditional):
         """About `count` conditioning vectors (s, d): every class at times evenly spread."""
         times = -(-count // (spec.classes + 1))
         t, y = jnp.meshgrid(
-            time_at(spec.prediction, (jnp.arange(times) + 0.5) / times), jnp.arange(spec.classes + 1), indexing="ij"
+            time_at(spec.prediction.network, (jnp.arange(times) + 0.5) / times), jnp.arange(spec.classes + 1), indexing="ij"
         )
         return self.vec(spec, params, t.reshape(-1), y.reshape(-1))
 

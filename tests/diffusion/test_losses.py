@@ -124,7 +124,7 @@ def test_min_snr_weights_the_noise_of_ddpm_alone():
     np.testing.assert_allclose(weighted["loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(plain["vb"], weighted["vb"])
     assert weighted["loss"][0] < plain["loss"][0]
-    with pytest.raises(BadInput, match="objective: none \\+ direction\\(1\\) of noise at steps"):
+    with pytest.raises(BadInput, match=r"objective: none \+ direction\(1\) of noise at steps"):
         process.training_losses(out, 0 * noise, t, noise, Objective.parse("none + direction(1)"))
 
 
@@ -165,8 +165,9 @@ def test_lognormal_times(scalars):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "squared", "min_snr", "min_snr(0)", "min_snr(a)", "none(1)", "none + none", "none + direction", "direction(-1)"]
+    "text",
+    ["", "squared", "min_snr", "min_snr(0)", "min_snr(a)", "none(1)", "none + none", "none + direction", "direction(-1)"],
 )
 def test_objectives_that_are_none_are_refused(text):
-    with pytest.raises(BadInput, match="^objective: got .*, expected 'none', 'velocity', 'likelihood' or 'min_snr"):
+    with pytest.raises(BadInput, match=r"^objective: got .*, expected 'none', 'velocity', 'likelihood' or 'min_snr"):
         Objective.parse(text)

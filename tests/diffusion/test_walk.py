@@ -19,6 +19,7 @@ from graftax.diffusion import SamplerState, Sampling, Steps, Way, guided, schedu
 from graftax.diffusion.schedule import Step, guidance_scales
 from graftax.errors import BadInput
 from graftax.models.forward import forward_prepared, prepare_params
+from graftax.models.policy import Policy, Route
 from graftax.models.prediction import as_called
 from graftax.spec import Prediction
 
@@ -54,7 +55,9 @@ def rows(sampling: Sampling, way: Way, calls: int) -> Step:
     return Step(**{name: np.concatenate([found[name], pad[name]]) for name in NEUTRAL})
 
 
-def draw_all(model: graftax.Model, samplings: list[Sampling], channels: int | None, z: Any, y: Any, noise: Any) -> np.ndarray:
+def draw_all(
+    model: graftax.Model, samplings: list[Sampling], channels: int | None, z: Any, y: Any, noise: Any
+) -> np.ndarray:  # fmt: skip
     """What each of the samplings draws, (k, b, h, w, c): one compiled loop, with the scale of guidance as data."""
     spec, way = model.spec, way_for(model.spec.prediction, samplings[0])
     calls = max(len(schedule(one, way).timestep) for one in samplings)
@@ -64,7 +67,8 @@ def draw_all(model: graftax.Model, samplings: list[Sampling], channels: int | No
         spec.prediction, lambda x, t, y: forward_prepared(spec, prepared, x, t, {"y": y})[0], way.target, way.path
     )
     varies = len({(one.cfg_scale, one.interval) for one in samplings}) > 1
-    guide = guided(network, max(one.cfg_scale for one in samplings), lambda y: jnp.full_like(y, spec.classes), channels, varies=varies)
+    scale = max(one.cfg_scale for one in samplings)
+    guide = guided(network, scale, lambda y: jnp.full_like(y, spec.classes), channels, varies=varies)
     one = Steps(guide, samplings[0], way=way)
     noise, steps = jnp.asarray(noise, jnp.float32), steps if varies else steps._replace(guidance=None)
 
@@ -87,7 +91,9 @@ def sit_sampling(key: str) -> Sampling:
     _, _, form, method, last, *norm = key.split(".", 5)
     sampler = {"Euler": "euler_maruyama", "Heun": "sde_heun"}[method]
     text = f"{form.lower()}({norm[0].removeprefix('norm')})" if norm else form.lower()
-    return Sampling(sampler=sampler, steps=7 - (last == "None"), cfg_scale=1.5, last=last.lower(), diffusion=text)  # pyright: ignore
+    return Sampling(
+        sampler=sampler, steps=7 - (last == "None"), cfg_scale=1.5, last=last.lower(), diffusion=text
+    )  # fmt: skip
 
 
 QUICK = (("Linear", "velocity"),)
@@ -158,7 +164,8 @@ def test_edm_of_the_reference():
     np.testing.assert_allclose(Sampling(sampler="edm_heun", steps=18).times, g["sigma_grid"], rtol=1e-12)
     np.testing.assert_allclose(Sampling(sampler="edm_heun", steps=32).times, g["sigma_grid_32"], rtol=1e-12)
     keys = [key for key in g if key.startswith(("heun.cfg", "heun.churn", "tread_heun"))]
-    found = draw_all(model_of("tread", num_heads=4), list(map(edm_sampling, keys)), None, g["z"], g["y_sample"], g["churn_noise"])
+    model, samplings = model_of("tread", num_heads=4), list(map(edm_sampling, keys))
+    found = draw_all(model, samplings, None, g["z"], g["y_sample"], g["churn_noise"])
     for key, one in zip(keys, found, strict=True):
         close(one, g[key], what=key)
 
@@ -166,7 +173,7 @@ def test_edm_of_the_reference():
 def test_a_weak_model_guides_as_in_the_reference():
     """Autoguidance through the whole of `graftax.sample`."""
     g, model, bad = golden("edm"), model_of("tread", num_heads=4), model_of("edm_bad", num_heads=2)
-    how: dict[str, Any] = {"sampler": "edm_heun", "steps": 18, "cfg_scale": 2.1, "cfg_channels": None, "initial_noise": g["z"]}
+    how: dict[str, Any] = {"steps": 18, "cfg_scale": 2.1, "cfg_channels": None, "initial_noise": g["z"]}
     close(graftax.sample(model, g["y_sample"], weak="model", weak_model=bad, **how), g["heun.autoguidance2.1"])
     with pytest.raises(BadInput, match="weak_model: none given with weak 'model'"):
         graftax.sample(model, g["y_sample"], weak="model", **how)
@@ -180,6 +187,20 @@ def test_the_sampler_of_tread_is_edms():
     for key in ("tread_sampler.cfg1.5", "tread_sampler.cfg1.5.40steps"):
         sampling = dataclasses.replace(edm_sampling(key), cfg_channels=None)
         close(graftax.sample(model, g["y_sample"], sampling=sampling, initial_noise=g["z"]), g[key])
+
+
+def test_a_policy_weakens_the_model_itself():
+    """TREAD's routed guidance: away from passes whose tokens go around the blocks in between, drawn again the same."""
+    model, policy = model_of("tread", num_heads=4), Policy(routes=(Route(1, 4, 0.75),))
+    how: dict[str, Any] = {"steps": 3, "cfg_channels": None, "cfg_scale": 1.5, "weak": "policy", "weak_policy": policy}
+    one, again, plain = (
+        graftax.sample(model, np.array([1, 1]), rng=jax.random.key(1), **{**how, **more})
+        for more in ({}, {}, {"weak": "skip", "skip": (1, 2, 3, 4), "weak_policy": None})
+    )
+    np.testing.assert_array_equal(one, again)
+    assert float(jnp.abs(one - plain).max()) > 1e-3
+    with pytest.raises(BadInput, match="weak_policy: none given with weak 'policy'"):
+        graftax.sample(model, np.array([1]), **{**how, "weak_policy": None})
 
 
 def test_orders_on_gaussian_data():
@@ -216,7 +237,7 @@ def test_power_cosine_guidance():
     how = Sampling(sampler="euler", steps=8, cfg_scale=4.0, cfg_power=4.0)
     np.testing.assert_allclose(g["progress"][:-1], np.arange(8) / 8, atol=1e-12)
     np.testing.assert_allclose(guidance_scales(how, Way()), g["power_cosine.w4.s4"][:-1], rtol=1e-6)
-    with pytest.raises(BadInput, match="cfg_power: 4.0 with 'dopri5'"):
+    with pytest.raises(BadInput, match=r"cfg_power: 4.0 with 'dopri5'"):
         Sampling(sampler="dopri5", cfg_power=4.0)
 
 
@@ -230,7 +251,7 @@ def test_power_cosine_guidance():
 )
 def test_steps_that_are_not_finite_are_refused(prediction, how, where):
     sampling = Sampling(**{"sampler": "euler_maruyama", "steps": 6, **how})
-    with pytest.raises(BadInput, match=rf"^sampler '{sampling.sampler}': diffusion .* is not finite at the noise {where}"):
+    with pytest.raises(BadInput, match=rf"^sampler '{sampling.sampler}': diffusion .* not finite at the noise {where}"):
         schedule(sampling, way_for(prediction, sampling))
 
 
@@ -264,6 +285,7 @@ def test_impossible_settings_are_refused(fields, message):
 def test_settings_in_words():
     how = Sampling(sampler="euler_maruyama", steps=250, cfg_scale=1.8, cfg_channels=None, interval=(0, 2.33))
     assert str(how) == (
-        "Euler-Maruyama, 250 steps, last mean 0.04, diffusion sigma, guidance 1.8 on all channels, for sigma/alpha in (0, 2.33]"
+        "Euler-Maruyama, 250 steps, last mean 0.04, diffusion sigma, guidance 1.8 on all channels, "
+        "for sigma/alpha in (0, 2.33]"
     )
     assert str(Sampling(sampler="dopri5", cfg_scale=1.0)) == "Dormand-Prince 5, tolerance 0.001, 1e-06, no guidance"

@@ -39,8 +39,8 @@ def small():
 
 
 def test_a_dit_answers_as_a_model_of_velocities(flow, golden):
-    """At whole and fractional steps of DDPM and beyond its ends, where the nearest counts. A velocity at the noisiest step is
-    the noise's error times 158."""
+    """At whole and fractional steps of DDPM and beyond its ends, where the nearest counts. A velocity at the noisiest step
+    is the noise's error times 158."""
     for name, times, given in (
         ("int", "int.tau", "int"), ("frac", "frac.tau", "int"), ("clamped", "clamped.tau_asked", "int"),
     ):  # fmt: skip

@@ -124,7 +124,7 @@ class DiT(ClassConditional):
         classes = min(spec.classes + 1, max(1, round(math.sqrt(count))))
         times = -(-count // classes)
         t, y = jnp.meshgrid(
-            time_at(spec.prediction, (jnp.arange(times) + 0.5) / times),
+            time_at(spec.prediction.network, (jnp.arange(times) + 0.5) / times),
             jnp.round(jnp.linspace(0, spec.classes, classes)), indexing="ij",
         )  # fmt: skip
         return self.vec(spec, params, t.reshape(-1), y.reshape(-1).astype(jnp.int32))
