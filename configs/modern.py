@@ -7,8 +7,8 @@
     graftax bench --aot v6e:4x4 --config configs/modern.py:repa_tread,400k
 
 The argument is RECIPE,STEPS. Needs ImageNet's training and validation images as latent sets, which `graftax encode` makes;
-`repa` the features of DINOv2-B too, as the array `features` of its batches; `lightningdit` latents of VA-VAE (16 x 16 x 32),
-a network that graftax does not have.
+`repa` the features of DINOv2-B too (`graftax.data.features.write_features`), which are of the images as they are, so that
+none is mirrored; `lightningdit` latents of VA-VAE (16 x 16 x 32), a network that graftax does not have.
 
 From the papers: 256 images a step (LightningDiT 1,024), AdamW at a constant 1e-4 (2e-4) without warm-up and decay, averages
 at 0.9999, one label in ten dropped; gradients clipped at 1 by REPA and SRA; b2 0.95 by LightningDiT and the dispersive
@@ -78,14 +78,12 @@ def get_config(argument: str = "sit,400k") -> ConfigDict:
     own = dict(RECIPES[name])
     variant, latents = own.pop("variant"), own.pop("latents", "imagenet256_latents")
     optimiser = {"learning_rate": 1e-4, "warmup_steps": 0, "grad_clip": None, **own.pop("optimiser", {})}
-    flip = {} if "repa(" in own.get("recipe", "") else {"transform": "flip"}  # features are of the images as they are
+    more = {"features": "imagenet256_dinov2b"} if "repa(" in own.get("recipe", "") else {"transform": "flip"}
     return ConfigDict(
         {
             "task": "dit",
             "workdir": f"runs/modern/{name}_{length}",
-            "data": {
-                "source": latents, "latents": "given", "test": f"{latents}_val", "test_subset": "8k", **flip,
-            },
+            "data": {"source": latents, "latents": "given", "test": f"{latents}_val", "test_subset": "8k", **more},
             "mesh": {"fsdp": 8},
             "model": {"variant": variant},
             "training": {

@@ -80,6 +80,8 @@ def test_hyperparameters_are_the_papers():
     assert training_of("repa,400k").training.optimiser.grad_clip == 1
     assert training_of("dispersive,400k").training.optimiser.b2 == 0.95
     assert training_of("lightningdit,80k").training.times == "logit_normal(0, 1)"
+    assert training_of("repa,400k").data.features
+    assert training_of("sit,400k").data.transform == "flip"
     loss = Recipe.parse(training_of("repa,4m").training.recipe).losses[0]
     assert (loss.block, loss.hidden, loss.weight, loss.source.width) == (8, (2048, 2048), 0.5, 768)
     faded = Recipe.parse(training_of("sra,4m").training.recipe).losses[0]

@@ -17,6 +17,7 @@ from graftax.backbones.zoo import find
 from graftax.checkpoint import read_beside
 from graftax.checkpoint.tensors import read_tensors
 from graftax.checkpoint.torch_writer import write_torch
+from graftax.diffusion.guidance import guided
 from graftax.errors import BadInput
 from graftax.models import param_shapes
 from graftax.models.cost import count_params, flops
@@ -101,6 +102,53 @@ def test_reg():
     close(vector, golden["cls_out"])
     assert np.all(np.asarray(out)[..., 4].reshape(3, -1)[:, 12:] == 0)
     assert {name: tap.shape for name, tap in taps["block/out"].items()} == {"txt": (3, 3, 1, 24), "img": (3, 3, 16, 24)}
+
+
+@pytest.mark.parametrize(
+    ("scale", "of_token", "high"),
+    [
+        (2.3, 2.3, 0.85),
+        pytest.param(2.3, 0.0, 0.85, marks=pytest.mark.slow),
+        pytest.param(1.0, 0.0, 1.0, marks=pytest.mark.slow),
+    ],
+)
+def test_reg_is_drawn_as_one_array(scale, of_token, high):
+    """Latents and class token walk together; the token is guided like the latents, or not at all."""
+    model, golden = opened("reg")
+    noise = [joined(model.spec, last(golden["z"]), golden["cls_z"])]
+    steps = zip(golden["step_noise"], golden["cls_step_noise"], strict=True)
+    noise += [joined(model.spec, last(latents), vector) for latents, vector in steps]
+    found = graftax.sample(
+        model, golden["y_sample"], sampler="euler_maruyama", steps=len(noise), diffusion="linear", cfg_scale=scale,
+        cfg_channels=None if of_token else model.spec.latent_channels, interval=(0.0, high / (1 - high or 1e-9)),
+        initial_noise=noise[0], step_noise=np.stack([*noise[1:], 0 * noise[0]]),
+    )  # fmt: skip
+    for part, name in zip(parted(model.spec, found), ("", ".cls"), strict=True):
+        expected = golden[f"em.cfg{scale}.clscfg{of_token}.hi{high}{name}"]
+        expected = last(expected) if expected.ndim == 4 else expected
+        assert np.abs(part - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_redi_is_drawn_with_guidance_of_the_latents():
+    model, golden = opened("redi")
+    found = graftax.sample(
+        model, golden["cfg_y"], initial_noise=last(golden["z"]), sampler="euler", steps=8, cfg_scale=2.4
+    )  # fmt: skip
+    expected = last(golden["ode_euler_9_cfgvae_2p4"])
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "scale", "channels"),
+    [("sit", "out_cfg", 1.5, 3), ("redi", "out_cfg_all_1p5", 1.5, None), ("redi", "out_cfg_latent_only_2p4", 2.4, 4)],
+)
+def test_guidance_is_the_authors(name, key, scale, channels):
+    """On the first 3 channels of SiT, on all of ReDi or its latents; their batches hold the null pass behind the images."""
+    model, golden = opened(name)
+    half = len(golden[key]) // 2
+    x, t, y = last(golden["cfg_x"])[:half], np.broadcast_to(golden["cfg_t"], 2 * half)[:half], golden["cfg_y"][:half]
+    guide = guided(lambda x, t, y: model(x, t, y), scale, lambda y: np.full_like(y, model.spec.classes), channels)
+    close(guide(x, t.astype(np.float32), y), last(golden[key])[:half])
 
 
 def test_tread():
