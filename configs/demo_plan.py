@@ -4,10 +4,10 @@
     graftax plan demo --flops 0.95 --config configs/demo_plan.py --check 3
     graftax distill --config runs/demo_plan/plan_1.py
 
-Every operator is taught by 150 steps of stage 1 before its harm is measured, half a minute each on two quiet CPU cores. With
---check all grafts that reach the goal, two or so per operator, go through 150 steps of both stages with three seeds, a
-minute per run; the last line is the rank correlation of predicted harm with what fine-tuning left. Interrupted, the same
-command continues. `graftax plan demo --flops 0.95` alone needs no data.
+Every operator is taught by 150 steps of stage 1 before its harm is measured. Expect half a minute each on two quiet CPU
+cores. With --check all grafts that reach the goal, two or so per operator, go through 150 steps of both stages with three
+seeds: expect a minute per run, and in the last line the rank correlation of predicted harm with what fine-tuning left.
+Interrupted, the same command continues. `graftax plan demo --flops 0.95` alone needs no data.
 """
 
 from common import demo, demo_judging

@@ -6,7 +6,7 @@ with several operators to choose from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from graftax.analyze.search import SiteHarm, choose_sites, selectors
@@ -147,10 +147,7 @@ def edits_of(offers: Iterable[Offer]) -> tuple[str, ...]:
 
 def saves_at_most(offers: Iterable[Offer], quantity: str) -> float:
     """What is saved of a quantity where every site takes the offer that saves most."""
-    best: dict[Site, float] = {}
-    for one in offers:
-        best[one.site] = max(best.get(one.site, 0.0), getattr(one.saved, quantity))
-    return sum(best.values())
+    return sum(getattr(one.saved, quantity) for one in largest(offers, quantity))
 
 
 def cheapest(offers: Iterable[Offer], quantity: str) -> tuple[Offer, ...]:
@@ -162,6 +159,15 @@ def cheapest(offers: Iterable[Offer], quantity: str) -> tuple[Offer, ...]:
 
     for one in offers:
         if getattr(one.saved, quantity) > 0 and (one.site not in best or price(one) < price(best[one.site])):
+            best[one.site] = one
+    return tuple(best.values())
+
+
+def largest(offers: Iterable[Offer], quantity: str) -> tuple[Offer, ...]:
+    """For every site the offer that saves most, among those that save anything."""
+    best: dict[Site, Offer] = {}
+    for one in sorted(offers, key=lambda one: getattr(one.saved, quantity)):
+        if getattr(one.saved, quantity) > 0:
             best[one.site] = one
     return tuple(best.values())
 
@@ -188,11 +194,3 @@ def front(grafts: Iterable[Graft]) -> tuple[Graft, ...]:
     unlike = {one.edits: one for one in grafts}.values()
     kept = [one for one in unlike if not any(beats(other, one) for other in unlike)]
     return tuple(sorted(kept, key=lambda one: one.harm))
-
-
-def by_operator(offers: Iterable[Offer]) -> Mapping[str, tuple[Offer, ...]]:
-    """Offers by the text of their operator."""
-    found: dict[str, tuple[Offer, ...]] = {}
-    for one in offers:
-        found[str(one.operator)] = (*found.get(str(one.operator), ()), one)
-    return found

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--operator", action="append", default=[], metavar="OP", help="only this one; may be given again")
     parser.add_argument("--device", metavar="CHIP", help="by the roofline of v5e, h100, .. (default: measured here)")
     parser.add_argument("--batch", type=int, default=1, help="images per pass (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="(default: float32; bfloat16 with --device)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: %(default)s)")
     parser.add_argument("--images", type=int, default=256, metavar="N", help="harm is measured on (default: %(default)s)")
     parser.add_argument("--check", type=int, default=0, metavar="SEEDS", help="fine-tune with so many seeds; wants --config")
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
     model = stages.open_model(args.model, **options.overrides_of(args))
     data = options.load_data(given.distill_data) if given else None
     taught = teaching.teaching_of(model.spec, given, data, args.images, folder / "work")
-    found = plans.plan(model, goal, taught, operators=args.operator, chip=chip, batch=args.batch, rounds=args.rounds)
+    settings = {"operators": args.operator, "batch": args.batch, "rounds": args.rounds, "dtype": args.dtype}
+    found = plans.plan(model, goal, taught, chip=chip, **settings)
     path = page.write(found, args.model, teaching.recipe_of(args.model, model.spec, given), folder)
     checked = [str(plan_check.check(found, given, args.check, folder / "check"))] if args.check and given else []
     options.answer(args, page.record(found), "\n\n".join([page.text(found), *checked, str(path)]))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from graftax import ops
@@ -19,15 +20,15 @@ from graftax.analyze.plan import (
     Graft,
     Offer,
     Size,
-    by_operator,
     cheapest,
     choose,
     front,
+    largest,
     made_of,
     saves_at_most,
 )
 from graftax.analyze.search import selectors
-from graftax.blocks import part, slot_of
+from graftax.blocks import block_kind, part, slot_of
 from graftax.distill import neuron_importance
 from graftax.errors import BadInput
 from graftax.evaluate.bench.timing import interleaved
@@ -123,9 +124,12 @@ def plan(
     what the goal is about are grafted everywhere, taught as `teaching` says (None: `from_noise`), and the harm of each site
     is measured (`graftax.analyze.harm.Harm`). Sites are chosen as `graftax.analyze.search.choose_sites` does, for
     each operator alone and for the cheapest one of every site; joint harm is measured. Grafts of the front are run, where
-    the device is here. Raises `BadInput` where the goal cannot be reached, saying what can.
+    the device is here. `dtype`: of matmuls, None for float32, by a roofline bfloat16. Raises `BadInput` where the goal
+    cannot be reached, saying what can, and on `batch` or `rounds` below 1.
     """
     spec = model.spec
+    if batch < 1:
+        raise BadInput(f"plan batch: got {batch}, expected 1 or more")
     teaching = teaching or from_noise(spec)
     fitting = candidates(spec, operators)
     specs = {op: replace(selectors(sites), op).on(spec) for op, sites in fitting.items()}
@@ -133,9 +137,10 @@ def plan(
     if chip is None:
         seconds, whole_seconds = measured_seconds(model, places, batch, rounds, dtype)
     else:
-        seconds, whole_seconds = roofline_seconds(spec, places, batch, chip)
+        seconds, whole_seconds = roofline_seconds(spec, places, batch, chip, dtype or jnp.bfloat16)
     whole = Size(whole_seconds, flops(spec), count_params(spec))
-    saved = {op: _saved(spec, specs[op], sites, seconds) for op, sites in fitting.items()}
+    within = _scaled(spec, seconds, whole_seconds)
+    saved = {op: _saved(spec, specs[op], sites, within) for op, sites in fitting.items()}
     saving = goal.saving(whole)
     _check_reachable(goal, whole, saved, saving)
     found = _Measured(model, teaching, goal.quantity, saving, whole, seed)
@@ -190,6 +195,13 @@ def _narrower(held: OpSpec) -> list[OpSpec]:
     ratio = held.option("ratio")
     options = dict(held.options)
     return [OpSpec(held.kind, tuple({**options, "ratio": r}.items())) for r in RATIOS if ratio and r < ratio]
+
+
+def _scaled(spec: ModelSpec, seconds: Mapping[Place, float], whole: float) -> dict[Place, float]:
+    """Times of operators as parts of a pass: a call by itself takes longer, so that in small models all add up to more than
+    the pass takes; then they are shortened alike."""
+    there = sum(seconds[_place(spec, Site(i, slot))] for i in runs(spec) for slot in block_kind(spec.blocks[i].kind).tapped)
+    return {place: one * min(1.0, whole / there) for place, one in seconds.items()}
 
 
 def _saved(spec: ModelSpec, after: ModelSpec, sites: Sequence[Site], seconds: Mapping[Place, float]) -> dict[Site, Size]:
@@ -272,15 +284,12 @@ class _Measured:
         jax.clear_caches()  # each operator compiles its own programs, which nobody needs again
 
     def add_mixed(self) -> None:
-        """For every site the operator of least harm for what it saves."""
-        pool = cheapest(self.offers, self._quantity)
-        if len(by_operator(pool)) < 2:
-            return
+        """For every site the operator of least harm for what it saves, where that is not enough the one that saves most."""
         for margin in MARGINS:
-            chosen = choose(pool, self._quantity, margin * self._saving)
-            if len(by_operator(chosen)) > 1:
-                student = self.assembled(chosen)
-                harm = Harm(self._model, student, self._teaching.heldout, seed=self._seed)
+            pools = (pool(self.offers, self._quantity) for pool in (cheapest, largest))
+            chosen = next(filter(None, (choose(pool, self._quantity, margin * self._saving) for pool in pools)), ())
+            if len({one.operator for one in chosen}) > 1:
+                harm = Harm(self._model, self.assembled(chosen), self._teaching.heldout, seed=self._seed)
                 self.grafts.append(made_of(MIXED, chosen, harm(one.site for one in chosen), self._whole))
 
     def model_of(self, one: Graft) -> Model:

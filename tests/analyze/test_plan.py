@@ -13,6 +13,7 @@ from graftax.analyze.plan import (
     choose,
     edits_of,
     front,
+    largest,
     made_of,
     saves_at_most,
 )
@@ -50,6 +51,7 @@ def test_goals_that_ask_for_nothing(name, value):
 
 def test_choosing():
     assert saves_at_most(OFFERS, "seconds") == pytest.approx(0.4)
+    assert [(one.site.block, one.operator) for one in largest(OFFERS, "seconds")] == [(0, LINEAR), (1, LINEAR)]
     # Per second: 1 and 4 of the window, 1.5 of the map; what costs time is not in it.
     assert [(one.site.block, one.operator) for one in cheapest(OFFERS, "seconds")] == [(0, SWA), (1, LINEAR)]
     assert [one.site.block for one in choose(OFFERS[:2], "seconds", 0.1)] == [0]
