@@ -111,6 +111,31 @@ def pretraining(steps: int) -> dict[str, int]:
     return {"steps": steps, "seed": 0, "log_every": 100, "eval_every": 1000, "save_every": 1000}
 
 
+def imagenet(task: str, variant: str, latents: str, chips: int, steps: int, batch: int, **training: Any) -> dict[str, Any]:
+    """A published class model from scratch, at its true size, on so many chips of 16 GB or more, over which weights, moments
+    and averages are split. `latents`: a folder of `graftax encode` with mirror images; `training`: fields of that stage.
+
+    A chip takes 16 images at a time, and keeps of these what matrix products gave.
+    """
+    return {
+        "task": task,
+        "workdir": f"runs/{task}",
+        "data": {"source": latents, "latents": "given", "transform": "flip"},
+        "model": {"variant": variant},
+        "mesh": {"fsdp": chips},
+        "training": {
+            "loop": {"steps": steps, "seed": 0, "log_every": 100, "save_every": 5000, "keep_every": 50_000},
+            "batch_size": batch,
+            "accumulate": max(1, batch // (16 * chips)),
+            "ema_decay": 0.9999,
+            "class_dropout": 0.1,
+            "compute_dtype": "bfloat16",
+            "remat": "dots",
+            **training,
+        },
+    }
+
+
 def cosine(learning_rate: float, warmup_steps: int, steps: int, **more: Any) -> dict[str, Any]:
     """An optimiser whose rate goes up and then down to 0 at the end, gradients clipped at 1."""
     return {

@@ -44,12 +44,12 @@ __version__ = "0.2.0"
 __all__ = [
     "BadInput", "BlockSpec", "GraftaxError", "Model", "ModelSpec", "NonFinite", "OpSpec", "Preempted", "Sampling", "Step",
     "compose", "drop", "export", "export_lora", "graft", "hybrid", "interface", "inverse", "load", "lora", "lora_file",
-    "merge_lora", "native", "op", "parallel_pairs", "parse", "replace", "replay", "resize", "sample", "save",
-    "text_encoder", "tie",
+    "merge_lora", "native", "op", "parallel_pairs", "parse", "refresh_steps", "replace", "replay", "resize", "sample",
+    "save", "text_encoder", "tie",
 ]  # fmt: skip
 
 _HOMES = {
-    "api": ("export", "export_lora", "graft", "load", "sample", "save", "text_encoder"),
+    "api": ("export", "export_lora", "graft", "load", "refresh_steps", "sample", "save", "text_encoder"),
     "diffusion": ("Sampling",),
     "errors": ("BadInput", "GraftaxError", "NonFinite", "Preempted"),
     "models": ("Model",),

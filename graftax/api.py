@@ -16,7 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 from graftax.allocator import keep_pages
 from graftax.diffusion import Sampling, SamplingFields, image_keys
 from graftax.diffusion import initial_noise as first_noise
-from graftax.draw import draw, sampler_steps, sampling_for, settings_for, weak_of
+from graftax.draw import draw, refresh_steps, sampler_steps, sampling_for, settings_for, weak_of
 from graftax.errors import BadInput, NonFinite, naming
 from graftax.models.arguments import as_float_type, as_key, as_path
 from graftax.models.int8 import INT8, quantised
@@ -218,6 +218,6 @@ def sample(
 
 
 __all__ = [
-    "draw", "export", "export_lora", "graft", "load", "place", "read", "sample", "sampler_steps", "sampling_for", "save",
-    "settings_for", "text_encoder",
+    "draw", "export", "export_lora", "graft", "load", "place", "read", "refresh_steps", "sample", "sampler_steps",
+    "sampling_for", "save", "settings_for", "text_encoder",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
@@ -9,17 +10,21 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
-from graftax.diffusion import SAMPLERS, Sampling, SamplingFields, Steps, check_variance, guided, way_for
+from graftax.diffusion import SAMPLERS, Sampling, SamplingFields, Steps, check_variance, guided, image_keys, way_for
+from graftax.diffusion import initial_noise as first_noise
 from graftax.diffusion.guidance import ModelFn, Weaker
 from graftax.diffusion.names import ODES, SDES, STRAIGHT
+from graftax.diffusion.sharing import chosen_steps, similarities
 from graftax.errors import BadInput
+from graftax.models.arguments import as_key
 from graftax.models.backbone import Cond, find
 from graftax.models.forward import forward_prepared, prepare_params
-from graftax.models.model import Model
+from graftax.models.model import Model, check_inputs, given_conditions
 from graftax.models.policy import PLAIN, Policy
-from graftax.models.prediction import as_called
+from graftax.models.prediction import Interface, as_called
+from graftax.models.stages import stages
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec, Prediction
 
@@ -35,9 +40,11 @@ def sampling_for(spec: ModelSpec, sampling: Sampling | None = None, **settings: 
     if sampling is not None and settings:
         raise BadInput(f"sampling and {sorted(settings)} given, expected one of the two")
     if sampling is None:
-        return Sampling(**settings_for(spec, **settings))
+        sampling = Sampling(**settings_for(spec, **settings))
     check_sampler(spec.prediction, sampling.sampler)
     check_skip(spec, sampling.skip)
+    if sampling.refresh:
+        stages(spec)  # refuses models of one
     return sampling
 
 
@@ -124,6 +131,10 @@ def draw(
     from graftax.train.sharding import kernels
 
     with kernels(mesh):
+        if sampling.refresh:
+            return refreshing_steps(spec, params, sampling, null, plan, dtype).scan(
+                x.astype(jnp.float32), cond, keys, step_noise
+            )
         weak = None
         if weak_spec is not None and weak_params is not None:
             weak = Weak(weak_spec, prepare_params(weak_spec, weak_params, plan, weak_policy.cuts), weak_policy)
@@ -143,6 +154,8 @@ def sampler_steps(
     if (sampling.skip or sampling.weak != "null") and weak is None:
         what = f"weak {sampling.weak!r}, skip {sampling.skip}"
         raise BadInput(f"{what}: expected none here: steps one by one know no weaker pass")
+    if sampling.refresh:
+        raise BadInput(f"refresh: got {sampling.refresh}, expected none here: steps one by one keep nothing")
     way = way_for(spec.prediction, sampling)
 
     def network(spec: ModelSpec, prepared: Params, policy: Policy = PLAIN) -> ModelFn:
@@ -162,6 +175,59 @@ def sampler_steps(
     own = network(spec, prepared)
     guide = guided(own, sampling.cfg_scale, twin, sampling.cfg_channels, weaker, away, varies=sampling.varies)
     return Steps(guide, sampling, way=way)
+
+
+def refreshing_steps(
+    spec: ModelSpec, params: Params, sampling: Sampling, null: Cond | None = None, plan: str = "unroll",
+    dtype: DTypeLike | None = None,
+) -> Steps:  # fmt: skip
+    """`sampler_steps` of a model of two stages, whose encoder runs in the steps `sampling.refresh`, for conditions and for their
+    unconditional twin in one batch. Raises `BadInput` on models of one stage."""
+    two, way = stages(spec), way_for(spec.prediction, sampling)
+    encoder, decoder = two.prepare(params, plan)
+
+    def encode(x: jax.Array, t: jax.Array, cond: Any) -> dict[str, jax.Array]:
+        x, t = Interface(spec.prediction, way.target, way.path).enter(x, t)
+        if sampling.cfg_scale == 1:
+            return {"own": two.encode(encoder, x, t, cond, dtype)}
+        twin = find(spec).null(spec, params, cond) if null is None else null
+        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), (x, t, dict(cond)), (x, t, dict(twin)))
+        own, other = jnp.split(two.encode(encoder, *both, dtype), 2)
+        return {"own": own, "null": other}
+
+    def decode(x: jax.Array, t: jax.Array, kept: Any) -> jax.Array:
+        return two.decode(decoder, x, kept["own"], dtype)
+
+    guide = guided(
+        as_called(spec.prediction, decode, way.target, way.path), sampling.cfg_scale,
+        lambda kept: {name: kept["null"] for name in kept}, sampling.cfg_channels, varies=sampling.varies,
+    )  # fmt: skip
+    return Steps(guide, sampling, way=way, encode=encode)
+
+
+def refresh_steps(
+    model: Model, labels: ArrayLike, count: int, *, rng: jax.Array | None = None, sampling: Sampling | None = None,
+    **settings: Unpack[SamplingFields],
+) -> tuple[int, ...]:  # fmt: skip
+    """The `count` steps in which the encoder of a model of two stages had best run: `Sampling.refresh`.
+
+    Of images of the classes `labels`, drawn with the encoder in every step, by how alike what it makes of the conditions is
+    between steps (`graftax.diffusion.sharing.chosen_steps`). `rng`, `sampling` and `settings` as in `sample`; `BadInput` as
+    there.
+    """
+    how = sampling_for(model.spec, sampling, **settings)
+    how = dataclasses.replace(how, refresh=tuple(range(how.steps)))
+    cond = given_conditions(labels, None)
+    keys = image_keys(jax.random.key(0) if rng is None else as_key(rng), 0, len(cond["y"]))
+    x = first_noise(keys, how.steps, model.spec.image_shape)
+    check_inputs(model.spec, x, jnp.zeros(len(x)), cond)
+    stages(model.spec)  # refuses models of one
+    return chosen_steps(similarities(_encoded(model.spec, model.params, x, cond, keys, how)), count)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _encoded(spec: ModelSpec, params: Params, x: jax.Array, cond: Cond, keys: jax.Array, how: Sampling) -> jax.Array:
+    return refreshing_steps(spec, params, how).kept(x, cond, keys, None)["own"]
 
 
 def _drawn(policy: Policy, spec: ModelSpec, keys: jax.Array | None, t: jax.Array) -> dict[str, jax.Array]:

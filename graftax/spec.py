@@ -24,7 +24,7 @@ K = TypeVar("K", bound=Hashable)
 VERSION = 2
 MERGES = ("mean", "sum", "project")
 
-FAMILIES = ("dit", "pixart", "sd3", "flux", "auraflow", "lightningdit", "maskdit")
+FAMILIES = ("dit", "pixart", "sd3", "flux", "auraflow", "lightningdit", "ddt", "maskdit")
 BACKBONES = {name: f"graftax.backbones.{name}" for name in FAMILIES}
 """Backbones by name, and the module that is each. A module is imported when a model of its kind is first computed
 (`graftax.models.backbone.find`). To add one: write its folder, name it here."""

@@ -20,10 +20,9 @@ class ClassConditional:
     """Base of such backbones; the class `spec.classes` is the null class."""
 
     def check_inputs(self, spec: ModelSpec, x: jax.Array, t: jax.Array, cond: Cond) -> None:
-        """Raise `BadInput` where x is not of the spec's size, or t or the class `y` is missing, ill-typed or out of
+        """Raise `BadInput` where x is of no size for the model, or t or the class `y` is missing, ill-typed or out of
         range."""
-        if x.shape[1:] != spec.image_shape:
-            raise BadInput(f"x: shape {x.shape}, expected (b, {', '.join(map(str, spec.image_shape))})")
+        self.check_image(spec, x.shape)
         if set(cond) != {"y"}:
             raise BadInput(f"conditions: got {sorted(cond)}, expected y alone, the classes of a {spec.backbone}")
         y = cond["y"]
@@ -32,6 +31,11 @@ class ClassConditional:
         check_times(spec, t)
         if not all_known(y, lambda y: (y >= 0) & (y <= spec.classes)):
             raise BadInput(f"y: {some(y)}, expected classes 0..{spec.classes - 1}, or {spec.classes} for none")
+
+    def check_image(self, spec: ModelSpec, shape: tuple[int, ...]) -> None:
+        """Raise `BadInput` where images (b, h, w, c) are not of the spec's size."""
+        if shape[1:] != spec.image_shape:
+            raise BadInput(f"x: shape {shape}, expected (b, {', '.join(map(str, spec.image_shape))})")
 
     def condition(self, batch: Mapping[str, Any]) -> Cond:
         """The classes `label` (b,) of a batch."""

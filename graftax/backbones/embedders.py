@@ -54,13 +54,13 @@ def cropped(table: jax.Array, corner: tuple[int, int], grid: tuple[int, int]) ->
     return square.reshape(1, rows * columns, -1)
 
 
-def timestep_features(t: jax.Array, compat: str = "dit", scale: float = 1.0) -> jax.Array:
-    """t (b,), `scale` t in [0, 1000] -> (b, 256): cosines then sines, in float32; frequencies 10000^(-i / 128), in diffusers
-    / 127. Angles are rounded as scale * (t * frequency)."""
+def timestep_features(t: jax.Array, compat: str = "dit", scale: float = 1.0, period: float = 10_000.0) -> jax.Array:
+    """t (b,), `scale` t in [0, 1000] -> (b, 256): cosines then sines, in float32; frequencies period^(-i / 128), in
+    diffusers / 127. Angles are rounded as scale * (t * frequency)."""
     half = FREQUENCIES // 2
     last = half - 1 if compat == "diffusers" else half
     # By numpy, rounded once: XLA's exp is off by an ulp here and there, which at t = 999 turns angles by up to 6e-5.
-    exponents = -math.log(10000) * np.arange(half, dtype=np.float32) / np.float32(last)
+    exponents = -math.log(period) * np.arange(half, dtype=np.float32) / np.float32(last)
     frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
     angles = scale * (t.astype(jnp.float32)[:, None] * frequencies)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -136,17 +136,19 @@ class TimestepEmbed(nn.Module):
         width: d.
         compat: as in `timestep_features`.
         scale: likewise.
+        period: likewise.
     """
 
     width: int
     compat: str = "dit"
     scale: float = 1.0
+    period: float = 10_000.0
 
     @nn.compact
     def __call__(self, t: jax.Array) -> jax.Array:
         embed = VectorEmbed(self.width)
         nn.share_scope(self, embed)
-        return embed(timestep_features(t, self.compat, self.scale))
+        return embed(timestep_features(t, self.compat, self.scale, self.period))
 
 
 def packed(x: jax.Array, patch: int) -> jax.Array:

@@ -135,15 +135,15 @@ def grid_of(shapes: Shapes, before: int = 0) -> tuple[int, int]:
 
 
 def blocks_of(
-    kind: str, sizes: Sizes, slots: Sequence[Slots], prefix: Prefix, overrides: Mapping[str, Option]
+    kind: str, sizes: Sizes, slots: Sequence[Slots], prefix: Prefix, overrides: Mapping[str, Option], first: int = 0
 ) -> tuple[BlockSpec, ...]:
-    """The blocks whose tensors `by_slot` sorted. Raises what `recognise` raises."""
+    """The blocks whose tensors `by_slot` sorted, from number `first` on. Raises what `recognise` raises."""
     return tuple(
         BlockSpec(kind, tuple(
             (slot, recognise(kind, sizes, slot, f"blocks.{i}.{start}", found[slot], overrides))
             for slot, start in prefix.items()
         ))
-        for i, found in enumerate(slots)
+        for i, found in enumerate(slots, first)
     )  # fmt: skip
 
 

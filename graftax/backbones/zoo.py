@@ -7,6 +7,7 @@ import importlib
 from types import ModuleType
 
 from graftax.backbones.auraflow import zoo as auraflow
+from graftax.backbones.ddt import zoo as ddt
 from graftax.backbones.dit import zoo as dit
 from graftax.backbones.dit.relatives import zoo as relatives
 from graftax.backbones.flux import zoo as flux
@@ -18,10 +19,10 @@ from graftax.errors import BadInput
 from graftax.spec import ModelSpec
 
 Published = (
-    dit.Published | relatives.Published | lightningdit.Published | maskdit.Published | pixart.Published | sd3.Published
-    | flux.Published | auraflow.Published
+    dit.Published | relatives.Published | lightningdit.Published | ddt.Published | maskdit.Published | pixart.Published
+    | sd3.Published | flux.Published | auraflow.Published
 )  # fmt: skip
-FAMILIES = (dit, relatives, lightningdit, maskdit, pixart, sd3, flux, auraflow)
+FAMILIES = (dit, relatives, lightningdit, ddt, maskdit, pixart, sd3, flux, auraflow)
 ZOO: dict[str, Published] = {name: found for family in FAMILIES for name, found in family.ZOO.items()}
 """Every published model by its name."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 from jax.typing import DTypeLike
 
 from graftax.blocks.auraflow import AuraJoint, AuraSingle
@@ -25,7 +26,7 @@ BLOCKS: dict[str, BlockKind] = {kind.kind: kind for kind in _KINDS}
 
 __all__ = [
     "BLOCKS", "BlockKind", "Context", "Run", "Slot", "State", "Tap", "Taps", "alone", "as_state", "bind", "block_kind",
-    "build", "part", "register", "resolve", "resolve_all", "slot_names", "slot_of", "streams",
+    "build", "image_tokens", "part", "register", "resolve", "resolve_all", "slot_names", "slot_of", "streams",
     "tapped_slots",
 ]  # fmt: skip
 
@@ -70,6 +71,13 @@ def streams(spec: ModelSpec) -> tuple[str, ...]:
     """Streams that the blocks of `spec` pass on, in alphabetical order."""
     kinds = dict.fromkeys(block.kind for block in spec.blocks)
     return tuple(sorted({stream for kind in kinds for slot in block_kind(kind).slots for stream in slot.streams}))
+
+
+def image_tokens(spec: ModelSpec, position: int, value: State | jax.Array) -> jax.Array:
+    """Of the state behind a position of the program, as taps hold it, the image's tokens (b, n, d): the stream that the
+    block there changes."""
+    last = spec.blocks[spec.program[position].blocks[-1]]
+    return as_state(value)[block_kind(last.kind).stream]
 
 
 def tapped_slots(spec: ModelSpec) -> tuple[str, ...]:

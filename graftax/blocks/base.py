@@ -115,11 +115,13 @@ class BlockKind(ABC):
         kind: its name.
         slots: its places for operators, in the order of the parameters' description.
         pinned: why such a block belongs at the end of a program; "" where it may run anywhere.
+        stream: of the image's tokens, the one that it changes.
     """
 
     kind: ClassVar[str]
     slots: ClassVar[tuple[Slot, ...]]
     pinned: ClassVar[str] = ""
+    stream: ClassVar[str] = "img"
 
     @abstractmethod
     def body(self, run: Run, state: State, context: Context, tap: Tap) -> State:

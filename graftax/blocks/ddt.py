@@ -41,3 +41,7 @@ def token_vec(state: State, context: Context) -> jax.Array:
     Without a time the stream is taken to hold it already, as one that was kept from an earlier pass does.
     """
     return state["cond"] if context.time is None else state["cond"] + context.time[:, None]
+
+
+KINDS = (DDTEncoder.kind, DDTDecoder.kind)
+"""The encoder's, the decoder's."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -25,14 +24,10 @@ class DiTBlock(BlockKind):
 
     The modulation gives shift, scale, gate of the mixer, then of the channel mixer, for the whole image or for every token.
     Operators' inputs carry shift and scale, their outputs come before the gate.
-
-    Attributes:
-        stream: the one that it changes; others pass.
     """
 
     kind = "dit"
     slots = dit_slots()
-    stream: ClassVar[str] = "img"
 
     def body(self, run: Run, state: State, context: Context, tap: Tap) -> State:
         x = state[self.stream]

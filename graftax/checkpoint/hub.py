@@ -36,7 +36,7 @@ from graftax.errors import BadInput, did_you_mean
 from graftax.models.arguments import as_path
 from graftax.progress import Progress
 
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pth", ".pt")
 """Of weights. Where one set of weights is there in several forms, the first of these is fetched."""
 
 TEXTS = (".json", ".model", "merges.txt")

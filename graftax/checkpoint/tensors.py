@@ -17,8 +17,8 @@ from graftax.checkpoint.torch_reader import read_texts, read_torch
 from graftax.errors import BadInput
 
 TORCH_SUFFIXES = (".pt", ".pth")
-HUGGING_FACE_SUFFIX = ".bin"
-"""Another name for the same; read, never written."""
+OTHER_SUFFIXES = (".bin", ".ckpt")
+"""Hugging Face's and PyTorch Lightning's names for the same; read, never written."""
 
 _DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
@@ -42,20 +42,20 @@ class Source:
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], Source]:
-    """The flat state dict in a `.pt`, `.pth`, `.bin` or `.safetensors` file: name -> array, and its `Source`.
+    """The flat state dict in a `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors` file: name -> array, and its `Source`.
 
     `.pt`: see `torch_reader.read_torch`; of a training checkpoint the EMA weights are taken, else the model's. Arrays
     are views of the mapped file. Raises `BadInput` on other suffixes and on unreadable or refused files.
     """
     path = existing_file(path)
-    if path.suffix in (*TORCH_SUFFIXES, HUGGING_FACE_SUFFIX):
+    if path.suffix in (*TORCH_SUFFIXES, *OTHER_SUFFIXES):
         tensors, entry = _state_dict(path, read_torch(path))
         return tensors, Source(path.name, sha256(path), entry, read_texts(path))
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return tensors, Source(path.name, sha256(path), metadata=metadata)
     raise BadInput(
-        f"{path}: suffix {path.suffix!r}, expected one of {(*TORCH_SUFFIXES, HUGGING_FACE_SUFFIX, '.safetensors')}"
+        f"{path}: suffix {path.suffix!r}, expected one of {(*TORCH_SUFFIXES, *OTHER_SUFFIXES, '.safetensors')}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,12 +49,15 @@ class Steps:
         sampling: what is drawn; its guidance is not looked at, `model_fn` has it.
         clip: hold the predicted x0 within [-1, 1], for models of pixels.
         way: that flows are walked along; None: that of a model of velocities on the linear path.
+        encode: of models of two stages: x, t, conditions -> what is kept of them, a tree of arrays (b, ...), which
+            `model_fn` takes in place of conditions. It runs in the steps `sampling.refresh`.
     """
 
     model_fn: ModelFn | GuidedFn
     sampling: Sampling
     clip: bool = False
     way: Way | None = None
+    encode: ModelFn | None = None
 
     @property
     def _way(self) -> Way:
@@ -79,16 +83,33 @@ class Steps:
         if self.sampling.sampler == "dopri5":
             return adaptive(self.model_fn, self.sampling, self._way, self.start(x).x, cond)
 
-        def body(state: SamplerState, inputs: tuple[jax.Array, Step]) -> tuple[SamplerState, None]:
-            i, step = inputs
+        return self._walk(x, cond, keys, step_noise, lambda kept: None)[0]
+
+    def kept(self, x: jax.Array, cond: Any, keys: jax.Array | None, step_noise: jax.Array | None) -> Any:
+        """What `model_fn` takes for conditions at every call of `scan`: leaves (calls, b, ...)."""
+        return self._walk(x, cond, keys, step_noise, lambda kept: kept)[1]
+
+    def _walk(
+        self, x: jax.Array, cond: Any, keys: jax.Array | None, step_noise: jax.Array | None, note: Callable[[Any], Any]
+    ) -> tuple[jax.Array, Any]:
+        def body(carry: tuple[SamplerState, Any], inputs: tuple[jax.Array, Step]) -> tuple[tuple[SamplerState, Any], Any]:
+            (state, kept), (i, step) = carry, inputs
             noise = None
             if self.sampling.noisy:
                 noise = step_noise[i] if step_noise is not None else unit_noise(_known(keys), i, x.shape[1:])
-            return self._advance(step, state, cond, noise), None
+            if self.encode is not None:
+                run = jnp.isin(i, jnp.array(self.sampling.refresh))
+                t = jnp.full(x.shape[:1], step.timestep)
+                kept = jax.lax.cond(run, self.encode, lambda *_: kept, state.x, t, cond)
+            return (self._advance(step, state, kept, noise), kept), note(kept)
 
-        steps = schedule(self.sampling, self._way)
+        steps, state, kept = schedule(self.sampling, self._way), self.start(x), cond
+        if self.encode is not None:
+            shapes = jax.eval_shape(self.encode, x, jnp.zeros(x.shape[:1]), cond)
+            kept = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         numbers = jnp.arange(self.sampling.steps) if steps.number is None else steps.number
-        return jax.lax.scan(body, self.start(x), (numbers, steps))[0].x
+        (state, _), noted = jax.lax.scan(body, (state, kept), (numbers, steps))
+        return state.x, noted
 
     def _advance(self, step: Step, state: SamplerState, cond: Any, noise: jax.Array | None) -> SamplerState:
         x, start = state.x, state.start

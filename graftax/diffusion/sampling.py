@@ -58,6 +58,8 @@ class Sampling:
             (skip-layer guidance, as SD3.5-medium is published: 7, 8, 9), or that of `weak`; () is none.
         skip_scale: how far.
         skip_span: in which steps: i of n where skip_span[0] n < i < skip_span[1] n.
+        refresh: of a model of two stages, a DDT, the steps in which its encoder runs, 0 among them; in others what it made
+            is kept, for guidance's other pass as well (`graftax.diffusion.sharing`). () is all.
     """
 
     sampler: Sampler = "ddim"
@@ -78,6 +80,7 @@ class Sampling:
     skip: tuple[int, ...] = ()
     skip_scale: float = 2.8
     skip_span: tuple[float, float] = (0.01, 0.2)
+    refresh: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in checked(self).items():
@@ -163,10 +166,11 @@ class Sampling:
         tail = f" {self.last_size:g}" if self.sampler in SDES or self.spacing == "tail" else ""
         last = {"zero": tail, "sigma_min": ", to sigma_min"}.get(self.last, f", last {self.last}{tail}")
         shift = f", shift {self.shift:g}" if self.shift != 1 else ""
+        kept = f", encoder in {len(self.refresh)} steps {shorthand(self.refresh)}" if self.refresh else ""
         steps = f"{self.steps} steps"
         if self.sampler == "dopri5":
             steps = "tolerance {:g}, {:g}".format(*self.tolerance)
-        return f"{SAMPLERS[self.sampler]}, {steps}{spacing}{shift}{last}{noise}, {self._guidance()}"
+        return f"{SAMPLERS[self.sampler]}, {steps}{spacing}{shift}{last}{noise}, {self._guidance()}{kept}"
 
     def _guidance(self) -> str:
         if self.cfg_scale == 1:
@@ -181,6 +185,14 @@ class Sampling:
             low, high = self.skip_span
             text += f", {self.skip_scale:g} from skipping {self.skip} in {low:g} to {high:g} of the steps"
         return text
+
+
+def shorthand(steps: tuple[int, ...]) -> str:
+    """Steps as text: all of them, but "0, 3, .. 249" where they are evenly spread and many."""
+    strides = set(np.diff(steps).tolist())
+    if len(steps) > 3 and len(strides) == 1:
+        return f"({steps[0]}, {steps[1]}, .. {steps[-1]})"
+    return str(steps)
 
 
 class SamplingFields(TypedDict, total=False):
@@ -204,6 +216,7 @@ class SamplingFields(TypedDict, total=False):
     skip: tuple[int, ...]
     skip_scale: float
     skip_span: tuple[float, float]
+    refresh: tuple[int, ...]
 
 
 def check_variance(sampler: Sampler, variance: bool) -> None:

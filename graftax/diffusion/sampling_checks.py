@@ -30,10 +30,21 @@ def checked(sampling: Sampling) -> dict[str, Any]:
         if (value := getattr(sampling, name)) not in known:
             raise BadInput(f"{name}: got {value!r}, expected one of {known}{did_you_mean(value, known)}")
     fields = {"cfg_channels": sampling.cfg_channels or None, "last": _checked_ends(sampling), **_checked_tuples(sampling)}
+    fields["refresh"] = _checked_refresh(sampling)
     check_guidance(sampling.cfg_scale, fields["cfg_channels"])
     _check_noise(sampling)
     _check_weak(sampling)
     return fields
+
+
+def _checked_refresh(sampling: Sampling) -> tuple[int, ...]:
+    given = sampling.refresh
+    steps = list(given) if isinstance(given, list | tuple | range) else [-1]
+    if steps and not (0 in steps and all(isinstance(one, int) and 0 <= one < sampling.steps for one in steps)):
+        raise BadInput(f"refresh: got {given!r}, expected steps of 0..{sampling.steps - 1}, 0 among them")
+    if steps and (sampling.sampler not in ("euler", "euler_maruyama") or sampling.weak != "null" or sampling.skip):
+        raise BadInput("refresh: expected the sampler 'euler' or 'euler_maruyama', and no weak model or skipped positions")
+    return tuple(sorted(set(steps)))
 
 
 def _checked_ends(sampling: Sampling) -> str:

@@ -21,8 +21,9 @@ NORMS = ("none", "rms", "layer", "layer_affine")
 """Of queries and keys, head by head: "rms" with a scale (Flux, SD3.5, LightningDiT, DDT), "layer" without one (AuraFlow),
 "layer_affine" with a scale and a bias (REPA)."""
 
-BIASES = ("all", "in", "none")
-"""Which projections have a bias: all, those of queries, keys and values alone (Flux's single blocks), or none (AuraFlow)."""
+BIASES = {"all": (True, True), "in": (True, False), "out": (False, True), "none": (False, False)}
+"""Which projections have a bias, those of queries, keys and values, and the last: both, the first alone (Flux's single
+blocks), the last alone (DDT), or none (AuraFlow)."""
 
 
 class HeadNorm(nn.Module):
@@ -51,7 +52,7 @@ def norm_params(norm: str, head_dim: int) -> int:
 
 def check_attention(op: OpSpec) -> None:
     """Raise `BadInput` where `qk_norm` or `bias` of an operator that has it is none of those that there are."""
-    for name, known in {"qk_norm": NORMS, "bias": BIASES}.items():
+    for name, known in {"qk_norm": NORMS, "bias": tuple(BIASES)}.items():
         if (value := op.option(name, known[0])) not in known:
             raise BadInput(f"{op.kind} {name}: got {value!r}, expected one of {known}{did_you_mean(str(value), known)}")
 
@@ -92,8 +93,9 @@ class MHANormed(MHA):
     )  # fmt: skip
 
     def setup(self) -> None:
-        self.qkv = self.linear(3 * self.inner, self.width, bias=self.bias != "none", parts=3)
-        self.proj = self.linear(self.width, self.inner, bias=self.bias == "all")
+        first, last = BIASES[self.bias]
+        self.qkv = self.linear(3 * self.inner, self.width, bias=first, parts=3)
+        self.proj = self.linear(self.width, self.inner, bias=last)
         if self.qk_norm != "none":
             self.q_norm, self.k_norm = HeadNorm(self.qk_norm), HeadNorm(self.qk_norm)
 
@@ -118,7 +120,8 @@ class MHANormed(MHA):
 
     def cost(self) -> Cost:
         plain, scales = super().cost(), norm_params(self.qk_norm, self.sizes.head_dim)
-        missing = 3 * self.inner * (self.bias == "none") + self.width * (self.bias != "all")
+        first, last = BIASES[self.bias]
+        missing = 3 * self.inner * (not first) + self.width * (not last)
         return Cost(plain.params + scales - missing, plain.op_flops, plain.featurizer_flops)
 
     def transplant(
@@ -150,11 +153,10 @@ class MHANormed(MHA):
 
     @classmethod
     def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
-        bias = {(True, True): "all", (True, False): "in", (False, False): "none"}.get(
-            ("qkv.bias" in shapes, "proj.bias" in shapes)
-        )
-        absent = {"all": (), "in": ("proj.bias",), "none": ("qkv.bias", "proj.bias")}.get(bias or "", ())
-        names = {key.name for key in cls.torch_keys} - {*absent}  # those without norms are a damaged `mha`
+        there = {name: f"{name}.bias" in shapes for name in ("qkv", "proj")}
+        bias = next(name for name, has in BIASES.items() if has == tuple(there.values()))
+        absent = {f"{name}.bias" for name, has in there.items() if not has}
+        names = {key.name for key in cls.torch_keys} - absent  # those without norms are a damaged `mha`
         found = {"rms": names - {"ln_q.bias", "ln_k.bias"}, "layer_affine": names}
         norm = next((norm for norm, own in found.items() if own == set(shapes)), None)
-        return {"qk_norm": norm, "bias": bias} if bias and norm else None
+        return {"qk_norm": norm, "bias": bias} if norm else None

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from graftax.errors import BadInput
 from graftax.ops.attention import full_attention
-from graftax.ops.attention_normed import HeadNorm, check_attention, norm_params, turned
+from graftax.ops.attention_normed import BIASES, HeadNorm, check_attention, norm_params, turned
 from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Params, carried, dense
 from graftax.ops.placement import place
 from graftax.ops.rope import Rope
@@ -50,15 +50,14 @@ class Projections(nn.Module):
 
     def setup(self) -> None:
         inner = self.heads[0] * self.heads[1]
-        style = (self.init_style, self.dtype)
-        biased = self.bias != "none"
+        style, (first, last) = (self.init_style, self.dtype), BIASES[self.bias]
         if self.group == 1:
-            self.qkv = dense(3 * inner, self.width, *style, bias=biased, parts=3)
+            self.qkv = dense(3 * inner, self.width, *style, bias=first, parts=3)
         else:
-            self.q = dense(inner, self.width, *style, bias=biased)
-            self.kv = dense(2 * inner // self.group, self.width, *style, bias=biased, parts=2)
+            self.q = dense(inner, self.width, *style, bias=first)
+            self.kv = dense(2 * inner // self.group, self.width, *style, bias=first, parts=2)
         if self.answers:
-            self.proj = dense(self.width, inner, *style, bias=self.bias == "all")
+            self.proj = dense(self.width, inner, *style, bias=last)
         if self.qk_norm != "none":
             self.q_norm, self.k_norm = HeadNorm(self.qk_norm), HeadNorm(self.qk_norm)
 
@@ -149,10 +148,10 @@ class Joint(Operator):
         return tokens if self.text_out else tokens[:, tokens.shape[1] - self.sizes.image :]
 
     def cost(self) -> Cost:
-        d, inner, core = self.width, self.inner, self.core()
+        d, inner, core, (first, last) = self.width, self.inner, self.core(), BIASES[self.bias]
         answers, qkv = 1 + self.text_out, inner + 2 * inner // self.sharing
         params = 2 * d * qkv + answers * inner * d
-        params += 2 * qkv * (self.bias != "none") + answers * d * (self.bias == "all")
+        params += 2 * qkv * first + answers * d * last
         params += 2 * norm_params(self.head_norm, self.sizes.head_dim)
         projections = 2 * self.tokens * d * qkv + 2 * self.asking * inner * d
         return Cost(params + core.params, core.op_flops, projections + core.featurizer_flops)

@@ -40,7 +40,7 @@ from graftax.progress import Progress
 from graftax.spec import ModelSpec
 from graftax.study import drawing
 from graftax.study.config import RECIPES, DemoConfig, Recipe, experiment_of
-from graftax.study.pretrain import DiTPretraining, pretraining_of
+from graftax.study.pretrain import MODELS, TASKS, pretraining_of
 from graftax.study.stages import has_stage_1
 from graftax.surgery import Edit, Site
 from graftax.surgery.edits import Compose
@@ -76,15 +76,16 @@ def compile_steps(topology: str, path: str, overrides: Sequence[str], only: Sequ
 
 def programs_of(tree: dict[str, Any]) -> tuple[list[Program], MeshConfig]:
     """The steps that a config's fields describe, and its mesh: a recipe's stage 1 (where it has something to learn), stage
-    2 and sampling; of a DiT from scratch, training and sampling; of a model that draws, sampling alone.
+    2 and sampling; of a model from scratch, training and sampling; of one that draws, sampling alone.
 
     What a recipe does not say of sampling is as the model's family draws (of a DiT the grafting paper's: DDPM, 250 steps,
     guidance 1.5), as many images at a time as stage 2 takes. Raises `BadInput` on other configs.
     """
     if "task" in tree:
         config = pretraining_of(tree)
-        if not isinstance(config, DiTPretraining):
-            raise BadInput(f"config.task: got {config.task!r}, expected 'dit'")
+        if not isinstance(config, MODELS):
+            tasks = [task for task, kind in TASKS.items() if kind in MODELS]
+            raise BadInput(f"config.task: got {config.task!r}, expected one of {tasks}, which train models that draw")
         spec = config.model.spec()
         return [train_program("train", spec, config.training), _sampling(spec, config.training)], config.mesh
     if tree.get("kind") == drawing.KIND:

@@ -1,4 +1,4 @@
-"""Training from scratch as config files say it: a DiT, a PixArt, a Flux, or one of the small networks of the demos."""
+"""Training from scratch as config files say it: a model of some family, or one of the small networks of the demos."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 
 from graftax import config as configs
+from graftax.backbones.ddt.config import DDTConfig
 from graftax.backbones.dit.config import DiTConfig
 from graftax.backbones.flux.config import FluxConfig
+from graftax.backbones.lightningdit.config import LightningDiTConfig
 from graftax.backbones.pixart.config import PixArtConfig
 from graftax.checkpoint import save_model
 from graftax.checkpoint.paths import work_path, write_text
@@ -67,6 +69,32 @@ class DiTPretraining(Pretraining):
     """
 
     model: DiTConfig
+    training: DiffusionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightningDiTPretraining(Pretraining):
+    """A LightningDiT.
+
+    Attributes:
+        model: its sizes.
+        training: how it is trained.
+    """
+
+    model: LightningDiTConfig
+    training: DiffusionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDTPretraining(Pretraining):
+    """A DDT.
+
+    Attributes:
+        model: its sizes.
+        training: how it is trained.
+    """
+
+    model: DDTConfig
     training: DiffusionConfig
 
 
@@ -123,12 +151,15 @@ class ClassifierPretraining(Pretraining):
 
 
 TASKS: dict[str, type[Pretraining]] = {
-    "dit": DiTPretraining, "pixart": PixArtPretraining, "flux": FluxPretraining,
-    "autoencoder": AutoencoderPretraining, "classifier": ClassifierPretraining,
+    "dit": DiTPretraining, "lightningdit": LightningDiTPretraining, "ddt": DDTPretraining, "pixart": PixArtPretraining,
+    "flux": FluxPretraining, "autoencoder": AutoencoderPretraining, "classifier": ClassifierPretraining,
 }  # fmt: skip
 
 
-MODELS = (DiTPretraining, PixArtPretraining, FluxPretraining)
+ModelPretraining = (
+    DiTPretraining | LightningDiTPretraining | DDTPretraining | PixArtPretraining | FluxPretraining
+)  # fmt: skip
+MODELS = get_args(ModelPretraining)
 """Those of diffusion models."""
 
 
@@ -186,7 +217,7 @@ def make_record(config: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def _model(config: DiTPretraining | PixArtPretraining | FluxPretraining, data: Images, folder: Path) -> None:
+def _model(config: ModelPretraining, data: Images, folder: Path) -> None:
     spec, stage = _vetted(config, data), config.training
     model, _ = train(
         spec, data.batches(stage.batch_size, stage.loop.seed), stage, folder, heldout_of(data), mesh=config.mesh.build(),
@@ -196,7 +227,7 @@ def _model(config: DiTPretraining | PixArtPretraining | FluxPretraining, data: I
     save_model(folder / "model", spec, model.params, {**model.meta.to_dict(), "source": source, "data": [data.described]})
 
 
-def _vetted(config: DiTPretraining | PixArtPretraining | FluxPretraining, data: Images) -> ModelSpec:
+def _vetted(config: ModelPretraining, data: Images) -> ModelSpec:
     """What is trained. Raises `BadInput` where mesh or data do not fit it."""
     spec = config.model.spec()
     config.mesh.check_heads(spec.sizes.heads)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from graftax.blocks import Taps, as_state
+from graftax.blocks import Taps, image_tokens
 from graftax.diffusion import PLAIN, Noising, Objective, Times, heldout_set
 from graftax.errors import BadInput
 from graftax.models import Cond, forward
@@ -138,7 +138,7 @@ class DiffusionLoss:
             t = earlier(batch["t"], back)
             inputs = self.process, run["ema"], batch["image"], t, cond, batch["noise"]
             _, taps = _called(self.spec, *inputs, **self.options, states=(position,))
-            return jax.lax.stop_gradient(as_state(taps[f"state/{position}"])["img"])
+            return jax.lax.stop_gradient(image_tokens(spec, position, taps[f"state/{position}"]))
 
         return self.recipe.values(spec, params, taps, batch["recipe"], teacher, run.get("step", jnp.zeros((), jnp.int32)))
 

@@ -71,6 +71,6 @@ def test_other_contents_are_refused(tmp_path):
 
 
 def test_suffix_decides(tmp_path):
-    (tmp_path / "x.ckpt").write_bytes(b"x")
-    with pytest.raises(BadInput, match=r"'\.ckpt'"):
-        read_tensors(tmp_path / "x.ckpt")
+    (tmp_path / "x.h5").write_bytes(b"x")
+    with pytest.raises(BadInput, match=r"'\.h5'"):
+        read_tensors(tmp_path / "x.h5")

@@ -20,8 +20,9 @@ class LightningDiT(DiT):
 
     def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
         """As the authors draw after 800 epochs: Euler over 250 points, data fractions shifted by 0.3, guidance 6.7 on the
-        first 3 channels. They begin to guide at a data fraction of 0.125."""
-        return {"sampler": "euler", "steps": 249, "cfg_scale": 6.7, "cfg_channels": 3, "shift": 1 / 0.3}
+        first 3 channels from a data fraction of 0.125 on."""
+        guidance = {"cfg_scale": 6.7, "cfg_channels": 3, "interval": (0.0, 0.875 / 0.125)}
+        return {"sampler": "euler", "steps": 249, "shift": 1 / 0.3, **guidance}
 
     def override(self, spec: ModelSpec, overrides: Mapping[str, Option]) -> ModelSpec:
         """`spec`: its file says all by now. Raises `BadInput` on what is unknown or contradicts it."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from graftax.blocks import as_state
+from graftax.blocks import State, as_state, image_tokens
 from graftax.errors import BadInput, did_you_mean
 from graftax.models.policy import PLAIN, Depth, Policy, Route
 from graftax.ops.base import Params
@@ -122,7 +122,7 @@ class Recipe:
 
         `params` with the heads; `taps` of a pass with `states`; `drawn`: see `draw`; `teacher`, `step`: see `Seen`.
         """
-        tokens = {at: as_state(taps[f"state/{at}"]) for at in self.states}
+        tokens = {at: _streams(spec, at, taps[f"state/{at}"]) for at in self.states}
         found, total = {}, 0.0
         for name, loss in self._named():
             seen = Seen(
@@ -134,6 +134,11 @@ class Recipe:
 
     def _named(self) -> list[tuple[str, Loss]]:
         return list(zip(self.names, self.losses, strict=True))
+
+
+def _streams(spec: ModelSpec, position: int, value: Any) -> State:
+    """A noted state, the stream that its block changes in the place of the image."""
+    return {**as_state(value), "img": image_tokens(spec, position, value)}
 
 
 NOTHING = Recipe()
