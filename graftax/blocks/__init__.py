@@ -11,6 +11,7 @@ from graftax.blocks.auraflow import AuraJoint, AuraSingle
 from graftax.blocks.base import BlockKind, Context, Run, Slot, State, Tap, Taps, alone, as_state, bind, part
 from graftax.blocks.ddt import DDTDecoder, DDTEncoder
 from graftax.blocks.dit import DiTBlock, DiTNoShift, DiTTokenBlock
+from graftax.blocks.dit_norms import DiTNorms
 from graftax.blocks.flux import DoubleBlock, SingleBlock
 from graftax.blocks.pixart import PixArtBlock
 from graftax.blocks.sd3 import SD3Block, SD3DualBlock, SD3LastBlock
@@ -20,7 +21,7 @@ from graftax.spec import BlockSpec, ModelSpec, OpSpec, Sizes
 
 _KINDS: tuple[BlockKind, ...] = (
     DiTBlock(), PixArtBlock(), SD3Block(), SD3DualBlock(), SD3LastBlock(), DoubleBlock(), SingleBlock(), AuraJoint(),
-    AuraSingle(), DiTNoShift(), DiTTokenBlock(), DDTEncoder(), DDTDecoder(),
+    AuraSingle(), DiTNoShift(), DiTTokenBlock(), DiTNorms(), DDTEncoder(), DDTDecoder(),
 )  # fmt: skip
 BLOCKS: dict[str, BlockKind] = {kind.kind: kind for kind in _KINDS}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 
 from graftax.blocks.base import BOTH, STREAM, BlockKind, Context, Run, Slot, State, Tap, modulate, vectors
@@ -37,8 +38,12 @@ class DiTBlock(BlockKind):
             *shift, scale, gate = own
             u = tap(f"{slot}/in", modulate(run[norm](x), shift[0] if shift else 0.0, scale))
             y = tap(f"{slot}/out", run[slot](u).astype(jnp.float32))
-            x = place(x + gate * y, *STREAM)
+            x = place(self.added(run, norm, x, gate, y), *STREAM)
         return {**state, self.stream: x}
+
+    def added(self, run: Run, norm: str, x: jax.Array, gate: jax.Array, y: jax.Array) -> jax.Array:
+        """The stream with what came out of the branch behind `norm`."""
+        return x + gate * y
 
 
 class DiTNoShift(DiTBlock):

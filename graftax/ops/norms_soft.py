@@ -10,10 +10,12 @@ from jax.typing import ArrayLike
 from graftax.errors import BadInput, did_you_mean
 from graftax.ops.base import CHANGED, KEPT, Cost, Operator, Overrides, Params, Shapes, TorchKey, carried
 from graftax.ops.norms import LayerNorm, Norm, RMSNorm, layer_norm, rms_norm
-from graftax.spec import OpSpec, Option, Sizes
+from graftax.spec import OpSpec, Option, Sizes, op
 
-NORMS = {"rms": (rms_norm, RMSNorm), "layer": (layer_norm, LayerNorm)}
-"""What a soft norm may be: as a function, and as the operator of that kind."""
+NORMS = {
+    "rms": (rms_norm, RMSNorm, op("rms_norm", affine=True)), "layer": (layer_norm, LayerNorm, op("layer_norm", affine=True)),
+}  # fmt: skip
+"""What a soft norm may be: as a function, as the operator of that kind, and at its full strength."""
 
 
 class NoNorm(Norm):

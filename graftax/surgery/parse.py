@@ -7,6 +7,7 @@ from typing import Any
 
 from graftax.errors import BadInput, did_you_mean
 from graftax.spec import OpSpec
+from graftax.surgery.class_tokens import class_tokens
 from graftax.surgery.edits import Edit, compose
 from graftax.surgery.grammar import Call, Pair, read
 from graftax.surgery.hybrid import hybrid
@@ -14,15 +15,19 @@ from graftax.surgery.interface import interface, native
 from graftax.surgery.inverse import inverse
 from graftax.surgery.lora import lora, merge_lora
 from graftax.surgery.lora_file import lora_file
+from graftax.surgery.patch import patch
+from graftax.surgery.place_norms import place_norms
 from graftax.surgery.program import parallel, random_order, repeat, reverse, skip
 from graftax.surgery.replace import replace, resize
 from graftax.surgery.restructure import drop, parallel_pairs, tie
+from graftax.surgery.rotary import rotary
 
 EDITS: dict[str, Callable[..., Edit]] = {
     "replace": replace, "resize": resize, "hybrid": hybrid, "compose": compose, "inverse": inverse, "lora": lora,
     "lora_file": lora_file, "merge_lora": merge_lora, "skip": skip, "repeat": repeat, "reverse": reverse,
     "random_order": random_order, "parallel": parallel, "parallel_pairs": parallel_pairs, "drop": drop, "tie": tie,
     "interface": interface, "native": native,
+    "place_norms": place_norms, "rotary": rotary, "class_tokens": class_tokens, "patch": patch,
 }  # fmt: skip
 """The functions that make edits, by the names they have in texts. To add one: write it, name it here."""
 

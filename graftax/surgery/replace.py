@@ -235,7 +235,7 @@ def _weights(
     """Weights of the scion at a site."""
     slot = slot_of(spec.blocks[site.block].kind, site.slot)
     new = slot.build(scion, spec.sizes)
-    fresh = _fresh(new, jax.random.fold_in(jax.random.fold_in(rng, site.block), _stream(spec, site)))
+    fresh = _drawn(spec, site, new, rng)
     if init == "random":
         return fresh
     rootstock, old = site.held(spec), part(params["blocks"][spec.block_key(site.block)], site.slot)
@@ -245,6 +245,15 @@ def _weights(
         if carried is None:
             raise BadInput(f"nothing of {rootstock} fits {scion}, expected init 'random'")
     return carried
+
+
+def fresh_at(spec: ModelSpec, site: Site, rng: jax.Array) -> Params:
+    """Fresh weights of the operator at a site of a model of `spec`; they depend on the key and the site alone."""
+    return _drawn(spec, site, slot_of(spec.blocks[site.block].kind, site.slot).build(site.held(spec), spec.sizes), rng)
+
+
+def _drawn(spec: ModelSpec, site: Site, operator: Operator, rng: jax.Array) -> Params:
+    return _fresh(operator, jax.random.fold_in(jax.random.fold_in(rng, site.block), _stream(spec, site)))
 
 
 def _start(spec: ModelSpec, site: Site, scion: OpSpec, init: str) -> str:

@@ -9,7 +9,7 @@ from graftax.models import Model
 from graftax.surgery import apply_edit, compose, parse
 from graftax.testing import random_params, tiny_spec
 
-SPEC = tiny_spec(depth=2, hidden_size=16, num_heads=2)
+SPEC = tiny_spec(depth=1, hidden_size=16, num_heads=2)
 MODEL = Model(SPEC, random_params(SPEC, jax.random.key(0)))
 RNG = jax.random.key(7)
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 4), np.float32)
@@ -18,7 +18,7 @@ T, Y = np.array([5, 400]), np.array([0, 4])
 
 def difference(before, after):
     """Of the outputs, relative to the first's largest."""
-    one, other = (np.asarray(model.apply(X, T, Y, plan="unroll")[0]) for model in (before, after))
+    one, other = (np.asarray(model(X, T, Y)) for model in (before, after))
     return np.abs(one - other).max() / np.abs(one).max()
 
 
@@ -26,11 +26,17 @@ def difference(before, after):
     ("text", "most"),
     [
         ("replace(blocks[*].mlp, mlp(ratio=6.0), init=transplant)", 1e-5),  # copies of neurons add up in another order
-        ("replace(blocks[*].norm, layer_norm(affine=true))", 0),
-        ("replace(blocks[*].norm, soft_norm(norm=layer))", 0),
-        ("replace(blocks[*].mixer, mha_rope)", 0),
-        ("replace(blocks[*].mixer, mha, init=transplant)", 0),
-        ("lora(blocks[*].mixer, rank=2)", 0),
+        pytest.param("replace(blocks[*].norm, layer_norm(affine=true))", 0, marks=pytest.mark.slow),
+        pytest.param("replace(blocks[*].norm, soft_norm(norm=layer))", 0, marks=pytest.mark.slow),
+        pytest.param("replace(blocks[*].mixer, mha_rope)", 0, marks=pytest.mark.slow),
+        pytest.param("replace(blocks[*].mixer, mha, init=transplant)", 0, marks=pytest.mark.slow),
+        pytest.param("lora(blocks[*].mixer, rank=2)", 0, marks=pytest.mark.slow),
+        ("rotary(blocks[*].mixer)", 0),
+        pytest.param("place_norms(blocks[*].norm, pre, norm=rms, soft=true)", 0, marks=pytest.mark.slow),
+        ("place_norms(blocks[*].norm, sandwich, norm=rms, soft=true)", 0),
+        pytest.param("place_norms(blocks[*].norm, residual_post, norm=layer, soft=true)", 0, marks=pytest.mark.slow),
+        ("place_norms(blocks[0].norm, post, norm=rms, soft=true)", 0),
+        ("class_tokens(blocks[*].adaln, keep=true)", 0),
     ],
 )
 def test_what_keeps_the_function(text, most):
@@ -44,8 +50,7 @@ def test_what_keeps_the_function(text, most):
     ("text", "most"),
     [
         ("replace(blocks[*].mlp, swiglu(ratio=4.0, bias=true), init=transplant)", 0.02),
-        ("replace(blocks[*].adaln, adaln_lowrank(rank=12))", 0.2),
-        ("replace(blocks[*].adaln, adaln_shared)", 0.9),
+        ("replace(blocks[*].adaln, adaln_lowrank(rank=12))", 0.3),
     ],
 )
 def test_what_is_fitted_in_closed_form(text, most):
@@ -59,7 +64,8 @@ def test_what_is_fitted_in_closed_form(text, most):
     [
         "replace(blocks[*].norm, rms_norm)", "replace(blocks[*].mixer, mha_normed(qk_norm=rms), init=transplant)",
         "replace(blocks[*].mlp, swiglu(ratio=4.0, bias=true))", "replace(blocks[0].mlp, mlp, init=random)", "skip(0, 1)",
-        "drop(1)", "replace(blocks[*].norm, no_norm)", "replace(blocks[*].norm, soft_norm)",
+        "tie((0, 1))", "replace(blocks[*].norm, no_norm)", "replace(blocks[*].norm, soft_norm)",
+        "place_norms(blocks[*].norm, post, norm=rms, soft=false)", "class_tokens(blocks[*].adaln, keep=false)",
     ],
 )  # fmt: skip
 def test_what_has_to_be_taught(text):
@@ -68,7 +74,7 @@ def test_what_has_to_be_taught(text):
 
 def test_edits_together_do_what_the_worst_of_them_does():
     kept, fitted, changed = map(
-        parse, ("lora(blocks[*].mixer, rank=2)", "replace(blocks[1].adaln, adaln_shared)", "skip(0, 1)")
+        parse, ("lora(blocks[*].mixer, rank=2)", "replace(blocks[0].adaln, adaln_shared)", "reverse(0, 1)")
     )
     assert compose(kept, fitted).effect(SPEC) == "fitted"
     assert compose(fitted, changed, kept).effect(SPEC) == "changed"

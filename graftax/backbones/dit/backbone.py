@@ -26,8 +26,11 @@ from graftax.ops.base import Params, call
 from graftax.ops.placement import place
 from graftax.spec import ModelSpec, Option
 
-OPTIONS = ("channels", "classes", "compat", "features", "final_rms", "patch", "rope", "token")
-"""Options of the frame; what is not said is false or none (`graftax.backbones.dit.frame`, `.joint`)."""
+SWITCHES = {"class_in_vec": True, "class_tokens": False, "final_rms": False, "rope": False}
+"""Options of the frame that are true or false, and what they are where nothing is said (`graftax.backbones.dit.frame`)."""
+
+OPTIONS = ("channels", "classes", "compat", "features", "patch", "token", *SWITCHES)
+"""Options of the frame; what is not said is none or as above (`graftax.backbones.dit.frame`, `.joint`)."""
 
 
 class DiT(ClassConditional):
@@ -45,16 +48,16 @@ class DiT(ClassConditional):
             raise BadInput(f"ModelSpec.frame classes: got {classes!r}, expected a positive integer")
         if compat_of(spec) not in COMPAT:
             raise BadInput(f"ModelSpec.frame compat: got {compat_of(spec)!r}, expected one of {COMPAT}")
-        for name in ("final_rms", "rope"):
-            if not isinstance(spec.option(name, False), bool):
+        for name, default in SWITCHES.items():
+            if not isinstance(spec.option(name, default), bool):
                 raise BadInput(f"ModelSpec.frame {name}: got {spec.option(name)!r}, expected true or false")
         if spec.option("rope") and spec.sizes.head_dim % 4:
             raise BadInput(f"ModelSpec.frame rope: heads of {spec.sizes.head_dim} channels, expected a multiple of 4")
         check_joint(spec)
-        more = int(spec.option("token", 0) > 0)
-        if spec.sizes.text != more or not spec.tokens:
+        more, looked_at = int(spec.option("token", 0) > 0), 2 * spec.option("class_tokens", False)
+        if spec.sizes.text != more or spec.sizes.context != looked_at or not spec.tokens:
             expected = "a class token, as its only text" if more else "no text"
-            raise BadInput(f"ModelSpec.sizes: {spec.sizes}, expected image tokens and {expected}")
+            raise BadInput(f"ModelSpec.sizes: {spec.sizes}, expected image tokens, {expected}, and context={looked_at}")
 
     def declare(self, module: nn.Module, spec: ModelSpec) -> None:
         """Create the parameters outside the blocks inside `module`."""
@@ -83,17 +86,24 @@ class DiT(ClassConditional):
             state["txt"] = call(ClassToken(d), params["class_token"], vector) + places[:, :1]  # (b, 1, d)
         x = call(PatchEmbed(d, spec.option("patch"), dtype), params["x_embedder"], x)
         state["img"] = place(x.astype(jnp.float32) + places[:, spec.sizes.text :], *STREAM)  # (b, n, d)
-        vec = self.vec(spec, params, t, cond["y"])
+        parts = self.conditions(spec, params, t, cond["y"])
+        vec = self.vec(spec, params, t, cond["y"])  # the compiler computes what both need once
         # Going back, the gradient of vec is split over the batch and meets weights split over the width. XLA makes it whole
         # in between, with a warning if it is not told to; it is small.
         vec = place(vec, None, None)
         rope = grid_rope(spec.sizes) if spec.option("rope") else None
-        return state, Context(place(vec, "batch", "width"), rope=rope)
+        tokens = jnp.stack(parts, axis=1) if spec.option("class_tokens") else None  # (b, 2, d)
+        return state, Context(place(vec, "batch", "width"), text=tokens, rope=rope)
+
+    def conditions(self, spec: ModelSpec, params: Params, t: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Embeddings (b, d) of t (b,) and of y (b,)."""
+        time = call(TimestepEmbed(spec.width, compat_of(spec)), params["t_embedder"], t)
+        return time, call(self.labels(spec), params["y_embedder"], y)
 
     def vec(self, spec: ModelSpec, params: Params, t: jax.Array, y: jax.Array) -> jax.Array:
-        """The conditioning vector (b, d): embeddings of t (b,) and of y (b,), added."""
-        c = call(TimestepEmbed(spec.width, compat_of(spec)), params["t_embedder"], t)
-        return c + call(self.labels(spec), params["y_embedder"], y)
+        """The conditioning vector (b, d): embeddings of t (b,) and, where blocks get it so, of y (b,), added."""
+        time, label = self.conditions(spec, params, t, y)
+        return time + label if spec.option("class_in_vec", True) else time
 
     def labels(self, spec: ModelSpec, name: str | None = None) -> LabelEmbed:
         """What embeds classes."""

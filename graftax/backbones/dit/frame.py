@@ -4,6 +4,8 @@ The frame's option `compat` "diffusers" computes as Hugging Face diffusers' DiTT
 the timestep's frequencies (`timestep_features`); its other deviation, eps 1e-5 in the norm before the channel mixer, is an
 option of that norm. `rope` true gives the blocks rotary positions, for operators that read them (`mha_normed`,
 `clear_normed`), beside the fixed table; `final_rms` true makes the last norm an RMSNorm with a scale. LightningDiT has both.
+`class_tokens` true lets blocks with a cross-attention look at two tokens, the embeddings of time and class; `class_in_vec`
+false takes the class out of the conditioning vector (`graftax.surgery.class_tokens`).
 """
 
 from __future__ import annotations
