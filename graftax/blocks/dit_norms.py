@@ -17,7 +17,7 @@ class DiTNorms(DiTBlock):
     """x = sum(x + gate * out(mixer(before(x) * (1 + scale) + shift))), then the same with the channel mixer.
 
     `before` is DiT's `norm1`, `out` the slot `norm1_out`, `sum` the slot `norm1_post`; of the channel mixer `norm2` and so
-    on. With `no_norm` in both of the latter this is DiT's block (pre-norm); see `graftax.surgery.place_norms` for the others.
+    on. With `no_norm` in both of the latter this is DiT's block (pre-norm); `graftax.surgery.place_norms` has the others.
     """
 
     kind = "dit_norms"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from graftax.models.lora import LORA
 from graftax.ops.base import shapes_of
 from graftax.spec import ModelSpec
 from graftax.surgery.select import Selector, Site, select
+
+ADDED = ("class_tokens", "rope")
+"""Options of frames that add to the context of blocks and change nothing else."""
 
 
 def scion_sites(student: Model, sites: Selector | None) -> tuple[Site, ...]:
@@ -46,6 +50,12 @@ def _learnt(spec: ModelSpec, site: Site) -> bool:
     return site.slot in kind.tapped
 
 
+def _as_alone(spec: ModelSpec) -> ModelSpec:
+    """`spec` without what only adds to the things that blocks read beside their tokens: a teacher may lack it."""
+    frame = tuple((name, value) for name, value in spec.frame if name not in ADDED)
+    return spec.replace(frame=frame, sizes=dataclasses.replace(spec.sizes, context=0))
+
+
 def check_pair(teacher: Model, student: Model, fewer: int = 0) -> None:
     """Raise `BadInput` unless the student's operators can be taught what the teacher's do.
 
@@ -55,7 +65,7 @@ def check_pair(teacher: Model, student: Model, fewer: int = 0) -> None:
         less = f" less {fewer}" if fewer else ""
         raise BadInput(f"student depth: {student.spec.depth}, expected the teacher's {teacher.spec.depth}{less}")
     for name in ("backbone", "sizes", "frame"):
-        theirs, ours = getattr(teacher.spec, name), getattr(student.spec, name)
+        theirs, ours = (getattr(_as_alone(model.spec), name) for model in (teacher, student))
         if theirs != ours:
             raise BadInput(f"student {name}: {ours}, expected the teacher's {theirs}")
     # Stage 1 trains operators as they are without adapters, so one that already does something would be left out.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,6 +46,7 @@ class Teacher:
         _check_runs(spec, sites)
         self._spec = up_to_last(spec, {block for _, span in sites for block in span})
         self._taps = tuple(sorted({name for group in groups.values() for name in (group.input, group.output)}))
+        self._student = next((group.spec for group in groups.values()), spec)
         self._groups, self._process, self._config = groups, noising_for(spec, process), config
 
     def prepare(self, params: Params) -> Params:
@@ -69,6 +71,9 @@ class Teacher:
         t = network_times(self._spec.prediction, self._process.model_times(t))
         state, context = embed(self._spec, prepared, x_t, t, cond, self._config.dtype)
         _, taps = run_stack(self._spec, prepared["blocks"], state, context, capture=self._taps, dtype=self._config.dtype)
+        if self._student.frame != self._spec.frame:  # scions read things that the teacher's blocks do not
+            _, own = find(self._student).embed(self._student, prepared, x_t, t, cond, self._config.dtype)
+            context = dataclasses.replace(context, text=own.text, text_mask=own.text_mask, rope=own.rope)
         pairs = {
             name: (
                 self._at(taps, group.input, [span[0] for span in group.spans]),

@@ -35,7 +35,7 @@ from graftax.ops.mamba2 import Mamba2
 from graftax.ops.mlp import MLP
 from graftax.ops.mlp_hyena import MLPHyenaX, MLPHyenaXSplit
 from graftax.ops.mlp_low_rank import MLPLowRank
-from graftax.ops.modulation import AdaLN, AdaLNLowRank, AdaLNNoBias, AdaLNShared
+from graftax.ops.modulation import AdaLN, AdaLNLowRank, AdaLNNoBias, AdaLNShared, AdaLNSharedLowRank
 from graftax.ops.moe import MoE
 from graftax.ops.norms import LayerNorm, RMSNorm
 from graftax.ops.norms_soft import NoNorm, SoftNorm
@@ -52,7 +52,8 @@ _CLASSES: tuple[type[Operator], ...] = (
     HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, DiCo, Mamba2,
     JointMHA, JointGQA, JointClear, JointLinear, JointSLA, JointGatedDelta, JointHyenaX,
     MLP, MLPHyenaX, MLPHyenaXSplit, MLPLowRank, MoE, SwiGLU, AffineMLP,
-    AdaLN, AdaLNNoBias, AdaLNShared, AdaLNLowRank, LayerNorm, RMSNorm, NoNorm, SoftNorm,
+    AdaLN, AdaLNNoBias, AdaLNShared, AdaLNSharedLowRank, AdaLNLowRank,
+    LayerNorm, RMSNorm, NoNorm, SoftNorm,
 )  # fmt: skip
 OPERATORS: dict[str, type[Operator]] = {}
 LEAF_AXES: dict[str, tuple[str | None, ...]] = {}

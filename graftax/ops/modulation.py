@@ -85,6 +85,24 @@ def linear_cost(width: int, features: int, vecs: int = 1) -> Cost:
     return Cost(width * features + features, 2 * vecs * width * features)
 
 
+LOW_RANK_KEYS = (TorchKey("down/kernel", "1.weight", "linear"), TorchKey("up/kernel", "2.weight", "linear"))
+"""Names of the two factors below."""
+
+
+def low_rank(vec: jax.Array, rank: int, features: int, dtype: DTypeLike | None, *, bias: bool) -> jax.Array:
+    """U (D silu(vec)), with a bias or without, at zero at first: (..., d) -> (..., features); inside a module, whose "down"
+    and "up" they are."""
+    init = nn.initializers.normal(0.02)
+    down = nn.Dense(rank, use_bias=False, dtype=dtype, kernel_init=init, name="down")(nn.silu(vec))
+    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=nn.initializers.zeros, name="up")(down)
+
+
+def check_rank(op: OpSpec, sizes: Sizes) -> None:
+    """Raise `BadInput` where the option `rank` of a modulation is none."""
+    if not 1 <= op.option("rank") <= sizes.width:
+        raise BadInput(f"{op.kind} rank: got {op.option('rank')}, expected 1 to the width {sizes.width}")
+
+
 class Modulation(Operator):
     """Base of modulations: from `vec` (b, d), or (b, n, d) for every token its own, to (b, parts d) or (b, n, parts d).
 
@@ -241,6 +259,61 @@ class AdaLNShared(Modulation):
         return Cost(self.features, 0)
 
 
+class AdaLNSharedLowRank(AdaLNShared):
+    """`adaln_shared` with U_l (D_l silu(vec)) added, a low-rank map of each block's own: between one map for all blocks (rank
+    0) and one for each (rank d).
+
+    Attributes:
+        rank: width between the two factors.
+    """
+
+    rank: int = 16
+
+    kind = "adaln_shared_lowrank"
+    reads = ("shared", "vec")
+    axes: ClassVar[Axes] = {"adaln_shared_lowrank/kernel": IN_HIDDEN}
+    torch_keys = (*AdaLNShared.torch_keys, *LOW_RANK_KEYS)
+
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        inputs, reads = super().example()
+        return inputs, {**reads, "vec": jnp.zeros((1, self.width))}
+
+    @nn.compact
+    def __call__(self, *, shared: dict[str, jax.Array], vec: jax.Array) -> jax.Array:
+        table = self.param("table", nn.initializers.zeros, (self.parts, self.width), jnp.float32)
+        return shared[self.kind] + table.reshape(-1) + low_rank(vec, self.rank, self.features, self.dtype, bias=False)
+
+    @classmethod
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
+        check_rank(op, sizes)
+
+    @classmethod
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
+        """Never: the files that hold shared modulations know one kind of them."""
+        return None
+
+    def affine(self, weights: Params, shared: Params | None) -> Affine:
+        kernel, bias = super().affine(weights, shared)
+        down, up = (np.asarray(weights[name]["kernel"], np.float64) for name in ("down", "up"))
+        return kernel + down @ up, bias
+
+    def fit(
+        self, wanted: Sequence[Affine], u: Activated, shared: Params | None = None
+    ) -> tuple[list[Params], Params | None]:
+        _, shared = super().fit(wanted, u, shared)
+        assert shared is not None, "fitted above"
+        root, (kernel, bias) = square_root(u.covariance), (np.asarray(shared[n], np.float64) for n in ("kernel", "bias"))
+        maps = [reduced_rank(w - kernel, b - bias, u.mean, root, self.rank) for w, b in wanted]
+        return [
+            {**_params(table=table.reshape(self.parts, -1)), "down": _params(kernel=down), "up": _params(kernel=up)}
+            for down, up, table in maps
+        ], shared
+
+    def cost(self) -> Cost:
+        d, r, out = self.width, self.rank, self.features
+        return Cost(out + r * (d + out), 2 * self.vecs * r * (d + out))
+
+
 class AdaLNLowRank(Modulation):
     """U (D silu(vec)) + b with D (d, rank): a low-rank W for every block (the adaLN-LoRA of NVIDIA's Cosmos models).
 
@@ -251,22 +324,15 @@ class AdaLNLowRank(Modulation):
     rank: int = 64
 
     kind = "adaln_lowrank"
-    torch_keys = (
-        TorchKey("down/kernel", "1.weight", "linear"),
-        TorchKey("up/kernel", "2.weight", "linear"),
-        TorchKey("up/bias", "2.bias", "same"),
-    )
+    torch_keys = (*LOW_RANK_KEYS, TorchKey("up/bias", "2.bias", "same"))
 
     @nn.compact
     def __call__(self, *, vec: jax.Array) -> jax.Array:
-        init = nn.initializers.normal(0.02)
-        down = nn.Dense(self.rank, use_bias=False, dtype=self.dtype, kernel_init=init, name="down")(nn.silu(vec))
-        return nn.Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="up")(down)
+        return low_rank(vec, self.rank, self.features, self.dtype, bias=True)
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
-        if not 1 <= op.option("rank") <= sizes.width:
-            raise BadInput(f"adaln_lowrank rank: got {op.option('rank')}, expected 1 to the width {sizes.width}")
+        check_rank(op, sizes)
 
     @classmethod
     def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:

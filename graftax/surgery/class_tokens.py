@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from graftax.ops.base import CHANGED, KEPT, Params
 from graftax.spec import ModelSpec, op
 from graftax.surgery.edits import Edit
 from graftax.surgery.replace import fresh_at, items_of, items_text, put_sites
+from graftax.surgery.report import Report
 from graftax.surgery.select import Selector, Site, select
 
 TOKENS = 2
@@ -59,6 +61,9 @@ class ClassTokens(Edit):
 
     def effect(self, spec: ModelSpec) -> str:
         return KEPT if self.keep else CHANGED
+
+    def scions(self, spec: ModelSpec, report: Report, held: Iterable[Site]) -> set[Site]:
+        return report.moved(held)  # what comes in stands where nothing was that it could learn from
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (items_text(self.sites),), {"keep": self.keep}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from graftax.ops.norms_soft import NORMS
 from graftax.spec import BlockSpec, ModelSpec, OpSpec, op
 from graftax.surgery.edits import Edit
 from graftax.surgery.replace import exchange, items_of, items_text
+from graftax.surgery.report import Report
 from graftax.surgery.select import Selector, Site, select
 
 PLACEMENTS = {"pre": ("", ""), "sandwich": ("", "out"), "residual_post": ("gone", "out"), "post": ("gone", "post")}
@@ -59,6 +61,9 @@ class PlaceNorms(Edit):
     def effect(self, spec: ModelSpec) -> str:
         kept = (self.soft or self.placement == "pre") and all(spec.blocks[i].kind == "dit" for i in self._blocks(spec))
         return KEPT if kept else CHANGED
+
+    def scions(self, spec: ModelSpec, report: Report, held: Iterable[Site]) -> set[Site]:
+        return report.moved(held)  # what comes in stands where nothing was that it could learn from
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (items_text(self.sites), self.placement), {"norm": self.norm, "soft": self.soft}

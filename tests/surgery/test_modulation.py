@@ -118,6 +118,23 @@ def test_a_low_rank_as_large_as_the_width_changes_nothing():
     assert_same_function(MODEL, student)
 
 
+def test_shared_maps_with_low_ranks_lie_between_one_for_all_and_one_for_each():
+    """Rank d is the function; of rank 2 what is left are the smallest singular values of what sharing lacks."""
+    whole = graft(MODEL, replace("blocks[*].adaln", "adaln_shared_lowrank", rank=D), RNG)
+    assert count_params(whole.spec) == sum(leaf.size for leaf in jax.tree.leaves(whole.params))
+    student = graft(MODEL, replace("blocks[*].adaln", "adaln_shared_lowrank", rank=2), RNG)
+    shared = student.params["shared"]["adaln_shared_lowrank"]
+    u, wanted = sampled()
+    for i in range(DEPTH):
+        exact = modulation_at(whole.spec, whole.params, Site(i, "adaln"))
+        assert conditions(SPEC, MODEL.params).error(exact, wanted[i]) < 1e-5
+        kernel, bias = modulation_at(student.spec, student.params, Site(i, "adaln"))
+        lacks = wanted[i][0] - np.asarray(shared["kernel"], np.float64)
+        values = np.linalg.svd((u - u.mean(0)) @ lacks, compute_uv=False)
+        error = u @ (kernel - wanted[i][0]) + bias - wanted[i][1]
+        np.testing.assert_allclose(np.square(error).sum(), np.square(values[2:]).sum(), rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_low_ranks_are_the_best_of_their_rank():
     """Reduced-rank regression: what is left is the smallest singular values of the centred vectors."""
@@ -228,10 +245,11 @@ def test_norms_with_weights_start_as_those_without():
 
 
 @pytest.mark.parametrize(
-    "kind", ["adaln", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("adaln_shared", "adaln_lowrank"))]
+    "kind",
+    ["adaln", *(pytest.param(f"adaln_{kind}", marks=pytest.mark.slow) for kind in ("shared", "lowrank", "shared_lowrank"))],
 )
 def test_a_vector_for_every_token(kind):
-    options = {"rank": 3} if kind == "adaln_lowrank" else {}
+    options = {"rank": 3} if kind.endswith("lowrank") else {}
     spec = replace("blocks[*].adaln", kind, **options).on(SPEC)
     params = random_params(spec, jax.random.key(3))
     rng = np.random.default_rng(1)
