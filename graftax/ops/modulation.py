@@ -260,8 +260,8 @@ class AdaLNShared(Modulation):
 
 
 class AdaLNSharedLowRank(AdaLNShared):
-    """`adaln_shared` with U_l (D_l silu(vec)) added, a low-rank map of each block's own: between one map for all blocks (rank
-    0) and one for each (rank d).
+    """`adaln_shared` with U_l (D_l silu(vec)) added, a low-rank map of each block's own: between one map for all blocks
+    (rank 0) and one for each (rank d).
 
     Attributes:
         rank: width between the two factors.
