@@ -80,7 +80,7 @@ def calibrate(
         sums = shard_stacked({name: empty(group, scions[name]) for name, group in units.items()}, mesh, rules)
         prepared = shard_teacher(source, teacher.params, mesh, rules)
         step = _summing_step(source, units, add, mesh, rules)
-        for batch, key in _keyed(batches, steps, rng, mesh, label, show):
+        for batch, key in keyed(batches, steps, rng, mesh, label, show):
             sums = step(sums, scions, prepared, batch, key)
         return sums
 
@@ -136,7 +136,7 @@ def neuron_importance(
     power = shard_stacked(power, mesh, rules)
     prepared = shard_teacher(source, teacher.params, mesh, rules)
     step = _summing_step(source, groups, add, mesh, rules)
-    for batch, key in _keyed(as_batches(data, batch_size, 0, teacher.spec), steps, rng, mesh, "neuron importance", show):
+    for batch, key in keyed(as_batches(data, batch_size, 0, teacher.spec), steps, rng, mesh, "neuron importance", show):
         power = step(power, weights, prepared, batch, key)
     norms = {name: jnp.square(weights[name]["fc2"]["kernel"]).sum(-1) for name in groups}  # (s, m)
     found = to_host({name: power[name] * norms[name] for name in groups})
@@ -165,7 +165,7 @@ def _summing_step(
     return step
 
 
-def _keyed(
+def keyed(
     batches: Batches, steps: int, rng: jax.Array | None, mesh: Mesh | None, label: str, show: bool
 ) -> Iterator[tuple[Batch, jax.Array]]:
     """The next `steps` batches on their devices, each with a key of its own."""

@@ -2,6 +2,7 @@
 
 from graftax.surgery.check import check, check_trainable
 from graftax.surgery.class_tokens import class_tokens
+from graftax.surgery.decouple import decouple
 from graftax.surgery.edits import Edit, compose
 from graftax.surgery.graft import apply_edit, graft
 from graftax.surgery.hybrid import hybrid
@@ -31,7 +32,7 @@ from graftax.surgery.select import Site, all_sites, select
 
 __all__ = [
     "EDITS", "Edit", "Report", "Rewrite", "Site", "all_sites", "apply_edit", "check", "check_trainable",
-    "class_tokens", "compose", "diff", "drop", "graft", "hybrid", "interface", "inverse", "looped_parallel", "lora",
-    "lora_file", "merge_lora", "native", "painters_span", "parallel", "parallel_pairs", "parse", "patch", "place_norms",
+    "class_tokens", "compose", "decouple", "diff", "drop", "graft", "hybrid", "interface", "inverse", "looped_parallel",
+    "lora", "lora_file", "merge_lora", "native", "painters_span", "parallel", "parallel_pairs", "parse", "patch", "place_norms",
     "random_order", "repeat", "replace", "replay", "resize", "reverse", "rotary", "select", "skip", "tie",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from graftax.errors import BadInput, did_you_mean
 from graftax.spec import OpSpec
 from graftax.surgery.class_tokens import class_tokens
+from graftax.surgery.decouple import decouple
 from graftax.surgery.edits import Edit, compose
 from graftax.surgery.grammar import Call, Pair, read
 from graftax.surgery.hybrid import hybrid
@@ -26,8 +27,8 @@ EDITS: dict[str, Callable[..., Edit]] = {
     "replace": replace, "resize": resize, "hybrid": hybrid, "compose": compose, "inverse": inverse, "lora": lora,
     "lora_file": lora_file, "merge_lora": merge_lora, "skip": skip, "repeat": repeat, "reverse": reverse,
     "random_order": random_order, "parallel": parallel, "parallel_pairs": parallel_pairs, "drop": drop, "tie": tie,
-    "interface": interface, "native": native,
-    "place_norms": place_norms, "rotary": rotary, "class_tokens": class_tokens, "patch": patch,
+    "interface": interface, "native": native, "place_norms": place_norms, "rotary": rotary, "class_tokens": class_tokens,
+    "patch": patch, "decouple": decouple,
 }  # fmt: skip
 """The functions that make edits, by the names they have in texts. To add one: write it, name it here."""
 

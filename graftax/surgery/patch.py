@@ -51,6 +51,8 @@ class Patch(Edit):
         embedder, head = params.get(EMBEDDER, {}), params.get(HEAD[0], {}).get(HEAD[1], {})
         if jnp.ndim(embedder.get("kernel", 0)) != 4 or "kernel" not in head:
             raise BadInput(f"{self}: a {spec.backbone} has no {EMBEDDER}/kernel (p, p, c, d) with {'/'.join(HEAD)}")
+        if embedder["kernel"].shape[2] != spec.option("channels") or spec.sizes.text:
+            raise BadInput(f"{self}: the model sees more than the {spec.option('channels')} channels of latents")
         kernel = self._kernel(spec, after, jnp.asarray(embedder["kernel"]))
         linear = {name: self._answer(spec, after, jnp.asarray(leaf)) for name, leaf in head.items()}
         changed: Params = {EMBEDDER: {**embedder, "kernel": kernel}, HEAD[0]: {**params[HEAD[0]], HEAD[1]: linear}}
@@ -85,7 +87,7 @@ class Patch(Edit):
             parts = leaf.reshape(*lead, q, p // q, q, p // q, -1, c)  # the prediction, then the variance
             return jnp.moveaxis(parts, (-6, -4, -2, -5, -3, -1), range(-6, 0)).reshape(*lead, -1)
         if after.option("channels") != c:
-            return jnp.zeros((*lead, q * q * after.out_channels), leaf.dtype)
+            return jnp.zeros((*lead, q * q * after.option("channels") * leaf.shape[-1] // (p * p * c)), leaf.dtype)
         if q <= p:
             return leaf.reshape(*lead, q, p // q, q, p // q, -1).mean((-4, -2)).reshape(*lead, -1)
         square = leaf.reshape(*lead, p, p, -1)

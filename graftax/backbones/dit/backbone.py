@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,12 +14,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from graftax.backbones.classes import ClassConditional
-from graftax.backbones.dit.frame import COMPAT, LabelEmbed, compat_of, grid_rope
+from graftax.backbones.dit.frame import COMPAT, SWITCHES, LabelEmbed, compat_of, grid_rope
 from graftax.backbones.dit.joint import ClassToken, check_joint, joined, parted
 from graftax.backbones.dit.overrides import override
 from graftax.backbones.embedders import FREQUENCIES, FinalLayer, PatchEmbed, TimestepEmbed, sinusoidal_positions
 from graftax.blocks import Context, State
 from graftax.blocks.base import STREAM
+from graftax.blocks.ddt import KINDS, token_vec
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond, FrameCost
 from graftax.models.prediction import time_at
@@ -26,11 +28,11 @@ from graftax.ops.base import Params, call
 from graftax.ops.placement import place
 from graftax.spec import ModelSpec, Option
 
-SWITCHES = {"class_in_vec": True, "class_tokens": False, "final_rms": False, "rope": False}
-"""Options of the frame that are true or false, and what they are where nothing is said (`graftax.backbones.dit.frame`)."""
+SHARING = ("adaln_shared", "adaln_shared_lowrank")
+"""Modulations that read what is computed once for all blocks."""
 
 OPTIONS = ("channels", "classes", "compat", "features", "patch", "token", *SWITCHES)
-"""Options of the frame; what is not said is none or as above (`graftax.backbones.dit.frame`, `.joint`)."""
+"""Options of the frame; what is not said is none, or as in `SWITCHES` (`graftax.backbones.dit.frame`, `.joint`)."""
 
 
 class DiT(ClassConditional):
@@ -53,6 +55,12 @@ class DiT(ClassConditional):
                 raise BadInput(f"ModelSpec.frame {name}: got {spec.option(name)!r}, expected true or false")
         if spec.option("rope") and spec.sizes.head_dim % 4:
             raise BadInput(f"ModelSpec.frame rope: heads of {spec.sizes.head_dim} channels, expected a multiple of 4")
+        for i, block in enumerate(spec.blocks):
+            if (block.kind in KINDS) != spec.option("decoupled", False):
+                expected = f"one of {KINDS}" if spec.option("decoupled") else "another, or the frame's option decoupled"
+                raise BadInput(f"blocks[{i}]: of the kind {block.kind!r}, expected {expected}")
+            if block.kind in KINDS and block["adaln"].kind in SHARING:
+                raise BadInput(f"blocks[{i}].adaln: {block['adaln']}, expected another: blocks of two stages share none")
         check_joint(spec)
         more, looked_at = int(spec.option("token", 0) > 0), 2 * spec.option("class_tokens", False)
         if spec.sizes.text != more or spec.sizes.context != looked_at or not spec.tokens:
@@ -93,7 +101,10 @@ class DiT(ClassConditional):
         vec = place(vec, None, None)
         rope = grid_rope(spec.sizes) if spec.option("rope") else None
         tokens = jnp.stack(parts, axis=1) if spec.option("class_tokens") else None  # (b, 2, d)
-        return state, Context(place(vec, "batch", "width"), text=tokens, rope=rope)
+        context = Context(place(vec, "batch", "width"), text=tokens, rope=rope)
+        if spec.option("decoupled"):
+            return {**state, "cond": state["img"]}, dataclasses.replace(context, time=place(parts[0], "batch", "width"))
+        return state, context
 
     def conditions(self, spec: ModelSpec, params: Params, t: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Embeddings (b, d) of t (b,) and of y (b,)."""
@@ -115,7 +126,8 @@ class DiT(ClassConditional):
 
     def head(self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None) -> jax.Array:
         """The output (b, h, w, out_channels): predicted noise, then the variance channels; of a flow the velocity alone."""
-        out = call(self._final(spec, dtype), params["final"], state["img"], context.vec)
+        vec = token_vec(state, context) if spec.option("decoupled") else context.vec
+        out = call(self._final(spec, dtype), params["final"], state["img"], vec)
         if spec.prediction.is_flow:
             out = out[..., : _patched(spec)]  # SiT's second half has no meaning
         if spec.option("token"):
@@ -150,9 +162,9 @@ class DiT(ClassConditional):
         embed = 2 * n * d * numbers + 2 * d * (FREQUENCIES + d)
         joint = token * d + 3 * d + d * token + token if token else 0
         fixed = (n + spec.sizes.text) * d
-        return FrameCost(
-            embedders + final + joint, fixed, embed + 2 * token * d, 2 * n * last * out + 4 * d * last + 2 * d * token
-        )
+        vecs = n if spec.option("decoupled") else 1
+        behind = 2 * n * last * out + 4 * vecs * d * last + 2 * d * token
+        return FrameCost(embedders + final + joint, fixed, embed + 2 * token * d, behind)
 
     def sampling(self, spec: ModelSpec) -> Mapping[str, Any]:
         """DiT's and SiT's guidance is on 3 of 4 channels, ReDi's on the latents, that of other relatives on all channels."""

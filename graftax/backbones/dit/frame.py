@@ -5,7 +5,8 @@ the timestep's frequencies (`timestep_features`); its other deviation, eps 1e-5 
 option of that norm. `rope` true gives the blocks rotary positions, for operators that read them (`mha_normed`,
 `clear_normed`), beside the fixed table; `final_rms` true makes the last norm an RMSNorm with a scale. LightningDiT has both.
 `class_tokens` true lets blocks with a cross-attention look at two tokens, the embeddings of time and class; `class_in_vec`
-false takes the class out of the conditioning vector (`graftax.surgery.class_tokens`).
+false takes the class out of the conditioning vector (`graftax.surgery.class_tokens`). `decoupled` true makes it a model of
+two stages, whose blocks and last layer are conditioned as those of a DDT (`graftax.surgery.decouple`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from graftax.ops.rope import Rope, tables
 from graftax.spec import ModelSpec, Sizes
 
 COMPAT = ("dit", "diffusers")
+
+SWITCHES = {"class_in_vec": True, "class_tokens": False, "decoupled": False, "final_rms": False, "rope": False}
+"""Options of the frame that are true or false, and what they are where nothing is said."""
 
 
 def compat_of(spec: ModelSpec) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from graftax.backbones.config_json import WEIGHTS, check_fixed, config_size, shown, sizes_of_config
-from graftax.backbones.dit.frame import compat_of
+from graftax.backbones.dit.frame import SWITCHES, compat_of
 from graftax.backbones.dit.overrides import OWN
 from graftax.backbones.dit.relatives.zoo import check_published
 from graftax.backbones.dit.variants import NORM_EPS, dit_spec
@@ -144,6 +144,8 @@ class DiTFile(Layout):
                 f"export to {self.name!r}: the model denoises {spec.option('features', 0)} channels of features, expected "
                 f"{'some' if self.joint else 'none'}"
             )
+        if said := [name for name, default in SWITCHES.items() if spec.option(name, default) != default]:
+            raise BadInput(f"export to {self.name!r}: no tensor tells the frame's {said[0]}; save a graftax folder")
         if compat_of(spec) != "dit":
             raise BadInput(f"export: the model has compat {compat_of(spec)!r}, with which DiT's code computes otherwise")
 
