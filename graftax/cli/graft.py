@@ -2,7 +2,7 @@
 
     graftax graft demo --edit 'replace(blocks[1::2].mixer, hyena_x(kernel=4))' --out student
     graftax graft demo --edit 'blocks[50%].mixer=hyena_x(kernel=4)' --edit 'blocks[*].mlp=3' --out student
-    graftax graft demo --edit 'replace(blocks[*].adaln, adaln_shared)' --out shared
+    graftax graft demo --edit 'replace(blocks[*].adaln, adaln_shared)' --edit 'rotary(blocks[*].mixer)' --out modern
     graftax graft demo --edit 'drop(3, 5)' --edit 'lora(blocks[*].mixer, rank=8)' --out short
     graftax graft --config configs/demo_graft.py
 

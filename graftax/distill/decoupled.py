@@ -43,7 +43,8 @@ def fit_decoupled(
     The teacher's blocks are shifted, scaled and gated by affine maps of silu(time + class); the decoder's by maps of what
     the encoder makes of every token, which knows both. On `steps` batches of `data` (as `graftax.distill.distill` takes it)
     these are the maps with the least squared error, over tokens, times and images; of the last layer too. All other leaves
-    are the same objects. Raises `BadInput` where the student has one stage, or is none of the teacher's, and where the data end.
+    are the same objects. Raises `BadInput` where the student has one stage, or is none of the teacher's, and where the data
+    end.
     """
     two, spec = stages(student.spec), teacher.spec
     sites = [Site(i, "adaln") for step in two.decoder.program for i in step.blocks]

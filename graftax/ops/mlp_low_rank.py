@@ -9,7 +9,21 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
-from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Overrides, Params, Shapes, TorchKey, linear_keys
+from graftax.ops.base import (
+    CHANGED,
+    FITTED,
+    IN_HIDDEN,
+    KEPT,
+    OUT_HIDDEN,
+    Axes,
+    Cost,
+    Operator,
+    Overrides,
+    Params,
+    Shapes,
+    TorchKey,
+    linear_keys,
+)
 from graftax.ops.low_rank import Factored, reduced_rank
 from graftax.ops.mlp import MLP
 from graftax.spec import OpSpec, Option, Sizes
@@ -80,6 +94,11 @@ class MLPLowRank(MLP):
 
     def chooses(self, donor: Operator) -> bool:
         return False
+
+    def start(self, donor: Operator) -> str:
+        if isinstance(donor, MLPLowRank):
+            return KEPT if (donor.rank, donor.hidden) == (self.rank, self.hidden) else FITTED
+        return FITTED if isinstance(donor, MLP) else CHANGED
 
     def _nearest(self, layer: Params) -> Params:
         kernel, bias = (np.asarray(layer[name], np.float64) for name in ("kernel", "bias"))

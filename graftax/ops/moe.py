@@ -12,7 +12,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from graftax.errors import BadInput
 from graftax.ops.base import (
+    CHANGED,
     IN_HIDDEN,
+    KEPT,
     OUT_HIDDEN,
     Axes,
     Cost,
@@ -170,3 +172,7 @@ class MoE(Operator):
             return None
         copies = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], self.experts, axis=0), donor.layers(weights))
         return {"router": fresh["router"], **copies}
+
+    def start(self, donor: Operator) -> str:
+        alike = isinstance(donor, MLP) and donor.hidden == self.hidden
+        return KEPT if alike or self == donor else CHANGED

@@ -72,6 +72,20 @@ def test_what_has_to_be_taught(text):
     assert parse(text).effect(SPEC) == "changed"
 
 
+@pytest.mark.parametrize(
+    ("text", "effect"),
+    [
+        ("replace(blocks[*].mlp, moe(experts=4, top=2), init=transplant)", "kept"),
+        ("replace(blocks[*].mlp, mlp_low_rank(rank=4), init=transplant)", "fitted"),
+        ("replace(blocks[*].adaln, adaln_shared_lowrank(rank=4))", "fitted"),
+        ("replace(blocks[*].adaln, adaln, init=transplant)", "kept"),
+        ("replace(blocks[*].mixer, mha_rope(qk_norm=rms))", "changed"),
+    ],
+)
+def test_operators_say_what_their_start_does(text, effect):
+    assert parse(text).effect(SPEC) == effect
+
+
 def test_edits_together_do_what_the_worst_of_them_does():
     kept, fitted, changed = map(
         parse, ("lora(blocks[*].mixer, rank=2)", "replace(blocks[0].adaln, adaln_shared)", "reverse(0, 1)")
