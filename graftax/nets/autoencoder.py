@@ -202,16 +202,23 @@ def autoencoder_loss(spec: AutoencoderSpec) -> Callable[[Params, Batch, jax.Arra
     """
 
     def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        images = batch["image"]
-        raw = _encode(spec, params, images)
-        mean, std = _moments(raw)
-        latents = (raw - mean) / std
-        latents = latents + spec.noise * jax.random.normal(key, latents.shape)
-        error = _decode(spec, params, latents) - images
-        l1, l2 = jnp.abs(error).mean(), jnp.square(error).mean()
-        return l1 + l2, {"l1": l1, "psnr": psnr(l2)}
+        _, error, metrics = reconstructed(spec, params, batch["image"], key)
+        return error, metrics
 
     return loss
+
+
+def reconstructed(
+    spec: AutoencoderSpec, params: Params, images: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array, Metrics]:
+    """Raw latents (b, h/4, w/4, c) of images (b, h, w, c), `autoencoder_loss` of these, and its metrics."""
+    raw = _encode(spec, params, images)
+    mean, std = _moments(raw)
+    latents = (raw - mean) / std
+    latents = latents + spec.noise * jax.random.normal(key, latents.shape)
+    error = _decode(spec, params, latents) - images
+    l1, l2 = jnp.abs(error).mean(), jnp.square(error).mean()
+    return raw, l1 + l2, {"l1": l1, "psnr": psnr(l2)}
 
 
 def psnr(mean_squared_error: jax.Array) -> jax.Array:

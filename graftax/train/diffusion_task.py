@@ -26,7 +26,7 @@ from graftax.train.config import DiffusionConfig
 from graftax.train.loop import Batch, Metrics
 from graftax.train.noising import noising_for
 from graftax.train.recipes import NOTHING, Recipe
-from graftax.train.recipes.base import HEADS
+from graftax.train.recipes.base import HEADS, TOKENIZER
 from graftax.train.recipes.joint import PART, parts
 from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 from graftax.train.state import split
@@ -51,8 +51,8 @@ def diffusion_loss(
     `params` plain or collected; batch: image (b, h, w, c) clean data and what the model is conditioned on, label (b,) int
     for classes. t is drawn from the process as `times` says, None: as such models are; the conditions become the
     unconditional ones with probability `class_dropout` (classifier-free guidance, arXiv 2207.12598; 0.1 in DiT, arXiv
-    2212.09748). `dtype`, `plan`, `remat` as in `graftax.models.forward`. `recipe`: what passes leave out, and losses besides,
-    whose values are metrics too; they take their heads from `params` (`Recipe.heads`), and their targets from the batch.
+    2212.09748). `dtype`, `plan`, `remat` as in `graftax.models.forward`. `recipe`: what passes leave out, and losses
+    besides, whose values are metrics too; they take their heads from `params` (`Recipe.heads`), targets from the batch.
 
     Raises BadInput if `class_dropout` is no probability, or the model's times are steps and it does not predict noise and
     variance, or `process` or `objective` is not for it.
@@ -166,7 +166,7 @@ def training_tree(
 
 def model_tree(spec: ModelSpec, tree: Params) -> Params:
     """Inverse of `training_tree`: the model's own parameters, plain."""
-    return spread(spec, {name: part for name, part in tree.items() if name != HEADS})
+    return spread(spec, {name: part for name, part in tree.items() if name not in (HEADS, TOKENIZER)})
 
 
 def heldout_loss(
@@ -220,7 +220,7 @@ def _judged(
     spec: ModelSpec, process: Noising, out: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array, objective: Objective,
     weight: float = 1.0,
 ) -> dict[str, jax.Array]:  # fmt: skip
-    """`training_losses`; of a model with features those of its latents, and the features' error, `weight` times in the loss."""
+    """`training_losses`; of a model with features those of its latents, and theirs, which count `weight` times."""
     latents, features = zip(*(parts(spec, array) for array in (out, x0, noise)), strict=True)
     losses = process.training_losses(latents[0], latents[1], t, latents[2], objective)
     if features[0] is None:

@@ -117,7 +117,7 @@ class AlignmentTap:
 
     @property
     def name(self) -> str:
-        """"repa" or "sra"."""
+        """ "repa" or "sra"."""
         return "repa" if isinstance(self.source, Features) else "sra"
 
     @property

@@ -20,6 +20,9 @@ from graftax.spec_checks import check_count, check_number
 HEADS = "heads"
 """Where a training's tree of parameters keeps the heads of its losses, by the losses' names."""
 
+TOKENIZER = "tokenizer"
+"""Where it keeps what turns images into latents, if that is trained along (`graftax.train.recipes.end_to_end`)."""
+
 
 @dataclass(frozen=True)
 class Seen:

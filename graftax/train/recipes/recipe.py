@@ -1,6 +1,6 @@
 """`Recipe`: what a training does besides its objective, as one value with one line of text.
 
-    tread(2, 24, 0.5) + repa(8, features, width=768) + dispersive(7, infonce_l2, group=16)
+tread(2, 24, 0.5) + repa(8, features, width=768) + dispersive(7, infonce_l2, group=16)
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -23,6 +23,7 @@ from graftax.train.recipes.base import HEADS, Loss, Seen
 from graftax.train.recipes.dispersive import Dispersive
 from graftax.train.recipes.joint import FeatureWeight
 
+T = TypeVar("T")
 EXAMPLE = "tread(2, 24, 0.5) + repa(8)"
 TERMS: dict[str, Callable[..., Any]] = {
     "tread": Route, "stochastic_depth": Depth, "repa": repa, "sra": sra, "dispersive": Dispersive, "features": FeatureWeight,
@@ -50,13 +51,9 @@ class Recipe:
     def parse(cls, text: str) -> Recipe:
         """The recipe that a text describes, "" nothing. Raises `BadInput` on terms that are none, and what these refuse."""
         terms = [_term(text, part) for part in _parts(text)] if text.strip() else []
-        single = {kind: [term for term in terms if isinstance(term, kind)] for kind in (Depth, FeatureWeight)}
-        if twice := [found[1] for found in single.values() if len(found) > 1]:
-            raise BadInput(f"recipe {text!r}: {twice[0]} is the second of its kind, expected one")
         routes = tuple(term for term in terms if isinstance(term, Route))
         losses = tuple(term for term in terms if not isinstance(term, Route | Depth | FeatureWeight))
-        depth, features = (next(iter(found), None) for found in single.values())
-        return cls(Policy(routes, depth), losses, features)
+        return cls(Policy(routes, _only(text, Depth, terms)), losses, _only(text, FeatureWeight, terms))
 
     def __bool__(self) -> bool:
         """Whether it does anything."""
@@ -125,9 +122,7 @@ class Recipe:
         tokens = {at: _streams(spec, at, taps[f"state/{at}"]) for at in self.states}
         found, total = {}, 0.0
         for name, loss in self._named():
-            seen = Seen(
-                tokens, lambda at: self.policy.kept(spec, drawn["policy"], at), drawn["arrays"][name], teacher, step
-            )
+            seen = Seen(tokens, lambda at: self.policy.kept(spec, drawn["policy"], at), drawn["arrays"][name], teacher, step)
             found[name] = loss.value(params.get(HEADS, {}).get(name, {}), seen)
             total += loss.factor(step) * found[name]
         return found, total
@@ -152,6 +147,14 @@ def _array(loss: Loss, batch: Mapping[str, Any], name: str, shape: tuple[int, ..
         expected = f"(b, {', '.join(map(str, shape))})"
         raise BadInput(f"data {name}: shape {batch[name].shape}, expected {expected} for {loss}")
     return batch[name]
+
+
+def _only(text: str, kind: type[T], terms: list[Any]) -> T | None:
+    """The term of a kind, None where there is none."""
+    found = [term for term in terms if isinstance(term, kind)]
+    if len(found) > 1:
+        raise BadInput(f"recipe {text!r}: {found[1]} is the second of its kind, expected one")
+    return found[0] if found else None
 
 
 def _parts(text: str) -> list[str]:
