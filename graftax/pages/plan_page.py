@@ -106,7 +106,14 @@ def about(found: Plan) -> list[str]:
         f"The model: {1e3 * whole.seconds:.4g} ms a pass on {found.where} ({ran}), {whole.flops / 1e9:.4g} GFLOPs, "
         f"{whole.params:,.0f} parameters.",
         f"Harm: relative error of the model's output, before any fine-tuning. Scions: {found.described}.",
+        *_missed(found),
     ]
+
+
+def _missed(found: Plan) -> list[str]:
+    """Which grafts were slower than asked for when they were run."""
+    slow = [str(i) for i, times in enumerate(found.measured, 1) if found.goal.name == "faster" and times < found.goal.value]
+    return [f"Measured below the {found.goal.value:g} x asked for: plan {', '.join(slow)}."] if slow else []
 
 
 def grafts(found: Plan) -> Rows:

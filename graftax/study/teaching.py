@@ -78,8 +78,8 @@ def from_noise(spec: ModelSpec, images: int = NOISE_IMAGES, seed: int = 0) -> Te
         return distill(teacher, student, batches(), NOISE_STAGE, LoopConfig(NOISE_STAGE.steps), show=False)[0]
 
     about = (
-        f"fitted by least squares on noise, {CALIBRATED} batches of {images}, or with two last layers taught by "
-        f"{NOISE_STAGE.steps} steps on it; harm on {images} others"
+        f"fitted by least squares on noise, {CALIBRATED} batches of {images} (joint operators: {NOISE_STAGE.steps} steps of "
+        f"stage 1 on it); harm on {images} others"
     )
     return Teaching(batch(0), batches, teach, about)
 

@@ -90,6 +90,8 @@ def test_page_and_configs(found, tmp_path):
             teaching.recipe_of("demo", model.spec), graft=recipe.graft, workdir=str(folder / f"plan_{i}")
         )
     assert plan.front[0].edits[0] in plan_page.text(plan)
+    slow = dataclasses.replace(plan, goal=Goal("faster", 1.5), measured=(1.4,) * len(plan.front))
+    assert "Measured below the 1.5 x asked for: plan 1" in plan_page.text(slow)
 
 
 def test_rank_correlation():
