@@ -16,6 +16,7 @@ from graftax.diffusion import SAMPLERS, Sampling, SamplingFields, Steps, check_v
 from graftax.diffusion import initial_noise as first_noise
 from graftax.diffusion.guidance import ModelFn, Weaker
 from graftax.diffusion.names import ODES, SDES, STRAIGHT
+from graftax.diffusion.reuse import Table, parse_reuse
 from graftax.diffusion.sharing import chosen_steps, similarities
 from graftax.errors import BadInput
 from graftax.models.arguments import as_key
@@ -26,6 +27,7 @@ from graftax.models.policy import PLAIN, Policy
 from graftax.models.prediction import Interface, as_called
 from graftax.models.stages import stages
 from graftax.ops.base import Params
+from graftax.reusing import reusing_steps
 from graftax.spec import ModelSpec, Prediction
 
 WEAK = 0x3EA4
@@ -45,6 +47,7 @@ def sampling_for(spec: ModelSpec, sampling: Sampling | None = None, **settings: 
     check_skip(spec, sampling.skip)
     if sampling.refresh:
         stages(spec)  # refuses models of one
+    check_reuse(spec, sampling.reuse)
     return sampling
 
 
@@ -61,6 +64,7 @@ def settings_for(spec: ModelSpec, **settings: Any) -> dict[str, Any]:
     fields = {**own, **family, **settings}
     check_sampler(spec.prediction, fields.get("sampler", Sampling.sampler))
     check_skip(spec, fields.get("skip", ()))
+    check_reuse(spec, fields.get("reuse", ""))
     return fields
 
 
@@ -69,6 +73,13 @@ def check_skip(spec: ModelSpec, positions: Sequence[int]) -> None:
     if positions and not (max(positions) < len(spec.program) > len(set(positions))):
         last = len(spec.program) - 1
         raise BadInput(f"skip: got {tuple(positions)}, expected positions 0..{last} of the program, not all of them")
+
+
+def check_reuse(spec: ModelSpec, text: str) -> None:
+    """Raise `BadInput` where a table is for a program of another length."""
+    reuse = parse_reuse(text)
+    if isinstance(reuse, Table) and len(reuse.computed[0]) != len(spec.program):
+        raise BadInput(f"reuse: a table of {len(reuse.computed[0])} positions, expected the program's {len(spec.program)}")
 
 
 def weakened(spec: ModelSpec, positions: Sequence[int]) -> ModelSpec:
@@ -131,6 +142,8 @@ def draw(
     from graftax.train.sharding import kernels
 
     with kernels(mesh):
+        if sampling.reuse:
+            return reusing_steps(spec, params, sampling, null, dtype).scan(x.astype(jnp.float32), cond, keys, step_noise)
         if sampling.refresh:
             return refreshing_steps(spec, params, sampling, null, plan, dtype).scan(
                 x.astype(jnp.float32), cond, keys, step_noise
@@ -154,8 +167,8 @@ def sampler_steps(
     if (sampling.skip or sampling.weak != "null") and weak is None:
         what = f"weak {sampling.weak!r}, skip {sampling.skip}"
         raise BadInput(f"{what}: expected none here: steps one by one know no weaker pass")
-    if sampling.refresh:
-        raise BadInput(f"refresh: got {sampling.refresh}, expected none here: steps one by one keep nothing")
+    if sampling.refresh or sampling.reuse:
+        raise BadInput(f"refresh {sampling.refresh}, reuse {sampling.reuse!r}: expected none, steps one by one keep nothing")
     way = way_for(spec.prediction, sampling)
 
     def network(spec: ModelSpec, prepared: Params, policy: Policy = PLAIN) -> ModelFn:
@@ -181,8 +194,8 @@ def refreshing_steps(
     spec: ModelSpec, params: Params, sampling: Sampling, null: Cond | None = None, plan: str = "unroll",
     dtype: DTypeLike | None = None,
 ) -> Steps:  # fmt: skip
-    """`sampler_steps` of a model of two stages, whose encoder runs in the steps `sampling.refresh`, for conditions and for their
-    unconditional twin in one batch. Raises `BadInput` on models of one stage."""
+    """`sampler_steps` of a model of two stages, whose encoder runs in the steps `sampling.refresh`, for conditions and for
+    their unconditional twin in one batch. Raises `BadInput` on models of one stage."""
     two, way = stages(spec), way_for(spec.prediction, sampling)
     encoder, decoder = two.prepare(params, plan)
 

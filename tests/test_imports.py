@@ -13,7 +13,7 @@ ROOT = REPOSITORY / "graftax"
 CORE = {"allocator", "errors", "interrupts", "paths", "platforms", "progress", "spec", "spec_checks"}
 NETWORK = CORE | {"ops", "blocks", "models"}
 FILES_AND_DATA = NETWORK | {"surgery", "checkpoint", "nets", "diffusion", "data"}
-TRAINING = FILES_AND_DATA | {"train", "distill", "api", "draw"}
+TRAINING = FILES_AND_DATA | {"train", "distill", "api", "draw", "reusing"}
 JUDGING = TRAINING | {"backbones", "evaluate"}
 STUDIES = JUDGING | {"analyze", "config", "study"}
 MAY_IMPORT = {
@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "data": CORE | {"checkpoint", "nets"},
     "train": FILES_AND_DATA,
     "distill": FILES_AND_DATA | {"train"},
-    "draw": FILES_AND_DATA | {"train"},
+    "reusing": FILES_AND_DATA,
+    "draw": FILES_AND_DATA | {"train", "reusing"},
     "api": FILES_AND_DATA | {"train", "draw"},
     "__init__": FILES_AND_DATA | {"api"},
     "evaluate": TRAINING | {"backbones"},

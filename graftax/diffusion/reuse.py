@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class FirstBlock:
     """
 
     threshold: float
+    kind: ClassVar[str] = "first_block"
 
     def __post_init__(self) -> None:
         if not (self.threshold >= 0 and math.isfinite(self.threshold)):
@@ -40,6 +42,7 @@ class Table:
     """
 
     computed: tuple[tuple[bool, ...], ...]
+    kind: ClassVar[str] = "table"
 
     def __post_init__(self) -> None:
         if not self.computed or not self.computed[0] or len({len(row) for row in self.computed}) != 1:

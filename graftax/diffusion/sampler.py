@@ -39,6 +39,20 @@ class SamplerState(NamedTuple):
         return cls(x, jnp.zeros_like(x), x)
 
 
+class Memory:
+    """What a network keeps from one call to the next, while its calls are traced: `Steps` puts it in before every call, and
+    takes it out behind it.
+
+    Attributes:
+        value: what the call before left, a tree of arrays; None before there was one. The network puts its own in the place.
+        call: number of this call.
+    """
+
+    def __init__(self) -> None:
+        self.value: Any = None
+        self.call: int | jax.Array = 0
+
+
 @dataclass(frozen=True)
 class Steps:
     """The steps of a sampler, noisiest first.
@@ -51,6 +65,7 @@ class Steps:
         way: that flows are walked along; None: that of a model of velocities on the linear path.
         encode: of models of two stages: x, t, conditions -> what is kept of them, a tree of arrays (b, ...), which
             `model_fn` takes in place of conditions. It runs in the steps `sampling.refresh`.
+        memory: that `model_fn` reads and writes.
     """
 
     model_fn: ModelFn | GuidedFn
@@ -58,6 +73,7 @@ class Steps:
     clip: bool = False
     way: Way | None = None
     encode: ModelFn | None = None
+    memory: Memory | None = None
 
     @property
     def _way(self) -> Way:
@@ -89,11 +105,15 @@ class Steps:
         """What `model_fn` takes for conditions at every call of `scan`: leaves (calls, b, ...)."""
         return self._walk(x, cond, keys, step_noise, lambda kept: kept)[1]
 
+    def remembered(self, x: jax.Array, cond: Any, keys: jax.Array | None, step_noise: jax.Array | None) -> Any:
+        """What `memory` holds after the last call of `scan`."""
+        return self._walk(x, cond, keys, step_noise, lambda kept: None)[2]
+
     def _walk(
         self, x: jax.Array, cond: Any, keys: jax.Array | None, step_noise: jax.Array | None, note: Callable[[Any], Any]
-    ) -> tuple[jax.Array, Any]:
-        def body(carry: tuple[SamplerState, Any], inputs: tuple[jax.Array, Step]) -> tuple[tuple[SamplerState, Any], Any]:
-            (state, kept), (i, step) = carry, inputs
+    ) -> tuple[jax.Array, Any, Any]:
+        def body(carry: tuple[SamplerState, Any, Any], inputs: tuple[jax.Array, Step]) -> tuple[Any, Any]:
+            (state, kept, left), (i, step) = carry, inputs
             noise = None
             if self.sampling.noisy:
                 noise = step_noise[i] if step_noise is not None else unit_noise(_known(keys), i, x.shape[1:])
@@ -101,15 +121,32 @@ class Steps:
                 run = jnp.isin(i, jnp.array(self.sampling.refresh))
                 t = jnp.full(x.shape[:1], step.timestep)
                 kept = jax.lax.cond(run, self.encode, lambda *_: kept, state.x, t, cond)
-            return (self._advance(step, state, kept, noise), kept), note(kept)
+            state, left = self._remembering(i, left, lambda: self._advance(step, state, kept, noise))
+            return (state, kept, left), note(kept)
 
         steps, state, kept = schedule(self.sampling, self._way), self.start(x), cond
         if self.encode is not None:
             shapes = jax.eval_shape(self.encode, x, jnp.zeros(x.shape[:1]), cond)
             kept = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         numbers = jnp.arange(self.sampling.steps) if steps.number is None else steps.number
-        (state, _), noted = jax.lax.scan(body, (state, kept), (numbers, steps))
-        return state.x, noted
+        (state, _, left), noted = jax.lax.scan(body, (state, kept, self._blank(steps, state, kept)), (numbers, steps))
+        return state.x, noted, left
+
+    def _remembering(
+        self, call: int | jax.Array, left: Any, advance: Callable[[], SamplerState]
+    ) -> tuple[SamplerState, Any]:
+        """A call with the memory of the one before, and what it leaves."""
+        if self.memory is None:
+            return advance(), None
+        self.memory.value, self.memory.call = left, call
+        return advance(), self.memory.value
+
+    def _blank(self, steps: Step, state: SamplerState, kept: Any) -> Any:
+        """Zeros in the shapes of what a call leaves."""
+        first = jax.tree.map(lambda row: row[0], steps)
+        noise = jnp.zeros_like(state.x)
+        shapes = jax.eval_shape(lambda: self._remembering(0, None, lambda: self._advance(first, state, kept, noise))[1])
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def _advance(self, step: Step, state: SamplerState, cond: Any, noise: jax.Array | None) -> SamplerState:
         x, start = state.x, state.start

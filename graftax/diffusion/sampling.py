@@ -60,6 +60,8 @@ class Sampling:
         skip_span: in which steps: i of n where skip_span[0] n < i < skip_span[1] n.
         refresh: of a model of two stages, a DDT, the steps in which its encoder runs, 0 among them; in others what it made
             is kept, for guidance's other pass as well (`graftax.diffusion.sharing`). () is all.
+        reuse: what is taken from earlier steps in place of computing it, as text (`graftax.diffusion.reuse`):
+            "first_block(0.1)", or a table; "" is nothing.
     """
 
     sampler: Sampler = "ddim"
@@ -81,6 +83,7 @@ class Sampling:
     skip_scale: float = 2.8
     skip_span: tuple[float, float] = (0.01, 0.2)
     refresh: tuple[int, ...] = ()
+    reuse: str = ""
 
     def __post_init__(self) -> None:
         for name, value in checked(self).items():
@@ -167,6 +170,7 @@ class Sampling:
         last = {"zero": tail, "sigma_min": ", to sigma_min"}.get(self.last, f", last {self.last}{tail}")
         shift = f", shift {self.shift:g}" if self.shift != 1 else ""
         kept = f", encoder in {len(self.refresh)} steps {shorthand(self.refresh)}" if self.refresh else ""
+        kept += f", reuse {self.reuse}" if self.reuse else ""
         steps = f"{self.steps} steps"
         if self.sampler == "dopri5":
             steps = "tolerance {:g}, {:g}".format(*self.tolerance)
@@ -217,6 +221,7 @@ class SamplingFields(TypedDict, total=False):
     skip_scale: float
     skip_span: tuple[float, float]
     refresh: tuple[int, ...]
+    reuse: str
 
 
 def check_variance(sampler: Sampler, variance: bool) -> None:

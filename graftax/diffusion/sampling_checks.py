@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftax.diffusion.guidance import check_guidance
 from graftax.diffusion.names import LASTS, MULTISTEP, SAMPLERS, SDES, SPACINGS, STRAIGHT, WEAK
+from graftax.diffusion.reuse import Table, parse_reuse
 from graftax.diffusion.way import Diffusion
 from graftax.errors import BadInput, did_you_mean
 
@@ -34,6 +35,7 @@ def checked(sampling: Sampling) -> dict[str, Any]:
     check_guidance(sampling.cfg_scale, fields["cfg_channels"])
     _check_noise(sampling)
     _check_weak(sampling)
+    _check_reuse(sampling)
     return fields
 
 
@@ -45,6 +47,19 @@ def _checked_refresh(sampling: Sampling) -> tuple[int, ...]:
     if steps and (sampling.sampler not in ("euler", "euler_maruyama") or sampling.weak != "null" or sampling.skip):
         raise BadInput("refresh: expected the sampler 'euler' or 'euler_maruyama', and no weak model or skipped positions")
     return tuple(sorted(set(steps)))
+
+
+def _check_reuse(sampling: Sampling) -> None:
+    reuse = parse_reuse(sampling.reuse)
+    once = sampling.sampler in ("ddpm", "ddim", "euler", "euler_maruyama", *MULTISTEP)
+    plain = sampling.weak == "null" and not (sampling.skip or sampling.refresh or sampling.interval or sampling.cfg_power)
+    if reuse is not None and not (once and plain):
+        raise BadInput(
+            f"reuse: got {reuse.kind} with {sampling.sampler!r}, expected a sampler that calls the model once a step, the "
+            "same guidance in all steps, no weak model, skipped positions or refreshed encoder"
+        )
+    if isinstance(reuse, Table) and len(reuse.computed) != sampling.steps:
+        raise BadInput(f"reuse: a table of {len(reuse.computed)} steps, expected {sampling.steps}")
 
 
 def _checked_ends(sampling: Sampling) -> str:

@@ -33,6 +33,7 @@ from graftax.surgery.select import Site, all_sites, select
 __all__ = [
     "EDITS", "Edit", "Report", "Rewrite", "Site", "all_sites", "apply_edit", "check", "check_trainable",
     "class_tokens", "compose", "decouple", "diff", "drop", "graft", "hybrid", "interface", "inverse", "looped_parallel",
-    "lora", "lora_file", "merge_lora", "native", "painters_span", "parallel", "parallel_pairs", "parse", "patch", "place_norms",
+    "lora", "lora_file", "merge_lora", "native", "painters_span", "parallel", "parallel_pairs", "parse", "patch",
+    "place_norms",
     "random_order", "repeat", "replace", "replay", "resize", "reverse", "rotary", "select", "skip", "tie",
 ]  # fmt: skip
