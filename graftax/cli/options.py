@@ -28,6 +28,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-heads", type=int, metavar="H", help="attention heads, where the file does not tell")
     parser.add_argument("--window", type=int, metavar="W", help="window of sliding-window attention, likewise")
     parser.add_argument("--interpolation", type=float, metavar="S", help="of a PixArt's positions, pixels / 512, likewise")
+    parser.add_argument("--encoder-blocks", type=int, metavar="E", help="of a DDT, likewise")
     parser.add_argument(
         "--compat", choices=("dit", "diffusers"), help="whose numerics, Facebook's or diffusers' (default: dit)"
     )
@@ -35,7 +36,8 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
     """The ones that were given, and the type of the weights."""
-    names, weights = ("layout", "num_heads", "window", "interpolation", "compat"), getattr(args, "weights", None)
+    names = ("layout", "num_heads", "window", "interpolation", "encoder_blocks", "compat")
+    weights = getattr(args, "weights", None)
     known = {name: value for name in names if (value := getattr(args, name)) is not None}
     return known | ({} if weights is None else {"dtype": weights})
 
@@ -96,6 +98,11 @@ def _positions(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def _text_or_file(text: str) -> str:
+    """`text`, or what the file of that name holds."""
+    return Path(text).read_text().strip() if "(" not in text and Path(text).is_file() else text
+
+
 SAMPLING = {
     "sampler": (("ddpm", "ddim", "dpmpp_2m", "sde_dpmpp_2m", "euler", "heun", "midpoint", "dopri5", "euler_maruyama",
         "sde_heun", "edm_heun"), "default, here and below: as the model's family draws (a DiT: ddim)"),
@@ -118,6 +125,8 @@ SAMPLING = {
     "skip": (_positions, "positions A,B,.. that a weaker pass skips, to be led away from that too (SD3.5-medium: 7,8,9)"),
     "skip_scale": (float, "how far away (default: 2.8)"),
     "skip_span": (float, "in which part of the steps (default: 0.01 0.2)", 2),
+    "refresh": (_positions, "steps A,B,.. in which a DDT's encoder runs, 0 among them (default: all)"),
+    "reuse": (_text_or_file, 'take from earlier steps what blocks do: a file of `graftax reuse`, or "first_block(0.1)"'),
 }  # fmt: skip
 """Flags of sampling: choices or type, help, how many values."""
 

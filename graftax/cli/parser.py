@@ -14,8 +14,8 @@ from graftax.errors import did_you_mean
 
 VERBS = (
     "demo", "inspect", "graft", "replay", "distill", "finetune", "sample", "evaluate", "geneval", "compare", "report",
-    "convert", "encode", "synthesize", "scenes", "train", "analyze", "painters", "search", "plan", "sweep", "inits",
-    "cost", "bench", "zoo", "doctor",
+    "convert", "encode", "synthesize", "scenes", "train", "analyze", "painters", "search", "plan", "reuse", "sweep",
+    "inits", "cost", "bench", "zoo", "doctor",
 )  # fmt: skip
 
 EPILOG = """\

@@ -29,6 +29,11 @@ class FirstBlock:
         if not (self.threshold >= 0 and math.isfinite(self.threshold)):
             raise BadInput(f"reuse: threshold {self.threshold}, expected 0 or more, finite")
 
+    @property
+    def summary(self) -> str:
+        """A few words."""
+        return str(self)
+
     def __str__(self) -> str:
         return f"first_block({self.threshold:g})"
 
@@ -54,6 +59,11 @@ class Table:
     def share(self) -> float:
         """Share of the positions that are computed."""
         return float(np.mean(self.computed))
+
+    @property
+    def summary(self) -> str:
+        """A few words."""
+        return f"{self.share:.0%} of the blocks computed"
 
     def __str__(self) -> str:
         rows = (f"{int(''.join('01'[one] for one in row), 2):x}" for row in self.computed)

@@ -10,6 +10,7 @@ import numpy as np
 
 from graftax.diffusion.names import MULTISTEP, ODES, SAMPLERS, SDES, Last, Sampler, Spacing, Weak
 from graftax.diffusion.process import DATA, Process
+from graftax.diffusion.reuse import parse_reuse
 from graftax.diffusion.sampling_checks import checked
 from graftax.diffusion.times import shifted
 from graftax.errors import BadInput
@@ -170,7 +171,7 @@ class Sampling:
         last = {"zero": tail, "sigma_min": ", to sigma_min"}.get(self.last, f", last {self.last}{tail}")
         shift = f", shift {self.shift:g}" if self.shift != 1 else ""
         kept = f", encoder in {len(self.refresh)} steps {shorthand(self.refresh)}" if self.refresh else ""
-        kept += f", reuse {self.reuse}" if self.reuse else ""
+        kept += f", {reuse.summary}" if (reuse := parse_reuse(self.reuse)) else ""
         steps = f"{self.steps} steps"
         if self.sampler == "dopri5":
             steps = "tolerance {:g}, {:g}".format(*self.tolerance)
