@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from graftax.errors import BadInput
-from graftax.ops.base import Cost, Overrides, Shapes, check_grid, linear_keys, silent
+from graftax.ops.base import CHANGED, KEPT, Cost, Operator, Overrides, Shapes, check_grid, linear_keys, silent
 from graftax.ops.delta import delta_chunked, delta_flops
 from graftax.ops.linear import EPS, FEATURES, LinearAttention
 from graftax.ops.mamba2 import SCANS, Order, reorder
@@ -93,6 +93,16 @@ class GatedDelta(LinearAttention):
     def cost(self) -> Cost:
         plain, gates = super().cost(), gates_cost(self.tokens, self.width, self.sizes.heads)
         return Cost(plain.params + gates.params, plain.op_flops, plain.featurizer_flops + gates.featurizer_flops)
+
+    def start(self, donor: Operator) -> str:
+        alike = (
+            isinstance(donor, LinearAttention)
+            and donor.kind == "linear"
+            and donor.feature == self.feature
+            and self.conv >= donor.conv
+            and self.scan != "raster"
+        )
+        return KEPT if self == donor or alike else CHANGED
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

@@ -10,7 +10,19 @@ from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA, full_attention
-from graftax.ops.base import IN_HIDDEN, OUT_HIDDEN, Axes, Cost, Operator, Overrides, Params, Shapes, linear_keys
+from graftax.ops.base import (
+    CHANGED,
+    IN_HIDDEN,
+    KEPT,
+    OUT_HIDDEN,
+    Axes,
+    Cost,
+    Operator,
+    Overrides,
+    Params,
+    Shapes,
+    linear_keys,
+)
 from graftax.ops.placement import place
 from graftax.spec import OpSpec, Option, Sizes
 
@@ -111,6 +123,10 @@ class GQA(MHA):
             return weights
         taken = super().transplant(fresh, donor, weights)
         return taken and {**pooled(taken["qkv"], self.sizes.heads, self.group), "proj": taken["proj"]}
+
+    def start(self, donor: Operator) -> str:
+        sharing = donor.group if isinstance(donor, GQA) else 1 if donor.kind == "mha" else 0
+        return KEPT if sharing and sharing % self.group == 0 else CHANGED
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

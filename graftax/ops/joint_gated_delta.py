@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from graftax.ops.attention_normed import turned
-from graftax.ops.base import Cost, silent
+from graftax.ops.base import CHANGED, KEPT, Cost, Operator, silent
 from graftax.ops.delta import delta_flops
 from graftax.ops.gated_delta import gated_delta, gates_cost
 from graftax.ops.joint import STREAMS
@@ -39,6 +39,12 @@ class JointGatedDelta(JointLinear):
         q, k = phi(q).astype(v.dtype), phi(k).astype(v.dtype)
         mixed = gated_delta(q, k, v, gates, SCANS["bidirectional"], self.sizes.grid, turned(q, k, rope))
         return self.answered(mixed)
+
+    def start(self, donor: Operator) -> str:
+        alike = (
+            isinstance(donor, JointLinear) and donor.kind in ("joint_linear", self.kind) and donor.feature == self.feature
+        )
+        return KEPT if alike else CHANGED
 
     def core(self) -> Cost:
         gates = gates_cost(self.tokens, self.width, self.sizes.heads)

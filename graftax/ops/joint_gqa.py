@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from graftax.ops.base import Params
+from graftax.ops.base import CHANGED, KEPT, Operator, Params
 from graftax.ops.gqa import check_group, grouped_attention, pooled, repeated
 from graftax.ops.joint import JointMHA
 from graftax.spec import OpSpec, Sizes
@@ -37,6 +37,10 @@ class JointGQA(JointMHA):
 
     def shared(self, layers: Params) -> Params:
         return layers if self.group == 1 else {**layers, **pooled(layers["qkv"], self.sizes.heads, self.group)}
+
+    def start(self, donor: Operator) -> str:
+        alike = isinstance(donor, JointMHA) and donor.kind in ("joint_mha", self.kind) and donor.sharing % self.group == 0
+        return KEPT if alike else CHANGED
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 
-from graftax.ops.base import Cost, silent
+from graftax.ops.base import CHANGED, KEPT, Cost, Operator, silent
 from graftax.ops.joint import JointMHA
-from graftax.ops.sla import check_sparse_linear, sparse_linear, sparse_linear_cost
+from graftax.ops.sla import check_sparse_linear, kept, sparse_linear, sparse_linear_cost
 from graftax.spec import OpSpec, Sizes
 
 
@@ -37,6 +37,10 @@ class JointSLA(JointMHA):
 
     def core(self) -> Cost:
         return sparse_linear_cost(self.asking, self.tokens, self.sizes, self.block, self.topk)
+
+    def start(self, donor: Operator) -> str:
+        whole = kept(self.tokens, self.block, self.topk) * self.block >= self.tokens
+        return KEPT if self == donor or (whole and donor.kind == "joint_mha") else CHANGED
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

@@ -96,9 +96,9 @@ class MLPLowRank(MLP):
         return False
 
     def start(self, donor: Operator) -> str:
-        if isinstance(donor, MLPLowRank):
-            return KEPT if (donor.rank, donor.hidden) == (self.rank, self.hidden) else FITTED
-        return FITTED if isinstance(donor, MLP) else CHANGED
+        if not isinstance(donor, MLP) or donor.hidden != self.hidden:
+            return CHANGED
+        return KEPT if isinstance(donor, MLPLowRank) and donor.rank <= self.rank else FITTED
 
     def _nearest(self, layer: Params) -> Params:
         kernel, bias = (np.asarray(layer[name], np.float64) for name in ("kernel", "bias"))

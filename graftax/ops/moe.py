@@ -174,5 +174,6 @@ class MoE(Operator):
         return {"router": fresh["router"], **copies}
 
     def start(self, donor: Operator) -> str:
-        alike = isinstance(donor, MLP) and donor.hidden == self.hidden
-        return KEPT if alike or self == donor else CHANGED
+        if isinstance(donor, MoE):
+            return KEPT if self == donor else CHANGED
+        return KEPT if isinstance(donor, MLP) and donor.hidden == self.hidden else CHANGED

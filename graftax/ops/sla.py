@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
 from graftax.ops.attention import DENSE_BELOW, MHA, attend, full_attention
-from graftax.ops.base import Cost, Operator, Overrides, Params, Shapes, carried, linear_keys, silent
+from graftax.ops.base import CHANGED, KEPT, Cost, Operator, Overrides, Params, Shapes, carried, linear_keys, silent
 from graftax.ops.linear import EPS, FEATURES, check_feature, linear_attention, linear_flops
 from graftax.ops.target import target
 from graftax.spec import OpSpec, Option, Sizes
@@ -162,6 +162,10 @@ class SLA(MHA):
     ) -> Params | None:
         """Another attention's projections; the linear branch of a donor that has it."""
         return carried(fresh, {**weights, **donor.projections(weights)}) if isinstance(donor, MHA) else None
+
+    def start(self, donor: Operator) -> str:
+        whole = kept(self.tokens, self.block, self.topk) * self.block >= self.tokens
+        return KEPT if self == donor or (whole and donor.kind == "mha") else CHANGED
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

@@ -126,6 +126,7 @@ def test_starts_as_linear_attention(scan, text):
     taken = operator.transplant(fresh, linear, donor)
     outs = [jax.jit(one.apply)({"params": p}, x) for one, p in ((operator, taken), (linear, donor))]
     np.testing.assert_allclose(*outs, atol=2e-6 * np.abs(outs[1]).max())
+    assert (operator.start(linear), sized(scan="raster").start(linear)) == ("kept", "changed")
     slopes = jax.jit(jax.grad(lambda p: jnp.square(operator.apply({"params": p}, x)).sum()))(taken)["gates"]
     assert all(jnp.abs(leaf).min() > 0 for leaf in slopes.values()), "and learns from there"
 
@@ -176,6 +177,7 @@ def test_two_streams_start_as_joint_linear_attention_and_their_cost():
     outs = [jax.jit(one.apply)({"params": p}, STREAMS, rope=ROPE) for one, p in ((operator, taken), (linear, weights))]
     for name in STREAMS:
         np.testing.assert_allclose(outs[0][name], outs[1][name], atol=1e-5)
+    assert (operator.start(linear), operator.start(built("joint_mha")[0])) == ("kept", "changed")
     assert_counted(operator, 2 * delta_flops(11, 2, 6), 2 * 11 * 12 * 4)
 
 

@@ -106,6 +106,7 @@ def test_two_streams_start_from_joint_attention_and_go_back():
     for stream in STREAMS:
         np.testing.assert_allclose(outs[0][stream], outs[1][stream], atol=1e-5)
     assert_same_leaves(gqa.transplant(fresh, gqa, taken), taken)
+    assert (gqa.start(gqa), gqa.start(mha)) == ("kept", "changed")
 
 
 def test_refuses():

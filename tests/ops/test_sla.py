@@ -147,6 +147,7 @@ def test_two_streams_start_as_attention_and_their_cost():
     outs = [jax.jit(one.apply)({"params": p}, STREAMS, rope=ROPE) for one, p in ((operator, taken), (mha, weights))]
     for name in STREAMS:
         np.testing.assert_allclose(outs[0][name], outs[1][name], atol=1e-5)
+    assert (operator.start(mha), built("joint_sla", block=4, topk=0.5)[0].start(mha)) == ("kept", "changed")
     small, _ = built("joint_sla", block=3, topk=0.5, text_out=False)
     linear = 2 * (6 + 11) * 12 * 6 + (3 * 6 + 11) * 12 + 2 * 6 * 12 * 6
     assert_counted(small, 6 * 6 * (4 * 12 + 2 * 2) + 2 * 4 * 2 * 12 + 17 * 12 + linear)

@@ -30,6 +30,9 @@ def difference(before, after):
         pytest.param("replace(blocks[*].norm, soft_norm(norm=layer))", 0, marks=pytest.mark.slow),
         pytest.param("replace(blocks[*].mixer, mha_rope)", 0, marks=pytest.mark.slow),
         pytest.param("replace(blocks[*].mixer, mha, init=transplant)", 0, marks=pytest.mark.slow),
+        ("replace(blocks[*].mixer, sla(block=3, topk=1.0), init=transplant)", 1e-6),
+        pytest.param("replace(blocks[*].mixer, gqa(group=1), init=transplant)", 1e-6, marks=pytest.mark.slow),
+        ("replace(blocks[*].mlp, moe, init=transplant)", 1e-5),
         pytest.param("lora(blocks[*].mixer, rank=2)", 0, marks=pytest.mark.slow),
         ("rotary(blocks[*].mixer)", 0),
         pytest.param("place_norms(blocks[*].norm, pre, norm=rms, soft=true)", 0, marks=pytest.mark.slow),
@@ -51,6 +54,7 @@ def test_what_keeps_the_function(text, most):
     [
         ("replace(blocks[*].mlp, swiglu(ratio=4.0, bias=true), init=transplant)", 0.02),
         ("replace(blocks[*].adaln, adaln_lowrank(rank=12))", 0.3),
+        ("replace(blocks[*].mlp, mlp_low_rank(rank=15), init=transplant)", 0.2),
     ],
 )
 def test_what_is_fitted_in_closed_form(text, most):
@@ -64,6 +68,8 @@ def test_what_is_fitted_in_closed_form(text, most):
     [
         "replace(blocks[*].norm, rms_norm)", "replace(blocks[*].mixer, mha_normed(qk_norm=rms), init=transplant)",
         "replace(blocks[*].mlp, swiglu(ratio=4.0, bias=true))", "replace(blocks[0].mlp, mlp, init=random)", "skip(0, 1)",
+        "replace(blocks[*].mixer, sla(block=3, topk=0.4), init=transplant)", "drop(1)",
+        "replace(blocks[*].mixer, gqa, init=transplant)", "replace(blocks[*].mixer, gated_delta, init=transplant)",
         "tie((0, 1))", "replace(blocks[*].norm, no_norm)", "replace(blocks[*].norm, soft_norm)",
         "place_norms(blocks[*].norm, post, norm=rms, soft=false)", "class_tokens(blocks[*].adaln, keep=false)",
     ],
