@@ -7,7 +7,6 @@
     graftax distill  --config configs/flux_depth.py
     graftax finetune --config configs/flux_depth.py
     graftax sample runs/flux_depth/5_16/finetuned --text-encoder FLUX.1-dev --latents FLUX.1-dev --prompt heart --out a.png
-    graftax bench --aot v5p:2x2x2 --config configs/flux_depth.py
 
 The argument is LO,HI: blocks LO to HI - 1 go, doubles 0 to 18 or singles 19 to 56. `search --spans N` measures on held-out
 images which N in a row do least (cosine and CKA of the state before and behind them, the output's error without them).

@@ -5,7 +5,7 @@
     graftax graft    --config configs/flux_lora.py
     graftax finetune --config configs/flux_lora.py
     graftax convert runs/flux_lora/finetuned lora.safetensors --adapters
-    graftax bench --aot v5p:2x2x2 --config configs/flux_lora.py --step 'stage 2'
+    graftax bench --aot v5p:2x2x2 --step 'stage 2' --config configs/flux_lora.py
 
 The argument is what carries adapters, a selector: `configs/flux_lora.py:single[7,20].mlp` by default, `single[*].mixer` or
 `double[*].img/mlp` as well; their rank is 16. Replace `drawn_flux` by latents of pictures in the style that is to be learnt:

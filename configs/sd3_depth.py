@@ -7,7 +7,6 @@
     graftax distill  --config configs/sd3_depth.py
     graftax finetune --config configs/sd3_depth.py
     graftax sample runs/sd3_depth/14_20/finetuned --text-encoder SD3 --latents SD3 --prompt "a red heart" --out a.png
-    graftax bench --aot v5e:2x4 --config configs/sd3_depth.py
 
 The argument is LO,HI: blocks LO to HI - 1 go; the last, 23, is of a kind of its own and stays. `search --spans N` measures
 which N in a row do least. Blocks from 14 on are our choice: those who left layers of SD3 out saw structure in the lower ones
