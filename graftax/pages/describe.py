@@ -18,7 +18,7 @@ from graftax.models import Model, param_shapes
 from graftax.models.backbone import find
 from graftax.models.cost import block_cost, count_params, count_trainable, flops
 from graftax.nets import text_encoder, vae_files
-from graftax.spec import BlockSpec, ModelSpec, members
+from graftax.spec import BlockSpec, ModelSpec, Prediction, members
 from graftax.study.missing import require_model
 from graftax.surgery import diff, select
 from graftax.surgery.replay import is_training
@@ -56,10 +56,13 @@ def describe(spec: ModelSpec, meta: Mapping[str, Any]) -> str:
     """The model in a few lines of text, without a line end."""
     (h, w, c), sizes = spec.image_shape, spec.sizes
     known = [f"{h}x{w}x{c}, patch {spec.option('patch')}, {spec.tokens} tokens"]
-    known += [f"{sizes.text} of text"] * bool(sizes.text) + [f"{spec.classes} classes"] * bool(spec.classes)
+    token, features = spec.option("token", 0), spec.option("features", 0)
+    known += [f"a class token of {token} numbers"] if token else [f"{sizes.text} of text"] * bool(sizes.text)
+    known += [f"{features} channels of features"] * bool(features and not token)
+    known += [f"{spec.classes} classes"] * bool(spec.classes)
     known += [f"{sizes.context} of text looked at"] * bool(sizes.context)
     known += [f"{spec.option('words')} words of {spec.option('vocabulary', '') or 'its own'}"] * bool(spec.option("words"))
-    known += ["predicts a velocity"] if spec.prediction.is_flow else ["learned variance"] * spec.prediction.variance
+    known += _predicted(spec.prediction)
     lines = [
         f"{'backbone':<12}{spec.backbone}, {spec.depth} blocks, width {spec.width}, {sizes.heads} heads",
         f"{'input':<12}{', '.join(known)}",
@@ -77,6 +80,20 @@ def describe(spec: ModelSpec, meta: Mapping[str, Any]) -> str:
         if value := meta.get(name):
             lines.append(f"{name:<12}{', '.join(value) if isinstance(value, list) else value}")
     return "\n".join(lines)
+
+
+PREDICTED = {"velocity": "a velocity", "eps": "the noise", "score": "the score", "x0": "the data"}
+"""Targets of flows in words."""
+
+
+def _predicted(prediction: Prediction) -> list[str]:
+    """What output and time mean, where that is not DiT's."""
+    if prediction.target == "edm":
+        return ["EDM's network, t = ln(sigma) / 4"]
+    if not prediction.is_flow:
+        return ["learned variance"] * prediction.variance
+    ends = ("data", "noise") if prediction.time == "noise" else ("noise", "data")
+    return [f"predicts {PREDICTED[prediction.target]}, t from 0 ({ends[0]}) to {prediction.scale:g} ({ends[1]})"]
 
 
 def parts_of(name: str) -> dict[str, Any]:

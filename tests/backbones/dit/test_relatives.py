@@ -21,6 +21,7 @@ from graftax.diffusion.guidance import guided
 from graftax.errors import BadInput
 from graftax.models import param_shapes
 from graftax.models.cost import count_params, flops
+from graftax.pages.describe import describe
 from graftax.spec import Prediction
 
 FOLDER = Path(__file__).parents[2] / "goldens" / "modern"
@@ -221,6 +222,14 @@ def test_parameters_are_exact(entry):
     assert entry.params == count_params(spec) == tree
     assert entry.flops == flops(spec)
     assert find(entry.name) is entry
+
+
+def test_they_are_described():
+    """What output and time mean, and what is denoised with the latents."""
+    said = {"sit": "t from 0 (noise) to 1 (data)", "repa": "t from 0 (data) to 1 (noise)", "tread": "t = ln(sigma) / 4"}
+    said |= {"redi": "3 channels of features, 10 classes", "reg": "a class token of 12 numbers, 10 classes"}
+    for name, text in said.items():
+        assert text in describe(opened(name)[0].spec, {})
 
 
 def test_families_at_true_size():

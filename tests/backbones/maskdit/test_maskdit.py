@@ -13,6 +13,7 @@ from graftax.backbones.maskdit.zoo import ZOO
 from graftax.backbones.zoo import find
 from graftax.checkpoint.tensors import read_tensors
 from graftax.checkpoint.torch_writer import write_torch
+from graftax.diffusion.guidance import guided
 from graftax.errors import BadInput
 from graftax.models import init, param_shapes
 from graftax.models.backbone import find as backbone_of
@@ -41,6 +42,18 @@ def test_the_denoised_image():
     out = np.asarray(model((x / root).astype(np.float32), (np.log(sigma) / 4).astype(np.float32), y))
     expected = np.moveaxis(golden["D_full"], 1, -1)
     denoised = x * DATA**2 / root**2 + out * s * DATA / root
+    assert np.abs(denoised - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+def test_guidance():
+    """On all channels, a class's row of zeros the null one; the preconditioner is affine, so guidance may be inside."""
+    model, golden = opened()
+    x, sigma, y = np.moveaxis(golden["x"], 1, -1), 1.3, np.where(golden["y_onehot"].any(1), golden["y_onehot"].argmax(1), 10)
+    root = np.sqrt(sigma**2 + DATA**2)
+    guide = guided(lambda x, t, y: model(x, t, y), 1.5, lambda y: np.full_like(y, 10), None)
+    out = np.asarray(guide((x / root).astype(np.float32), np.full(3, np.log(sigma) / 4, np.float32), y))
+    expected = np.moveaxis(golden["D_cfg_1p5_sigma1p3"], 1, -1)
+    denoised = x * DATA**2 / root**2 + out * sigma * DATA / root
     assert np.abs(denoised - expected).max() <= 2e-6 * np.abs(expected).max()
 
 
