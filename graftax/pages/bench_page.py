@@ -98,7 +98,8 @@ def _measured(tokens: float | None, lengths: Sequence[int]) -> str:
 def _speeds(rows: Rows, way: str, block: str) -> list[list[str]]:
     def cell(row: Row) -> str:
         if row["mixer"] in (ATTENTION, REST) or row[f"{way}_speedup"] is None:
-            return _number(row[f"{way}_ms"], "{:,.4g} ms")
+            value = row[f"{way}_ms"]
+            return _number(value, "{:,.0f} ms" if value and value >= 100 else "{:.3g} ms")
         return f"{row[f'{way}_speedup']:.2f} ({_number(row[block], '{:.2f}')})"
 
     return _by_length(rows, cell)

@@ -75,7 +75,7 @@ def bench_operators(
 ) -> Rows:  # fmt: skip
     """Every mixer that fits, against attention, from 256 to 65,536 tokens: where it wins, forward and in training.
 
-    `mixers`: such as "swa" or "swa(window=8)", () for all that are registered, with their default options. Each is timed by
+    `mixers`: such as ("swa", "swa(window=8)"), () for all that are registered, with their default options. Each is timed by
     itself on one image with its projections, attention in the form that models take at this size; "train" is the gradient
     in weights and input, forward pass included. The rest of a DiT's block (modulation, norms, MLP) is timed beside
     them, so that the gain of a block is known: that of a whole model is no larger. The defaults are DiT-XL's sizes.
