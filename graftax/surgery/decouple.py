@@ -51,7 +51,7 @@ def decouple(encoder: int) -> Decouple:
     made of it, plus the time, in place of time and class (DDT: Wang et al., arXiv 2504.05741, Section 3.2). No weight
     changes, but the function does: the decoder's blocks meet tokens that nothing has worked on yet, under conditions that
     they do not know. `graftax.distill.fit_decoupled` fits their modulations by least squares, stage 2 teaches the rest; then
-    `graftax.sample_shared` draws with the encoder running in some steps alone.
+    the encoder need not run in every step of a drawing (`Sampling.refresh`).
 
     Raises `BadInput`, when it runs, where a stage would have no steps or a block would be in both, and on other blocks.
     """

@@ -9,7 +9,6 @@ import graftax
 from graftax.backbones.dit.frame import LabelEmbed
 from graftax.backbones.embedders import FinalLayer, PatchEmbed, TimestepEmbed
 from graftax.blocks import Context
-from graftax.diffusion.sharing import SharedEuler
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.models.cost import count_params
@@ -63,8 +62,8 @@ def test_no_weight_changes_and_the_function_does(student):
 
 @pytest.mark.slow
 def test_it_draws_with_an_encoder_that_is_kept(student):
-    how = SharedEuler(times=(1.0, 0.75, 0.5, 0.25, 0.0), refresh=(0, 2), scale=1.5)
-    images = graftax.sample_shared(student, [1, 2], how, rng=jax.random.key(0))
+    drawn = {"sampler": "euler", "steps": 4, "cfg_scale": 1.5, "rng": jax.random.key(0)}
+    images = graftax.sample(student, [1, 2], refresh=(0, 2), **drawn)
     assert images.shape == (2, 8, 8, 4)
     assert np.isfinite(images).all()
 
