@@ -11,6 +11,7 @@ from relatives import golden, nhwc, opened
 from two_streams import SPECS
 
 from graftax.backbones.auraflow import auraflow_spec
+from graftax.backbones.ddt import ddt_spec
 from graftax.backbones.dit import variant
 from graftax.blocks import as_state
 from graftax.errors import BadInput
@@ -127,7 +128,8 @@ def test_draws_depend_on_images_and_positions():
 AURA = auraflow_spec(
     input_size=8, in_channels=4, hidden_size=24, num_heads=2, text_width=6, text_tokens=5, joint=2, single=2, positions=16
 )
-BACKBONES = {"pixart": tiny_text_spec(hidden_size=16, num_heads=2), "aura": AURA, **SPECS}
+DDT = ddt_spec(input_size=8, hidden_size=16, depth=3, num_heads=2, encoder_blocks=1, num_classes=10)
+BACKBONES = {"ddt": DDT, "pixart": tiny_text_spec(hidden_size=16, num_heads=2), "aura": AURA, **SPECS}
 
 
 def inputs_of(spec, count=2):
@@ -141,11 +143,12 @@ def on_tokens_alone(spec, params, state, context, order):
     rope = None if context.rope is None else tuple(table[rows] for table in context.rope)
     sized = spec.replace(sizes=dataclasses.replace(spec.sizes, grid=(1, len(order))), program=spec.program[:1])
     context = dataclasses.replace(context, rope=rope)
-    return apply_stack(sized, params["blocks"], {**state, "img": state["img"][:, order]}, context)[0]
+    kept = {name: x if name == "txt" else x[:, order] for name, x in state.items()}
+    return apply_stack(sized, params["blocks"], kept, context)[0]
 
 
 @pytest.mark.parametrize(
-    "name", ["flux", "sd3", pytest.param("pixart", marks=pytest.mark.slow), pytest.param("aura", marks=pytest.mark.slow)]
+    "name", ["flux", "sd3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pixart", "aura", "ddt"))]
 )
 def test_on_a_route_a_block_computes_what_it_computes_on_those_tokens_alone(name):
     """Their rotary positions follow, and a text is whole."""
@@ -172,7 +175,7 @@ def test_on_a_route_a_block_computes_what_it_computes_on_those_tokens_alone(name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flux", "sd3", "pixart", "aura"])
+@pytest.mark.parametrize("name", ["flux", "sd3", "pixart", "aura", "ddt"])
 def test_gradients_reach_every_parameter(name):
     spec = BACKBONES[name]
     params, (x, t, cond) = random_params(spec, KEY), inputs_of(spec, 4)
