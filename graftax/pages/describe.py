@@ -82,8 +82,8 @@ def describe(spec: ModelSpec, meta: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-PREDICTED = {"velocity": "a velocity", "eps": "the noise", "score": "the score", "x0": "the data"}
-"""Targets of flows in words."""
+PREDICTED = {"velocity": "a velocity", "eps": "the noise", "score": "the score", "x0": "the data", "edm": "EDM's kind"}
+"""Targets in words."""
 
 
 def _predicted(prediction: Prediction) -> list[str]:
@@ -93,7 +93,10 @@ def _predicted(prediction: Prediction) -> list[str]:
     if not prediction.is_flow:
         return ["learned variance"] * prediction.variance
     ends = ("data", "noise") if prediction.time == "noise" else ("noise", "data")
-    return [f"predicts {PREDICTED[prediction.target]}, t from 0 ({ends[0]}) to {prediction.scale:g} ({ends[1]})"]
+    path = "" if prediction.path == "linear" else f" on the path {prediction.path}"
+    within = "" if prediction.inner is None else f", by a network of {PREDICTED[prediction.inner.target]}"
+    answer = f"predicts {PREDICTED[prediction.target]}{path}{within}"
+    return [f"{answer}, t from 0 ({ends[0]}) to {prediction.scale:g} ({ends[1]})"]
 
 
 def parts_of(name: str) -> dict[str, Any]:

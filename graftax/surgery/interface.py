@@ -16,7 +16,7 @@ import jax
 
 from graftax.errors import BadInput
 from graftax.models.prediction import STEPS
-from graftax.ops.base import Params
+from graftax.ops.base import KEPT, Params
 from graftax.spec import ModelSpec, Prediction
 from graftax.surgery.edits import Edit
 
@@ -46,6 +46,9 @@ class Interface(Edit):
         if (network.target, network.time, network.path, network.scale) == (answer.target, answer.time, answer.path, 1.0):
             return spec.replace(prediction=network)
         return spec.replace(prediction=dataclasses.replace(answer, inner=network))
+
+    def effect(self, spec: ModelSpec) -> str:
+        return KEPT
 
     def weights(self, spec: ModelSpec, after: ModelSpec, params: Params, rng: jax.Array | None) -> Params:
         return params

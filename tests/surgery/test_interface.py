@@ -130,3 +130,8 @@ def test_without_the_wrapper_the_network_itself_is_a_flow(small):
 def test_impossible_interfaces_are_refused(small, make, message):
     with pytest.raises(BadInput, match=message):
         make(small)
+
+
+def test_what_interfaces_do_to_the_function(small):
+    assert VELOCITY.effect(small.spec) == "kept"
+    assert graftax.native().effect(small.spec) == "changed"
