@@ -89,7 +89,7 @@ def test_a_velocity_model_is_looked_at_at_its_own_times():
     ):  # fmt: skip
         np.testing.assert_allclose(t, 1000 * number, rtol=1e-6)
         np.testing.assert_allclose(x, Flow().q_sample(part["image"], number, noise), rtol=1e-6)
-    with pytest.raises(BadInput, match="expected a Flow"):
+    with pytest.raises(BadInput, match=r"expected Flow\(path=.linear., target=.velocity.\)"):
         noised_batches(spec, batch(0, 7), Process())
 
 

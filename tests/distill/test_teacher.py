@@ -59,7 +59,7 @@ def test_a_velocity_teacher_is_shown_its_own_path_and_times() -> None:
     source = Teacher(spec, group_sites(spec, [Site(0, "mixer")]), None, DistillConfig())
     (found,) = source.pairs(source.prepare(of.params), data["image"], source.condition(data), t, noise)[0].values()
     np.testing.assert_allclose(found[0], taps["mixer/in"], atol=1e-5)
-    with pytest.raises(BadInput, match=r"process: got Process.*, expected a Flow"):
+    with pytest.raises(BadInput, match=r"process: got Process.*, expected Flow"):
         Teacher(spec, group_sites(spec, [Site(0, "mixer")]), Process(), DistillConfig())
 
 
