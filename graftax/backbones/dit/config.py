@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graftax.backbones.dit.relatives import variants as relatives
-from graftax.backbones.dit.variants import VARIANTS, dit_spec, variant
-from graftax.backbones.zoo import spec_of
-from graftax.errors import BadInput, did_you_mean
+from graftax.backbones.dit.variants import dit_spec, variant
+from graftax.errors import BadInput
 from graftax.spec import ModelSpec
 
 
@@ -17,7 +16,7 @@ class DiTConfig:
 
     Attributes:
         variant: "DiT-XL/2" and its like, "SiT-XL/2" and those of other relatives; then only `resolution` and `num_classes`
-            count beside it. Of other families of classes, "LightningDiT-XL/1", at 256 pixels with 1000 classes alone.
+            count beside it.
         resolution: 256 or 512 pixels.
         input_size: side of the (latent) image.
         patch_size: side of a token in it.
@@ -41,21 +40,9 @@ class DiTConfig:
     def spec(self) -> ModelSpec:
         """The `ModelSpec`. Raises `BadInput` where sizes are missing or do not fit together."""
         if self.variant is not None:
-            return self._named(self.variant)
+            named = relatives.relative if self.variant in relatives.VARIANTS else variant
+            return named(self.variant, self.resolution, self.num_classes)
         sizes = {name: getattr(self, name) for name in ("input_size", "hidden_size", "depth", "num_heads")}
         if missing := [name for name, value in sizes.items() if value is None]:
             raise BadInput(f"model: neither variant nor {', '.join(missing)}; expected one or the other")
         return dit_spec(patch_size=self.patch_size, in_channels=self.in_channels, num_classes=self.num_classes, **sizes)
-
-    def _named(self, name: str) -> ModelSpec:
-        if name in VARIANTS:
-            return variant(name, self.resolution, self.num_classes)
-        if name in relatives.VARIANTS:
-            return relatives.relative(name, self.resolution, self.num_classes)
-        if (spec := spec_of(name)) is None or not spec.classes:
-            near = did_you_mean(name, (*VARIANTS, *relatives.VARIANTS))
-            raise BadInput(f"variant: got {name!r}, expected that of a class-conditional model{near}")
-        if (self.resolution, self.num_classes) != (256, spec.classes):
-            given = f"resolution {self.resolution}, num_classes {self.num_classes}"
-            raise BadInput(f"variant {name}: {given}, expected 256 and {spec.classes}")
-        return spec
