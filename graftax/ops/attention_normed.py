@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -135,17 +136,20 @@ class MHANormed(MHA):
         taken = {
             name: {leaf: layer.get(leaf, jnp.zeros_like(old)) for leaf, old in fresh[name].items()} for name, layer in layers
         }
-        before = _sizes_before(taken["qkv"], self.sizes) if self.qk_norm == "rms" else fresh
-        norms = {name: weights.get(name, before[name]) for name in ("q_norm", "k_norm") if name in fresh}
+        before = _sizes_before(taken["qkv"], self.sizes)
+        norms = {
+            name: weights.get(name, {**fresh[name], **before[name]}) for name in ("q_norm", "k_norm") if name in fresh
+        }
         alike = all(jax.tree.map(jnp.shape, norm) == jax.tree.map(jnp.shape, fresh[name]) for name, norm in norms.items())
         return {**fresh, **taken, **(norms if alike else {})}
 
     def gains(self, weights: Params, x: Any, wanted: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
         """The scales of its norms, from queries and keys as they were without."""
-        if self.qk_norm != "rms":
+        if "q_norm" not in weights:
             return {}
-        q, k, _ = call(self, weights, x, method="heads_of")
-        return {f"{name}_norm/scale": (rms_norm(a), a.astype(jnp.float32)) for name, a in (("q", q), ("k", k))}
+        plain = {"rms": functools.partial(rms_norm, eps=1e-6)}.get(self.qk_norm, functools.partial(layer_norm, eps=1e-5))
+        heads = zip(("q_norm", "k_norm"), call(self, weights, x, method="heads_of"), strict=False)
+        return {f"{name}/scale": (plain(a), a.astype(jnp.float32) - weights[name].get("bias", 0.0)) for name, a in heads}
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

@@ -107,9 +107,10 @@ def test_a_swiglu_without_biases_has_no_start_in_an_mlp():
         apply_edit(MODEL, parse("replace(blocks[*].mlp, swiglu(ratio=4.0), init=transplant)"), RNG)
 
 
-def test_scales_of_norms_of_queries_start_as_large_as_these_were():
+@pytest.mark.parametrize("norm", ["rms", "layer_affine"])
+def test_scales_of_norms_of_queries_start_as_large_as_these_were(norm):
     """Of tokens whose channels have variance 1: root mean squares over heads."""
-    student, _ = apply_edit(MODEL, parse("replace(blocks[0].mixer, mha_normed(qk_norm=rms), init=transplant)"), RNG)
+    student, _ = apply_edit(MODEL, parse(f"replace(blocks[0].mixer, mha_normed(qk_norm={norm}), init=transplant)"), RNG)
     mixer = student.params["blocks"]["00"]["mixer"]
     tokens = np.random.default_rng(1).standard_normal((20_000, 16))
     q = (tokens @ mixer["qkv"]["kernel"] + mixer["qkv"]["bias"]).reshape(-1, 3, 2, 8)[:, 0]
