@@ -61,8 +61,6 @@ class DataConfig:
             raise BadInput(
                 "transform: got 'flip' with latents, expected 'none': latents of a mirrored image are not mirrored"
             )
-        if self.transform == "flip" and self.features is not None:
-            raise BadInput("transform: got 'flip' with features, expected 'none': they are of the images as they are")
         for text in (self.subset, self.test_subset):
             if text is not None:
                 check_subset(text)

@@ -15,20 +15,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from graftax.data.features import NAME as FEATURES
 from graftax.data.pixels.images import Images
 from graftax.distill.sites import check_pair
 from graftax.distill.stage import DistillStage
 from graftax.distill.stage1 import table_of
 from graftax.distill.steps import regression_units, taken_out
+from graftax.errors import BadInput
 from graftax.evaluate.aot import stage1_program, train_program
 from graftax.evaluate.roofline import roofline
-from graftax.models import Model, param_shapes
+from graftax.models import Model
 from graftax.models.stack import chosen_remat
 from graftax.spec import ModelSpec
-from graftax.surgery.select import select
 from graftax.train import DiffusionConfig, MeshConfig
+from graftax.train.finetune import table_of_finetuning, table_of_training
 from graftax.train.loop import Job
 from graftax.train.overview import parameter_table
+from graftax.train.recipes import Recipe
 from graftax.train.sharding_report import sharding_report, size_text
 
 
@@ -78,15 +81,12 @@ def dry_distill(teacher: Model, student: Model, stage: DistillStage, data: Image
 
 def dry_finetune(student: Model, stage: DiffusionConfig, data: Images, mesh: MeshConfig) -> DryRun:
     """Stage 2 of `student` as `graftax.train.finetune` would run it. Raises `BadInput` as it does."""
-    sites = select(student.meta.sites, student.spec) if student.meta.sites else ()
-    new = [site.path(student.spec) for site in sites]
-    table = parameter_table(student.params, new, stage.frozen_in(student.spec))
-    return _diffusion("stage 2", student.spec, table, stage, data, mesh)
+    return _diffusion("stage 2", student.spec, table_of_finetuning(student, stage), stage, data, mesh)
 
 
 def dry_train(spec: ModelSpec, stage: DiffusionConfig, data: Images, mesh: MeshConfig) -> DryRun:
     """The training of a model from scratch as `graftax.train.train` would run it. Raises `BadInput` as it does."""
-    return _diffusion("training", spec, parameter_table(param_shapes(spec), None, stage.frozen_in(spec)), stage, data, mesh)
+    return _diffusion("training", spec, table_of_training(spec, stage), stage, data, mesh)
 
 
 def dry_job(job: Job[Any], steps: int, batch_size: int, data: Images, mesh: MeshConfig, frozen: Iterable[str]) -> DryRun:
@@ -108,6 +108,10 @@ def saved_steps(folder: Path) -> str:
 def _diffusion(
     title: str, spec: ModelSpec, table: str, stage: DiffusionConfig, data: Images, mesh: MeshConfig
 ) -> DryRun:  # fmt: skip
+    for name, shape in Recipe.parse(stage.recipe).arrays(spec).items():
+        if name != FEATURES or data.config.features is None:
+            wanted = f"recipe {stage.recipe!r}: takes {name!r} {shape} of the data"
+            raise BadInput(f"{wanted}, expected {FEATURES!r}, and their folder as data.features")
     traced = train_program(title, spec, stage).trace(mesh.build(), mesh.rules)
     (state, batch, _), _ = traced.in_avals
     memory = {"state": f"{_bytes(state, mesh)}: weights, averages, moments"}

@@ -21,7 +21,7 @@ from graftax.checkpoint.paths import work_path
 from graftax.data.feed import as_batch, as_batches
 from graftax.diffusion import Noising
 from graftax.errors import BadInput
-from graftax.models import Meta, Model, init
+from graftax.models import Meta, Model, init, param_shapes
 from graftax.models.cost import train_flops
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
@@ -63,11 +63,7 @@ def finetune(
     """
     check_trainable("student", student.params)
     batches = _batches(data, config, student.spec)
-    sites = select(student.meta.sites, student.spec) if student.meta.sites else ()
-    table = parameter_table(
-        {**student.params, **head_shapes(student.spec, config)}, [*(site.path(student.spec) for site in sites), HEADS],
-        config.frozen_in(student.spec),
-    )  # fmt: skip
+    table = table_of_finetuning(student, config)
     metadata = {"spec": student.spec.to_json(), "start": sha256_of_arrays(student.params)}
     params, history = _run(
         student.spec, lambda: student.params, table, metadata, "stage 2", batches, config, workdir, heldout, process=process,
@@ -86,8 +82,7 @@ def train(
     """Train a model of `spec` from scratch, its first weights drawn from `config.loop.seed`. The rest as in `finetune`."""
     batches = _batches(data, config, spec)
     key = jax.random.fold_in(jax.random.key(config.loop.seed), FRESH)
-    shapes = {**jax.eval_shape(lambda: init(spec, key)), **head_shapes(spec, config)}
-    table = parameter_table(shapes, None, config.frozen_in(spec))
+    table = table_of_training(spec, config)
     params, history = _run(
         spec, lambda: init(spec, key), table, {"spec": spec.to_json()}, "train", batches, config, workdir, heldout,
         process=process, mesh=mesh, rules=rules, watch=watch, on_record=on_record, show=show,
@@ -156,7 +151,19 @@ def _tree(spec: ModelSpec, params: Params, config: DiffusionConfig) -> Params:
     return training_tree(spec, params, config.frozen_in(spec), Recipe.parse(config.recipe), config.loop.seed)
 
 
-def head_shapes(spec: ModelSpec, config: DiffusionConfig) -> Params:
-    """Shapes of the heads that a training has beside the model's parameters, {} where it has none."""
+def table_of_finetuning(student: Model, config: DiffusionConfig) -> str:
+    """All parameters of stage 2, heads of its losses too, and what becomes of each."""
+    sites = select(student.meta.sites, student.spec) if student.meta.sites else ()
+    new = [*(site.path(student.spec) for site in sites), HEADS]
+    return parameter_table({**student.params, **_heads(student.spec, config)}, new, config.frozen_in(student.spec))
+
+
+def table_of_training(spec: ModelSpec, config: DiffusionConfig) -> str:
+    """Likewise of a training from scratch."""
+    return parameter_table({**param_shapes(spec), **_heads(spec, config)}, None, config.frozen_in(spec))
+
+
+def _heads(spec: ModelSpec, config: DiffusionConfig) -> Params:
+    """Shapes of the heads that a training has beside the model's parameters."""
     recipe = Recipe.parse(config.recipe)
     return jax.eval_shape(lambda: recipe.heads(spec, jax.random.key(0)))

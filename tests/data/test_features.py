@@ -40,12 +40,25 @@ def test_batches_have_the_rows_of_their_images(folder):
     assert "means" in state["features"]
 
 
+def test_flipped_images_have_the_features_of_their_mirror_images(tmp_path):
+    def edges(pixels):
+        return pixels[:, :, [3, -4]].astype(np.float32).mean((1, 3))[..., None]  # (b, 2, 1)
+
+    config = dataclasses.replace(CONFIG, transform="flip", features=str(tmp_path))
+    write_features(tmp_path, images.load(CONFIG).raw_train, 28, edges, "edges", mirrored=True, dtype="float32")
+    batch, plain = (next(images.load(one).batches(16, 1)) for one in (config, CONFIG))
+    flipped = np.any(batch["image"] != plain["image"], axis=(1, 2, 3))
+    assert 0 < flipped.sum() < 16
+    pixels = np.round((batch["image"] + 1) * 127.5).astype(np.uint8).repeat(3, axis=3)
+    np.testing.assert_allclose(batch["features"], edges(pixels), rtol=1e-6)
+
+
 def test_features_of_other_images_are_refused(folder, tmp_path):
     with pytest.raises(BadInput, match="of other images than 'fashion_mnist', or of another part of it"):
         images.load(dataclasses.replace(CONFIG, features=folder, limit=40)).batches(8, 0)
     with pytest.raises(BadInput, match=r"expected features\.npy and features\.json"):
         open_features(tmp_path)
-    with pytest.raises(BadInput, match="transform: got 'flip' with features"):
-        DataConfig(transform="flip", features=folder)
+    with pytest.raises(BadInput, match="transform: got 'flip', expected 'none': the features are not"):
+        images.load(dataclasses.replace(CONFIG, features=folder, transform="flip")).batches(8, 0)
     with pytest.raises(BadInput, match="no images"):
         write_features(tmp_path, load_source("fashion_mnist").take(np.arange(0)), 28, encoder, "none")

@@ -129,9 +129,9 @@ class Images:
             return reader
         features, train = open_features(self.config.features), self.raw_train
         if features.data == train.digest:
-            return WithFeatures(reader, features, np.arange(len(train)))
+            return WithFeatures(reader, features, np.arange(len(train)), self.config.transform)
         if isinstance(train, LatentSet) and features.data == getattr(train.manifest, "records", None):
-            return WithFeatures(reader, features, train.numbers)
+            return WithFeatures(reader, features, train.numbers, self.config.transform)
         named = f"features {self.config.features}"
         raise BadInput(f"{named}: of other images than {self.config.source!r}, or of another part of it")
 
