@@ -36,7 +36,9 @@ def get_config(argument: str = "XL,80,16") -> ConfigDict:
     if size not in SIZES or not epochs.isdecimal() or not chips.isdecimal() or not int(epochs) * int(chips):
         raise ValueError(f"got {argument!r}, expected SIZE,EPOCHS,CHIPS like XL,80,16, with SIZE of {SIZES}")
     optimiser = {"learning_rate": 1e-4, "warmup_steps": 0, "b2": 0.95, "grad_clip": 1.0}
-    return ConfigDict(imagenet(
+    made = imagenet(
         "ddt", f"DDT-{size}/2", "latents/sd", int(chips), 5000 * int(epochs), 256, optimiser=optimiser,
         times="logit_normal(0, 1)", recipe="repa(8, width=768, hidden=1152)",
-    ))  # fmt: skip
+    )  # fmt: skip
+    made["data"]["features"] = "features/dinov2_b"
+    return ConfigDict(made)

@@ -1,7 +1,7 @@
 """Features of a set's images, made once by a frozen encoder: targets for trainings (`graftax.train.recipes.repa`).
 
-A folder holds `features.npy` (n, 1 or 2, tokens, width), for every image in the set's order its own and, where asked for, its
-mirror image's, read from the mapped file; and `features.json`: of which images, by which encoder.
+A folder holds `features.npy` (n, 1 or 2, tokens, width), for every image in the set's order its own and, where asked for,
+its mirror image's, read from the mapped file; and `features.json`: of which images, by which encoder.
 """
 
 from __future__ import annotations
