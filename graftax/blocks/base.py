@@ -115,12 +115,15 @@ class BlockKind(ABC):
         kind: its name.
         slots: its places for operators, in the order of the parameters' description.
         pinned: why such a block belongs at the end of a program; "" where it may run anywhere.
+        shifted: slot of a norm -> that of the modulation behind it, and which of its vectors shift and scale what the norm
+            gives.
         stream: of the image's tokens, the one that it changes.
     """
 
     kind: ClassVar[str]
     slots: ClassVar[tuple[Slot, ...]]
     pinned: ClassVar[str] = ""
+    shifted: ClassVar[Mapping[str, tuple[str, int, int]]] = {}
     stream: ClassVar[str] = "img"
 
     @abstractmethod

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ class DiTBlock(BlockKind):
 
     kind = "dit"
     slots = dit_slots()
+    shifted: ClassVar[Mapping[str, tuple[str, int, int]]] = {"norm1": ("adaln", 0, 1), "norm2": ("adaln", 3, 4)}
 
     def body(self, run: Run, state: State, context: Context, tap: Tap) -> State:
         x = state[self.stream]
@@ -53,6 +56,7 @@ class DiTNoShift(DiTBlock):
     """
 
     kind = "dit_no_shift"
+    shifted: ClassVar[Mapping[str, tuple[str, int, int]]] = {}
     slots = dit_slots(parts=4)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import jax.numpy as jnp
 
 from graftax.blocks.base import STREAM, BlockKind, Context, Run, Slot, State, Tap, modulate, vectors
@@ -17,6 +20,7 @@ class PixArtBlock(BlockKind):
     """
 
     kind = "pixart"
+    shifted: ClassVar[Mapping[str, tuple[str, int, int]]] = {"norm1": ("adaln", 0, 1), "norm2": ("adaln", 3, 4)}
     slots = (
         Slot("adaln", "modulation", parts=6), Slot("norm1", "norm"), Slot("mixer", "mixer"), Slot("cross", "cross"),
         Slot("norm2", "norm"), Slot("mlp", "channel"),

@@ -17,15 +17,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from graftax.blocks import Context
+from graftax.blocks import Context, block_kind, part
 from graftax.data.feed import as_batches
 from graftax.diffusion import Noising
 from graftax.distill.config import PAPER_BATCH, DistillConfig
 from graftax.distill.groups import Group, Units, group_sites, group_units, over_sites, stack_scions
 from graftax.distill.normal_equations import Sums, accumulate, moments, solve, zeros
 from graftax.distill.placing import constrain_stacked, sample_pairs, shard_stacked, shard_teacher, site_method
-from graftax.distill.sites import check_pair
-from graftax.distill.steps import StepGroup, regression_units, taken_out
+from graftax.distill.sites import check_pair, norm_sites
+from graftax.distill.steps import StepGroup, has_units, regression_units, taken_out
 from graftax.distill.teacher import Teacher
 from graftax.errors import BadInput
 from graftax.models import Model
@@ -33,7 +33,9 @@ from graftax.models.arguments import as_key
 from graftax.ops.base import Params, apply_with_features
 from graftax.ops.low_rank import reduced_rank, square_root
 from graftax.progress import Progress
-from graftax.surgery.select import Selector, select
+from graftax.spec import ModelSpec
+from graftax.surgery.replace import put_sites
+from graftax.surgery.select import Selector, Site, select
 from graftax.train.loop import Batch, Batches
 from graftax.train.sharding import RULES, AxisRules, activations, put_batch, to_host
 
@@ -56,15 +58,15 @@ def calibrate(
     the teacher's operator does stays as it is.
 
     Scales (`Operator.gains`: of a norm, of the norms of queries and keys) are fitted first, channel by channel, so that
-    what was normalised comes out as large as what it stands in for.
+    what was normalised comes out as large as what it stands in for. What an RMSNorm lacks of a LayerNorm is more than a
+    scale, the mean that the latter takes away: it is fitted as a constant and goes into the shift of the `adaln` behind it.
 
     One pass over the next `steps` batches of `data` (arrays, an iterable or a grain dataset, as `graftax.distill.distill`
     takes it; arrays in batches of `batch_size`) serves all sites, before it another one where there are scales; a site of p
-    features keeps p^2 sums meanwhile. The loss
-    is the squared one, whatever `config` says of losses; matmul type and plan are its. `rng` draws times and noise. The
-    rest as in `graftax.distill.distill_job`, which lists what raises BadInput; so do `steps` below 1.
+    features keeps p^2 sums meanwhile. The loss is the squared one, whatever `config` says of losses; matmul type and plan
+    are its. `rng` draws times and noise. The rest as in `graftax.distill.distill_job`, which lists what raises BadInput; so do `steps` below 1.
     """
-    chosen = regression_units(student, sites)
+    chosen = _chosen(student, sites)
     check_pair(teacher, student, taken_out(chosen))
     config = config or DistillConfig()
     groups, batches = group_units(student.spec, chosen), as_batches(data, batch_size, 0, teacher.spec)
@@ -93,8 +95,8 @@ def calibrate(
         start = batches.state()
         fitted = summed(partial(_add_gains, config), _no_gains, scaled, "scales")
         for name, group in scaled.items():
-            per_site = (to_host(jax.tree.map(itemgetter(i), fitted[name])) for i in range(len(group.sites)))
-            params = group.install(params, map(_with_gains, group.weights(params), per_site))
+            for i, site in enumerate(group.sites):
+                params = _with_gains(student.spec, params, site, to_host(jax.tree.map(itemgetter(i), fitted[name])))
         if not layered:
             return student.replace(params=params)
         batches.restore(start)
@@ -200,29 +202,60 @@ def _gains_of(group: Group, scion: Params) -> dict[str, Any]:
 def _no_gains(group: Group, scions: Params) -> dict[str, Any]:
     """Products of no rows for every scale of the scions, which are stacked: (s, c) each."""
     found = _gains_of(group, jax.tree.map(itemgetter(0), scions))
-    shapes = {path: (len(group.sites), a.shape[-1]) for path, (a, _) in found.items()}
-    return {path: (jnp.zeros(shape), jnp.zeros(shape)) for path, shape in shapes.items()}
+    shapes = {path: (len(group.sites), 5, a.shape[-1]) for path, (a, _) in found.items()}
+    return {path: jnp.zeros(shape) for path, shape in shapes.items()}
 
 
 def _add_gains(
     config: DistillConfig, group: Group, context: Context, sums: dict[str, Any], scion: Params, x: Any, wanted: Any
 ) -> dict[str, Any]:
-    """`sums` with this batch's products of what a scale multiplies with what it should give, and with itself."""
+    """`sums` with this batch's a b, a^2, a, b and 1 by channel: a is what a scale multiplies, b what it should give."""
     found = group.operator(config).gains(scion, x, wanted)
 
-    def products(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def products(a: jax.Array, b: jax.Array) -> jax.Array:
         rows = tuple(range(a.ndim - 1))
-        return (a * b).sum(rows), (a * a).sum(rows)
+        return jnp.stack([part.sum(rows) for part in (a * b, a * a, a, b, jnp.ones_like(a))])  # (5, c)
 
-    return jax.tree.map(jnp.add, sums, {path: products(a, b) for path, (a, b) in found.items()})
+    return {path: sums[path] + products(a, b) for path, (a, b) in found.items()}
 
 
-def _with_gains(scion: Params, sums: dict[str, Any]) -> Params:
-    """The scion with its least-squares scales; a channel that was never anything keeps the one that it has."""
-    leaves: dict[str, Any] = flatten_dict(scion, sep="/")
-    for path, (cross, power) in sums.items():
-        leaves[path] = jnp.where(power > 0, cross / jnp.where(power > 0, power, 1), leaves[path])
-    return unflatten_dict(leaves, sep="/")
+def _with_gains(spec: ModelSpec, params: Params, site: Site, sums: dict[str, np.ndarray]) -> Params:
+    """`params` with the least-squares scales at a site; a channel that was never anything keeps the one that it has."""
+    block = spec.blocks[site.block]
+    slot, shift, scale = block_kind(block.kind).shifted.get(site.slot, ("", 0, 0))
+    moves = block[site.slot].kind == "rms_norm" and bool(slot) and block[slot].kind == "adaln"
+    key = spec.block_key(site.block)
+    leaves: dict[str, Any] = flatten_dict(part(params["blocks"][key], site.slot), sep="/")
+    for path, own in sums.items():
+        cross, power, a, b, rows = np.float64(own)
+        mean_a, mean_b = moves * a / rows, moves * b / rows
+        spread = power / rows - mean_a**2
+        varies = spread > 1e-7 * power / rows
+        fitted = (cross / rows - mean_a * mean_b) / np.where(varies, spread, 1)
+        leaves[path] = jnp.asarray(np.where(varies, fitted, leaves[path]), jnp.float32)
+        if moves:
+            modulation = _shifted(part(params["blocks"][key], slot), mean_b - leaves[path] * mean_a, shift, scale)
+            params = put_sites(spec, params, {Site(site.block, slot): modulation})
+    return put_sites(spec, params, {site: unflatten_dict(leaves, sep="/")})
+
+
+def _shifted(adaln: Params, constant: np.ndarray, shift: int, scale: int) -> Params:
+    """The modulation that gives x what it gave x + `constant` (d,): constant (1 + scale) goes into the shift."""
+    own, by = (slice(i * len(constant), (i + 1) * len(constant)) for i in (shift, scale))
+    kernel, bias = (jnp.asarray(adaln[name]) for name in ("kernel", "bias"))
+    kernel = kernel.at[:, own].add(constant * kernel[:, by])
+    return {"kernel": kernel, "bias": bias.at[own].add(constant * (1 + bias[by]))}
+
+
+def _chosen(student: Model, sites: Selector | None) -> tuple[Any, ...]:
+    """What is fitted: what stage 1 trains of the sites, and norms with weights."""
+    norms = norm_sites(student, sites)
+    if not norms:
+        return regression_units(student, sites)
+    if sites is None:
+        return (*(regression_units(student, None) if has_units(student) else ()), *norms)
+    others = [site for site in select(sites, student.spec) if site not in norms]
+    return (*(regression_units(student, others) if others else ()), *norms)
 
 
 # --- The last layer -----------------------------------------------------------------------------------------------------

@@ -38,16 +38,24 @@ def scion_sites(student: Model, sites: Selector | None) -> tuple[Site, ...]:
 
 
 def learnt_sites(student: Model) -> tuple[Site, ...]:
-    """The scions that stage 1 can teach; modulations, and norms without weights, are left to stage 2."""
+    """The scions that stage 1 can teach; modulations and norms are left to least squares and to stage 2."""
     held = select(student.meta.sites, student.spec) if student.meta.sites else ()
     return tuple(site for site in held if _learnt(student.spec, site))
 
 
-def _learnt(spec: ModelSpec, site: Site) -> bool:
+def norm_sites(student: Model, sites: Selector | None) -> tuple[Site, ...]:
+    """The norms with weights among the selected sites, or among all scions: what `graftax.distill.calibrate` alone fits."""
+    held = student.meta.sites if sites is None else sites
+    return tuple(site for site in (select(held, student.spec) if held else ()) if _scaled(student.spec, site))
+
+
+def _scaled(spec: ModelSpec, site: Site) -> bool:
     kind = block_kind(spec.blocks[site.block].kind)
-    if site.slot in kind.norms:
-        return bool(shapes_of(build(spec, kind.kind, site.slot, site.held(spec))))
-    return site.slot in kind.tapped
+    return site.slot in kind.norms and bool(shapes_of(build(spec, kind.kind, site.slot, site.held(spec))))
+
+
+def _learnt(spec: ModelSpec, site: Site) -> bool:
+    return site.slot in block_kind(spec.blocks[site.block].kind).tapped
 
 
 def _as_alone(spec: ModelSpec) -> ModelSpec:

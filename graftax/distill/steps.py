@@ -205,6 +205,11 @@ def _kinds(blocks: Iterable[BlockSpec]) -> str:
     return "_".join(block[slot].kind for block in blocks for slot in block_kind(block.kind).tapped)
 
 
+def has_units(student: Model) -> bool:
+    """Whether stage 1 has anything to train."""
+    return bool(healing_steps(student) or merged_steps(student.spec) or learnt_sites(student))
+
+
 def regression_units(student: Model, sites: Selector | None) -> tuple[Site | StepSite, ...]:
     """What stage 1 trains: the selected sites; where `sites` is None the blocks that heal, and where there are none all
     merged steps and all scions outside of them.

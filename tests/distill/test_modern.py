@@ -21,24 +21,26 @@ EDITS = (
 )  # fmt: skip
 
 
-def test_stage_1_teaches_norms_and_readers_of_positions():
-    """Held-out errors of all four sites: least squares make them smaller; what reads positions starts without one."""
+def test_stage_1_teaches_what_reads_positions_and_least_squares_norms_too():
+    """Held-out errors of mixers: least squares make them smaller; what reads positions starts without one."""
     student = graft(OF, compose(*map(parse, EDITS)), RNG)
-    assert list(map(str, learnt_sites(student))) == [f"blocks[0].{slot}" for slot in ("mixer", "mlp", "norm1", "norm2")]
+    assert list(map(str, learnt_sites(student))) == ["blocks[0].mixer", "blocks[0].mlp"]
     fitted = calibrate(OF, student, Stream(), 4, FAST, rng=RNG, show=False)
     before, after = errors(student), errors(fitted)
     assert before["mixer"] == 0
     assert after["mixer"] < 1e-3  # the fit is of what is missing, nothing
     assert after["mlp"] < 0.8 * before["mlp"] < 0.02
-    assert after["norm1"] < 0.95 * before["norm1"]
-    assert after["norm2"] < 0.95 * before["norm2"]
+    norms = graft(OF, parse(EDITS[1]), RNG)
+    fitted = calibrate(OF, norms, Stream(), 4, FAST, rng=RNG, show=False)
+    one, other, expected = (np.asarray(model(X, T, Y)) for model in (norms, fitted, OF))
+    assert np.abs(other - expected).mean() < 0.8 * np.abs(one - expected).mean()
 
 
 def errors(student):
     """Relative held-out error by slot."""
     job = distill_job(OF, student, FAST, heldout=batch(9))
     found = job.evaluate(job.init())
-    return {slot: float(found[f"error/blocks[0].{slot}"]) for slot in ("mixer", "mlp", "norm1", "norm2")}
+    return {slot: float(found[f"error/blocks[0].{slot}"]) for slot in ("mixer", "mlp")}
 
 
 @pytest.mark.slow
