@@ -64,7 +64,8 @@ def calibrate(
     One pass over the next `steps` batches of `data` (arrays, an iterable or a grain dataset, as `graftax.distill.distill`
     takes it; arrays in batches of `batch_size`) serves all sites, before it another one where there are scales; a site of p
     features keeps p^2 sums meanwhile. The loss is the squared one, whatever `config` says of losses; matmul type and plan
-    are its. `rng` draws times and noise. The rest as in `graftax.distill.distill_job`, which lists what raises BadInput; so do `steps` below 1.
+    are its. `rng` draws times and noise. The rest as in `graftax.distill.distill_job`, which lists what raises BadInput; so
+    do `steps` below 1.
     """
     chosen = _chosen(student, sites)
     check_pair(teacher, student, taken_out(chosen))
