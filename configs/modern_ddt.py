@@ -8,10 +8,10 @@ The argument is SIZE,EPOCHS,CHIPS: XL, L or B, any number of epochs, on so many 
 VAE, 32 x 32 x 4, of images and of their mirror images, in the folder `latents/sd`, with the features of a DINOv2-B beside
 them, a row of 768 numbers for each of the 256 tokens.
 
-From the authors: 22 encoder and 6 decoder blocks in XL, 20 and 4 in L, 8 and 4 in B; 256 images a step; AdamW at 1e-4 without
-warm-up, betas 0.9 and 0.95, no weight decay; bfloat16, averages at 0.9999, one label in ten dropped; times are logit-normal;
-tokens behind block 8 look like DINOv2's, through a head 1,152 wide (REPA, weight 0.5). 400,000 steps are 80 epochs. Ours:
-gradients clipped at 1, pieces of 16 images a chip; modulations of blocks start at zero.
+From the authors: 22 encoder and 6 decoder blocks in XL, 20 and 4 in L, 8 and 4 in B; 256 images a step; AdamW at 1e-4
+without warm-up, betas 0.9 and 0.95, no weight decay; bfloat16, averages at 0.9999, one label in ten dropped; times are
+logit-normal; tokens behind block 8 look like DINOv2's, through a head 1,152 wide (REPA, weight 0.5). 400,000 steps are 80
+epochs. Ours: gradients clipped at 1, pieces of 16 images a chip; modulations of blocks start at zero.
 
 Hardware: v6e-16. Hours there are computed from our FLOP counts at 40 % of peak, without the encoder of the features and its
 head. Expect what the paper reports, guided; not run here.

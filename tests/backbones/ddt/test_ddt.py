@@ -18,6 +18,7 @@ from graftax.backbones.embedders import timestep_features
 from graftax.backbones.zoo import find, spec_of
 from graftax.blocks import bind, block_kind, build, part
 from graftax.blocks.base import Context
+from graftax.checkpoint import read_beside
 from graftax.checkpoint.tensors import read_tensors, write_safetensors
 from graftax.errors import BadInput
 from graftax.models import Model, forward, param_shapes, random_params
@@ -27,6 +28,8 @@ from graftax.models.library import Library
 from graftax.models.stages import stages
 from graftax.spec import Step
 from graftax.surgery import graft, replace, reverse, select
+from graftax.train.diffusion_task import diffusion_loss
+from graftax.train.recipes import Recipe
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "ddt"
 TOLD = {"encoder_blocks": 2, "input_size": 8}
@@ -208,3 +211,23 @@ def test_published_models():
         assert published(f"{name}/model.ckpt") is find(f"MCG-NJU/{name}") is entry
         assert spec_of(name) == entry.spec()
     assert time_embed(8).period == 10
+
+
+@pytest.mark.slow
+def test_losses_of_the_authors():
+    """Flow matching, and REPA behind a block of the encoder: its stream is what the loss looks at."""
+    data, beside = np.load(GOLDENS / "sampling.npz"), read_beside(GOLDENS / "ddt.ckpt")
+    layers = (("fc1", 0), ("fc2", 2), ("fc3", 4))
+    found = {name: [beside[f"diffusion_trainer.proj.0.{i}.{leaf}"] for leaf in ("weight", "bias")] for name, i in layers}
+    head = {name: {"kernel": weight.T, "bias": bias} for name, (weight, bias) in found.items()}
+    recipe = Recipe.parse("repa(2, width=20, hidden=32)")
+    loss = diffusion_loss(model().spec, class_dropout=0.0, recipe=recipe)
+    batch = {
+        "image": data["loss_x_data"].transpose(0, 2, 3, 1), "noise": data["loss_x_noise"].transpose(0, 2, 3, 1),
+        "t": 1 - data["loss_t"], "cond": {"y": data["loss_y"]}, "drop": np.zeros(4, bool),
+        "recipe": {"policy": {}, "arrays": {"repa": {"features": data["loss_feat"]}}},
+    }  # fmt: skip
+    total, found = jax.jit(loss.given)({**model().params, "heads": {"repa": head}}, batch)
+    assert relative(found["mse"], data["loss_fm"]) < 2e-5
+    assert abs(float(found["repa"]) - (float(data["loss_cos"]) - 1)) < 1e-5
+    assert abs(float(total) - (float(data["loss_total"]) - 0.5)) < 2e-5
