@@ -1,8 +1,8 @@
 """DDT (Wang et al., arXiv 2504.05741) on ImageNet at 256 pixels, at its true size and with its authors' settings.
 
     graftax train --config configs/modern_ddt.py:XL,80,16
-    graftax bench --aot v5e:2x4 --config configs/modern_ddt.py:XL,80,8
-    graftax bench --aot v6e:4x4 --config configs/modern_ddt.py:XL,80,16
+    graftax bench --aot v5e:2x4 --step 'train' --config configs/modern_ddt.py:XL,80,8
+    graftax bench --aot v6e:4x4 --step 'train' --config configs/modern_ddt.py:XL,80,16
 
 The argument is SIZE,EPOCHS,CHIPS: XL, L or B, any number of epochs, on so many chips. Data are latents of Stable Diffusion's
 VAE, 32 x 32 x 4, of images and of their mirror images, in the folder `latents/sd`, with the features of a DINOv2-B beside

@@ -1,8 +1,8 @@
 """LightningDiT (Yao et al., arXiv 2501.01423) on ImageNet at 256 pixels, at its true size and with its authors' settings.
 
     graftax train --config configs/modern_lightningdit.py:64,16
-    graftax bench --aot v5e:2x4 --config configs/modern_lightningdit.py:64,8
-    graftax bench --aot v6e:4x4 --config configs/modern_lightningdit.py:64,16
+    graftax bench --aot v5e:2x4 --step 'train' --config configs/modern_lightningdit.py:64,8
+    graftax bench --aot v6e:4x4 --step 'train' --config configs/modern_lightningdit.py:64,16
 
 The argument is EPOCHS,CHIPS: 64 or 800, on so many chips. Data are latents of VA-VAE, 16 x 16 x 32, normalised channel by
 channel, of images and of their mirror images, in the folder `latents/vavae`.

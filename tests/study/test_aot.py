@@ -142,7 +142,7 @@ def test_a_published_model_draws_on_chips_that_share_its_heads(argument, images,
 
 
 def test_small_networks_have_no_such_steps():
-    with pytest.raises(BadInput, match=r"config.task: got 'classifier', expected 'dit'"):
+    with pytest.raises(BadInput, match=r"config.task: got 'classifier', expected one of"):
         aot.programs_of(read(str(CONFIGS / "demo_classifier.py")))
 
 
