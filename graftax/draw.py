@@ -14,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from graftax.diffusion import SAMPLERS, Sampling, SamplingFields, Steps, check_variance, guided, image_keys, way_for
 from graftax.diffusion import initial_noise as first_noise
-from graftax.diffusion.guidance import ModelFn, Weaker
+from graftax.diffusion.guidance import ModelFn, Weaker, pairs
 from graftax.diffusion.names import ODES, SDES, STRAIGHT
 from graftax.diffusion.reuse import Table, parse_reuse
 from graftax.diffusion.sharing import chosen_steps, similarities
@@ -204,9 +204,9 @@ def refreshing_steps(
         if sampling.cfg_scale == 1:
             return {"own": two.encode(encoder, x, t, cond, dtype)}
         twin = find(spec).null(spec, params, cond) if null is None else null
-        both = jax.tree.map(lambda *pair: jnp.concatenate(pair), (x, t, dict(cond)), (x, t, dict(twin)))
-        own, other = jnp.split(two.encode(encoder, *both, dtype), 2)
-        return {"own": own, "null": other}
+        both = jax.tree.map(pairs, dict(cond), dict(twin))
+        kept = two.encode(encoder, pairs(x, x), pairs(t, t), both, dtype)  # (2b, n, d), each image's two in turn
+        return {"own": kept[::2], "null": kept[1::2]}
 
     def decode(x: jax.Array, t: jax.Array, kept: Any) -> jax.Array:
         return two.decode(decoder, x, kept["own"], dtype)

@@ -76,7 +76,7 @@ def guided(
         """The conditional output, and what it is led away from."""
         if weak is not None:
             return model_fn(x, t, cond).astype(jnp.float32), weak(x, t, cond).astype(jnp.float32)
-        out = model_fn(_pairs(x, x), _pairs(t, t), jax.tree.map(_pairs, cond, null(cond)))  # (2b, h, w, 2c)
+        out = model_fn(pairs(x, x), pairs(t, t), jax.tree.map(pairs, cond, null(cond)))  # (2b, h, w, 2c)
         out = out.astype(jnp.float32).reshape(len(x), 2, *out.shape[1:])
         return out[:, 0], out[:, 1]  # (b, h, w, 2c)
 
@@ -104,7 +104,7 @@ def check_guidance(scale: float, channels: int | None) -> None:
         raise BadInput(f"guided channels: {channels}, expected 1 or more, or None for all")
 
 
-def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:
+def pairs(first: jax.Array, second: jax.Array) -> jax.Array:
     """Two arrays (b, ...) in turns, (2b, ...): split over devices, each keeps its own images; one after the other, half of
     them would be sent across at every step."""
     return jnp.stack([first, second], axis=1).reshape(2 * len(first), *first.shape[1:])

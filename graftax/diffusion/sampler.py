@@ -72,7 +72,7 @@ class Steps:
     sampling: Sampling
     clip: bool = False
     way: Way | None = None
-    encode: ModelFn | None = None
+    encode: Callable[[jax.Array, jax.Array, Any], Any] | None = None
     memory: Memory | None = None
 
     @property
