@@ -228,7 +228,7 @@ def _with_gains(spec: ModelSpec, params: Params, site: Site, sums: dict[str, np.
     key = spec.block_key(site.block)
     leaves: dict[str, Any] = flatten_dict(part(params["blocks"][key], site.slot), sep="/")
     for path, own in sums.items():
-        cross, power, a, b, rows = np.float64(own)
+        cross, power, a, b, rows = np.asarray(own, np.float64)
         mean_a, mean_b = moves * a / rows, moves * b / rows
         spread = power / rows - mean_a**2
         varies = spread > 1e-7 * power / rows
