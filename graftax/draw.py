@@ -12,7 +12,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 
-from graftax.diffusion import SAMPLERS, Sampling, SamplingFields, Steps, check_variance, guided, image_keys, way_for
+from graftax.diffusion import (
+    SAMPLERS,
+    Sampling,
+    SamplingFields,
+    Steps,
+    check_variance,
+    guided,
+    image_keys,
+    schedule,
+    way_for,
+)
 from graftax.diffusion import initial_noise as first_noise
 from graftax.diffusion.guidance import ModelFn, Weaker, pairs
 from graftax.diffusion.names import ODES, SDES, STRAIGHT
@@ -183,7 +193,8 @@ def sampler_steps(
 
     away, weaker = None if weak is None else network(*weak), None
     if away is not None and sampling.weak == "null":
-        first, last = (float(sampling.timesteps[i]) for i in (sampling.skip_steps[0], sampling.skip_steps[-1]))
+        times = schedule(sampling, way).timestep if sampling.flow else sampling.timesteps
+        first, last = (times[i] for i in (sampling.skip_steps[0], sampling.skip_steps[-1]))
         weaker, away = Weaker(away, sampling.skip_scale, first, last), None
     own = network(spec, prepared)
     guide = guided(own, sampling.cfg_scale, twin, sampling.cfg_channels, weaker, away, varies=sampling.varies)

@@ -35,8 +35,8 @@ class Weaker:
 
     model_fn: ModelFn
     scale: float
-    first: float
-    last: float
+    first: float | jax.Array
+    last: float | jax.Array
 
     def __call__(self, x: jax.Array, t: jax.Array, cond: Any, out: jax.Array) -> jax.Array:
         """What is added to the guided prediction: scale (out - twin), `out` (b, h, w, c) float32 being the model's own under
