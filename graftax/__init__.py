@@ -16,7 +16,7 @@ TYPE_CHECKING = False  # as typing's, which takes a third of the time in which C
 if TYPE_CHECKING:
     from typing import Any
 
-    from graftax.api import export, export_lora, graft, load, sample, save, text_encoder
+    from graftax.api import export, export_lora, graft, load, refresh_steps, sample, save, text_encoder
     from graftax.diffusion import Sampling
     from graftax.errors import BadInput, GraftaxError, NonFinite, Preempted
     from graftax.models import Model

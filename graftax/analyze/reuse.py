@@ -93,5 +93,5 @@ def _errors(
 
 
 def _moved(change: State, before: State) -> jax.Array:
-    differences = sum(jnp.abs(change[name] - before[name]).sum() for name in change)
-    return differences / sum(jnp.abs(leaf).sum() for leaf in change.values())
+    differences = [jnp.abs(change[name] - before[name]).sum() for name in change]
+    return jnp.stack(differences).sum() / jnp.stack([jnp.abs(leaf).sum() for leaf in change.values()]).sum()

@@ -105,7 +105,8 @@ class Model:
         return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
-        count = sum(int(np.prod(leaf.shape)) for leaf in flatten_dict(self.params).values())
+        leaves: dict[tuple[str, ...], Any] = flatten_dict(self.params)
+        count = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
         return f"Model({self.spec.backbone}, {self.spec.depth} blocks, width {self.spec.width}, {count:,} parameters)"
 
 

@@ -58,7 +58,7 @@ def open_to_draw(
     The model comes to the devices last, so that `read` may run a text encoder there and let go of it; until then `vet`,
     `read` and the decoder may refuse the model, in this order. `overrides`: the keywords of `graftax.load`, dtype included.
     """
-    known = dict(overrides or {})
+    known: dict[str, Any] = dict(overrides or {})
     dtype = known.pop("dtype", None)
     model = read_model(name, vet, **known)
     decode = decoder_for(model.spec, latents, name)
