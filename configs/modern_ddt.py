@@ -40,5 +40,5 @@ def get_config(argument: str = "XL,80,16") -> ConfigDict:
         "ddt", f"DDT-{size}/2", "latents/sd", int(chips), 5000 * int(epochs), 256, optimiser=optimiser,
         times="logit_normal(0, 1)", recipe="repa(8, width=768, hidden=1152)",
     )  # fmt: skip
-    made["data"]["features"] = "features/dinov2_b"
+    made["data"]["features"] = "features/dinov2b"
     return ConfigDict(made)

@@ -22,7 +22,7 @@ DIGITS = 12
 LATER = {
     "spacing": "linspace", "last": "zero", "shift": 1.0, "text": "", "guidance": None, "skip": (), "skip_scale": 2.8,
     "skip_span": (0.01, 0.2), "interval": None, "cfg_power": 0.0, "weak": "null", "last_size": 0.04, "diffusion": "sigma",
-    "churn": (), "tolerance": (1e-3, 1e-6),
+    "churn": (), "tolerance": (1e-3, 1e-6), "refresh": (), "reuse": "",
 }  # fmt: skip
 """Fields younger than the first results, and what those stand for: left out of the JSON there, so hashes stay."""
 

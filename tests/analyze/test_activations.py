@@ -83,7 +83,7 @@ def test_streams_by_themselves(two_streams, streams_batch):
 
 def test_refuses():
     with pytest.raises(BadInput, match="unknown taps"):
-        activation_statistics(teacher(depth=4), [], ("norm1/out",))
+        activation_statistics(teacher(depth=4), [], ("norm1/middle",))
     with pytest.raises(BadInput, match="activations: no inputs"):
         activation_statistics(teacher(depth=4), [])
     with pytest.raises(BadInput, match="bins: got 0"):

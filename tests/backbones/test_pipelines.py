@@ -59,6 +59,7 @@ def test_sd3():
     assert relative(out, nhwc(golden["out"])) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_sd3_led_away_from_skipped_layers():
     """SD3.5-medium with skip-layer guidance in the second and third of five steps, which matters."""
     model, golden = read("sd3/sd35_medium")

@@ -25,7 +25,12 @@ MODELS = {
     "sd3": ("sd3/sd35_medium/diffusers", {}), "flux": ("flux/schnell/diffusers", {}),
     "auraflow": ("auraflow/diffusers", {}),
 }  # fmt: skip
-LAYOUTS = [(name, layout.name) for name in MODELS for layout in module_of(name).LAYOUTS]
+LAYOUTS = [
+    (name, layout.name)
+    for name in MODELS
+    for layout in module_of(name).LAYOUTS
+    if name != "dit" or layout.name in ("dit", "diffusers-dit")  # others are of relatives, which predict a velocity
+]
 FLUX = GOLDENS / "lora" / "flux_kohya.safetensors"
 RNG = jax.random.key(0)
 

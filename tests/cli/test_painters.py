@@ -35,6 +35,7 @@ def found_in(folder):
     return json.loads((folder / "painters.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_model_of_two_kinds_without_a_text_encoder(run, flux, tmp_path):
     code, out, err = run("painters", flux, "--prompts=random", "--latents=none", "--out", tmp_path / "out", *QUICK)
     assert code == 0, (out, err)

@@ -35,6 +35,7 @@ def test_another_model_gets_the_same_edits(run, recipe, teacher, tmp_path):
     assert other.meta.edits == student.meta.edits
 
 
+@pytest.mark.slow
 def test_trainings_are_not_repeated(run, recipe, teacher, tmp_path):
     for verb in ("graft", "distill"):
         assert run(verb, "--config", recipe)[0] == 0

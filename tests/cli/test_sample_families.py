@@ -42,6 +42,7 @@ def copied(schnell, tmp_path):
     return shutil.copytree(schnell, tmp_path / "copied")
 
 
+@pytest.mark.slow
 def test_guidance_is_a_condition(run, dev, tmp_path):
     """3.5 unless told otherwise; classifier-free guidance is away from the negative prompt."""
     argv = ("sample", dev / "pipeline", "--prompt=a red cat", "--size", 8, 8, "--steps=2", "--latents", dev / "pipeline")

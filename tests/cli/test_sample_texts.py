@@ -56,9 +56,9 @@ def test_a_pipelines_folder_is_all_it_takes(run, pipeline, tmp_path, monkeypatch
         alive.append(weakref.ref(encoder))
         return encoder
 
-    def placed(model, place=api.place):
+    def placed(model, dtype, place=api.place):
         assert [one() for one in alive] == [None]
-        return place(model)
+        return place(model, dtype)
 
     monkeypatch.setattr(api, "text_encoder", opened)
     monkeypatch.setattr(api, "place", placed)

@@ -21,6 +21,7 @@ EDITS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_stage_1_teaches_what_reads_positions_and_least_squares_norms_too():
     """Held-out errors of mixers: least squares make them smaller; what reads positions starts without one."""
     student = graft(OF, compose(*map(parse, EDITS)), RNG)

@@ -82,12 +82,12 @@ def pairs(sites, key, steps):
 
 
 def test_the_last_layer_of_a_joint_operator_is_no_single_one():
-    with pytest.raises(BadInput, match=r"calibration of joint_hyena_x\(.*\): it has no last layer, expected 0 batches"):
+    with pytest.raises(BadInput, match=r"calibration of .*\.attn: it has no last layer and no scales, expected 0"):
         calibrate(teacher("flux"), student("flux"), DATA, 1, batch_size=8, show=False)
 
 
 def test_operators_of_another_role_are_refused_with_those_that_fit():
-    fits = "joint_clear, joint_hyena_x, joint_linear, joint_mha"
+    fits = "joint_clear, joint_gated_delta, joint_gqa, joint_hyena_x, joint_linear, joint_mha, joint_sla"
     for selector, kind, message in (
         ("double[0].attn", "linear", f"'linear' has the role mixer, expected one with the role joint: {fits}"),
         (

@@ -14,7 +14,7 @@ OTHER = {
     "features": "inception 34cd", "text": "T5 56ef", "spacing": "time_uniform", "last": "sigma_min",
     "shift": 3.0, "guidance": 3.5, "skip": (1,), "skip_scale": 2.0, "skip_span": (0.0, 0.5), "interval": (0.1, 2.0),
     "cfg_power": 4.0, "weak": "model", "last_size": 0.1, "diffusion": "sbdm(2)", "churn": (40.0, 0.05, 50.0, 1.003),
-    "tolerance": (1e-5, 1e-5),
+    "tolerance": (1e-5, 1e-5), "refresh": (0, 2), "reuse": "first_block(0.1)",
 }  # fmt: skip
 
 
@@ -27,6 +27,7 @@ def test_every_field_changes_the_hash():
     assert OTHER.keys() == Protocol().fields().keys()
     sampler = {
         "spacing": "dpmpp_2m", "last": "dpmpp_2m", "shift": "euler", "diffusion": "euler_maruyama", "churn": "edm_heun",
+        "refresh": "euler",
     }  # fmt: skip
     hashes = {changed(sampler=name).hash for name in ("ddim", *sampler.values())}
     for name in OTHER:
@@ -46,7 +47,7 @@ def test_models_of_classes_have_the_hash_that_they_had_before_prompts():
 
 
 def test_json_round_trip():
-    of_others = {"eta": 0.0, "shift": 1.0, "diffusion": "sigma", "churn": (), "weak": "skip"}
+    of_others = {"eta": 0.0, "shift": 1.0, "diffusion": "sigma", "churn": (), "weak": "skip", "refresh": (), "reuse": ""}
     protocol = changed(**{**OTHER, "sampler": "sde_dpmpp_2m", **of_others})
     assert (protocol.sampling.steps, protocol.count) == (250, 10_000)
     assert Protocol.from_json(protocol.to_json()) == protocol

@@ -183,6 +183,7 @@ def test_babysit_ends_with_the_commands_own_code(cloud, code):
     assert cloud.calls()[-1] == "queued-resources delete"
 
 
+@pytest.mark.slow
 def test_babysit_goes_on_after_preemption_in_the_same_folder(cloud):
     # 42 once, then killed with its TPU, then done: three starts, of which the second finds what the first has saved.
     program = "n=$(cat ~/n || echo 0); echo $((n + 1)) >~/n; case $n in 0) exit 42;; 1) exec sleep 60;; *) exit 0;; esac"

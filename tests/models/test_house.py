@@ -118,6 +118,7 @@ def test_one_step_of_stage_1():
     assert_leaves("distill/scions/", state.scions)
 
 
+@pytest.mark.slow
 def test_one_step_of_stage_2():
     student, frozen = models()["student"], ("pos_embed",)
     optimiser = OptimiserConfig(learning_rate=1e-3, warmup_steps=0)

@@ -130,6 +130,7 @@ def test_loss_of_a_blind_classifier_is_that_of_chance(fresh: dict) -> None:
     assert metrics["accuracy"] == pytest.approx(0.5)  # all logits equal: class 0
 
 
+@pytest.mark.slow
 def test_training_tells_simple_shapes_apart(fresh: dict) -> None:
     labels = np.arange(24) % 3
     images = np.full((24, 16, 16, 1), -1.0, np.float32)

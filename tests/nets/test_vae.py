@@ -45,7 +45,8 @@ def test_true_sizes():
 def test_families_have_their_published_scales():
     found = {name: (spec.scaling_factor, spec.shift_factor, spec.latent_channels) for name, spec in vae.FAMILIES.items()}
     assert found == {
-        "dit": (0.18215, 0, 4), "sd": (0.18215, 0, 4), "pixart-alpha": (0.18215, 0, 4), "sdxl": (0.13025, 0, 4),
+        "dit": (0.18215, 0, 4), "maskdit": (0.18215, 0, 4), "sd": (0.18215, 0, 4),
+        "pixart-alpha": (0.18215, 0, 4), "sdxl": (0.13025, 0, 4),
         "pixart-sigma": (0.13025, 0, 4), "auraflow": (0.13025, 0, 4), "sd3": (1.5305, 0.0609, 16),
         "flux": (0.3611, 0.1159, 16),
     }  # fmt: skip

@@ -81,6 +81,7 @@ def demo(tmp_path, tiny_autoencoder):
     return demo
 
 
+@pytest.mark.slow
 def test_a_graft_goes_through_both_stages_and_adapters(run, demo, tmp_path, monkeypatch):
     monkeypatch.setattr(demos, "forward_times", lambda models: {name: Timing((0.01, 0.02)) for name in models})
     code, out, err = run("demo", "--config", demo())

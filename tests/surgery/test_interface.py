@@ -91,6 +91,7 @@ def test_every_answer_tells_the_same(small, target):
     np.testing.assert_allclose(other(x, t, y), expected, rtol=0, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.slow
 def test_training_a_wrapped_model_trains_the_network_within(small):
     """The flow's loss is that of its velocities; on the noise's own scale (min-SNR) it is the error of the noise."""
     flow = graftax.graft(small, VELOCITY)

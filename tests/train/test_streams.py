@@ -39,6 +39,7 @@ def test_a_grafted_model_learns_in_all_its_joint_operators(name, idle):
     assert [path for path in old if not (old[path] != new[path]).any()] == idle
 
 
+@pytest.mark.slow
 def test_adapters_learn_at_grafted_sites_of_both_streams():
     """A Hyena's and a disc's projections, a mixer of both streams, the text's MLPs; filters have none."""
     targets = ["double[*].attn", "single[0].mixer", "double[*].txt/mlp"]

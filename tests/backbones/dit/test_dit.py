@@ -226,7 +226,7 @@ def test_frames_that_are_no_dits(change, message):
     spec = tiny_spec(depth=1)
     with pytest.raises(BadInput, match=message):
         find(spec).check(spec.with_frame(**change))
-    with pytest.raises(BadInput, match="expected image tokens and no text"):
+    with pytest.raises(BadInput, match="expected image tokens, no text"):
         find(spec).check(spec.replace(sizes=Sizes(48, 4, 12, (4, 4), text=3)))
 
 

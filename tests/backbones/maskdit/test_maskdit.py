@@ -67,6 +67,7 @@ def test_there_and_back_bit_for_bit(tmp_path):
     assert graftax.load(tmp_path / "model.pt").spec == opened()[0].spec
 
 
+@pytest.mark.slow
 def test_fresh_parameters():
     """Modulations and output start at zero, tables are the true ones."""
     model, fresh = opened()[0], init(opened()[0].spec, jax.random.key(0))

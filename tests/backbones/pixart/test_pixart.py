@@ -210,6 +210,7 @@ def test_a_fresh_model_starts_at_zero_and_without_its_text():
     assert not np.asarray(taps["cross/out"]).any()
 
 
+@pytest.mark.slow
 def test_stages_of_a_graft(tmp_path):
     """Graft, stage 1, stage 2 by LoRA with dropped captions, folded in, saved, loaded."""
     student = graft(MODEL, replace("blocks[1].mixer", "hyena_x", kernel=4), jax.random.key(1))

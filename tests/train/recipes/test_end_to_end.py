@@ -131,6 +131,7 @@ def test_the_loss_of_foundation_models_by_its_formula():
         np.testing.assert_allclose(foundation_loss(z, p, f, *margins), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_is_aligned_as_strongly_as_it_reconstructs():
     aligned = Foundation(6, weight=0.5)
     batch = {**BATCH, "features": jnp.asarray(RNG.standard_normal((4, 64, 6)), jnp.float32)}
