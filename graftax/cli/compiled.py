@@ -18,7 +18,7 @@ VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 def keep_compiled() -> None:
     """Name the folder to jax, which must not have been imported yet. What the user has set stays."""
     os.environ.setdefault(VARIABLE, str(folder()))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # a start has dozens of 10 ms each
 
 
 _TROUBLE = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '([^']*)': (.*)", re.DOTALL)

@@ -142,7 +142,9 @@ class Steps:
         return advance(), self.memory.value
 
     def _blank(self, steps: Step, state: SamplerState, kept: Any) -> Any:
-        """Zeros in the shapes of what a call leaves."""
+        """Zeros in the shapes of what a call leaves; to know them costs tracing a call."""
+        if self.memory is None:
+            return None
         first = jax.tree.map(lambda row: row[0], steps)
         noise = jnp.zeros_like(state.x)
         shapes = jax.eval_shape(lambda: self._remembering(0, None, lambda: self._advance(first, state, kept, noise))[1])

@@ -53,7 +53,7 @@ def test_a_command_leaves_its_programs_and_the_next_reads_them(teacher, tmp_path
     for _ in range(2):
         subprocess.run([*command, "--out", tmp_path / "x.npz"], env=home, check=True, capture_output=True)
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*-cache")}
-        assert kept
+        assert any(path.name.startswith("jit__all_finite-") for path in kept)  # one of 10 ms: they are many
     first = set(kept)
     assert first == set((tmp_path / "cache").rglob("*-cache"))
 
