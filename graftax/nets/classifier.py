@@ -76,6 +76,10 @@ class ClassifierSpec:
             raise BadInput(f"classifier spec: {error!r} in {text[:80]!r}, expected ClassifierSpec fields") from None
 
 
+PATCHES = "patches"
+"""Name of the last feature map."""
+
+
 class Residual(nn.Module):
     """Pre-activation residual block of two 3x3 convolutions, (b, h, w, c) -> (b, h, w, c)."""
 
@@ -101,7 +105,9 @@ class Classifier(nn.Module):
         for stage, width in enumerate(self.spec.widths):
             x = nn.Conv(width, (2, 2) if stage else (4, 4), strides=2)(x)
             x = Residual()(x)  # (b, h / 2, w / 2, width), then quarter, then eighth
-        x = nn.relu(nn.GroupNorm(num_groups=8)(x)).mean((1, 2))  # (b, width)
+        x = nn.relu(nn.GroupNorm(num_groups=8)(x))
+        self.sow("intermediates", PATCHES, x)
+        x = x.mean((1, 2))  # (b, width)
         features = nn.relu(nn.Dense(self.spec.features)(x))
         hidden = nn.Dropout(self.spec.dropout, deterministic=not train)(features)
         return nn.Dense(self.spec.num_classes)(hidden), features
@@ -139,6 +145,13 @@ def classifier_loss(spec: ClassifierSpec) -> Callable[[Params, Batch, jax.Array]
         return cross_entropy, {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
     return loss
+
+
+def patches(spec: ClassifierSpec, params: Params, images: jax.Array) -> jax.Array:
+    """The last feature map of images (b, h, w, c) in [-1, 1], row by row: (b, h / 8 * w / 8, widths[-1]) float32."""
+    noted: Any = Classifier(spec).apply({"params": params}, images, mutable="intermediates")[1]
+    found = noted["intermediates"][PATCHES][0]  # (b, h / 8, w / 8, width)
+    return found.reshape(len(images), -1, found.shape[-1])
 
 
 def classify(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from graftax.checkpoint.files import filling
@@ -127,9 +127,9 @@ def _spread(values: Sequence[float], show: Callable[[float], str]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {show(statistics.stdev(values))}"
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in GitHub's Markdown; the first column is text, the others numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """A table in GitHub's Markdown; columns at the indices `left` are text, the others numbers."""
+    lines = [head, ["---" if i in left else "---:" for i in range(len(head))], *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 

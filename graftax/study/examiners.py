@@ -16,7 +16,7 @@ from graftax.data.scenes.caption import CATEGORIES, Caption
 from graftax.data.scenes.memory import SCENES
 from graftax.errors import BadInput
 from graftax.evaluate import drawing, labels
-from graftax.evaluate.drawing import ACCURACY, FRECHET
+from graftax.evaluate.drawing import ACCURACY, FRECHET, SampleConfig
 from graftax.evaluate.scenes import prompt_set
 from graftax.evaluate.scenes import score as score_scenes
 from graftax.evaluate.scenes.scoring import EXACT
@@ -60,8 +60,9 @@ class Examiner(Protocol):
     columns: str
     about: tuple[str, ...]
 
-    def draw(self, model: Model) -> np.ndarray:
-        """Pictures (n, h, w, c) float32 in [-1, 1]. Raises `NonFinite` where a number is none."""
+    def draw(self, model: Model, sample: SampleConfig | None = None) -> np.ndarray:
+        """Pictures (n, h, w, c) float32 in [-1, 1], drawn as `sample` says, None: as the judging does. Raises `NonFinite`
+        where a number is none."""
         ...
 
     def score(self, pixels: np.ndarray) -> Score:
@@ -95,9 +96,9 @@ class Classes:
             "good for comparing rows of this table. Few samples raise it for all rows alike.",
         )
 
-    def draw(self, model: Model) -> np.ndarray:
+    def draw(self, model: Model, sample: SampleConfig | None = None) -> np.ndarray:
         """As in `Examiner`."""
-        return self._decode(drawing.draw(model, self._labels, self._judging.sample, label="samples"))
+        return self._decode(drawing.draw(model, self._labels, sample or self._judging.sample, label="samples"))
 
     def score(self, pixels: np.ndarray) -> Score:
         """As in `Examiner`."""
@@ -133,10 +134,10 @@ class Scenes:
             f"One picture is {1 / each:.0%} of a category here: its column is a hint, a sweep has the error bars.",
         )
 
-    def draw(self, model: Model) -> np.ndarray:
+    def draw(self, model: Model, sample: SampleConfig | None = None) -> np.ndarray:
         """As in `Examiner`."""
-        words = ids([str(caption) for caption in self._captions])
-        return self._decode(drawing.draw_with(model, {"text": words}, self._judging.sample, label="samples"))
+        words, how = ids([str(caption) for caption in self._captions]), sample or self._judging.sample
+        return self._decode(drawing.draw_with(model, {"text": words}, how, label="samples"))
 
     def score(self, pixels: np.ndarray) -> Score:
         """As in `Examiner`."""

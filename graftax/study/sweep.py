@@ -59,7 +59,7 @@ class Plan:
     @property
     def picture(self) -> str:
         """File name of the grid of final samples."""
-        return f"samples-{re.sub(r'[^a-z0-9]+', '-', self.variant.lower()).strip('-')}-{self.identity}.png"
+        return picture_name(self.variant, self.identity)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def run(config: SweepConfig, folder: Path) -> Findings:
     say(f"{len(plans)} runs, {len(plans) - len(left)} of them done already")
     start = time.perf_counter()
     for i, plan in enumerate(left):
-        _announce(plan, i, len(left), time.perf_counter() - start)
+        announce(plan, i, len(left), time.perf_counter() - start)
         done[plan.identity] = _run(experiment, plan, folder)
         runs = [done[p.identity] for p in plans if p.identity in done]
         _write(folder / RESULTS, experiment, teacher, runs)
@@ -173,7 +173,13 @@ def _is_done(plan: Plan, done: dict[str, Run], folder: Path) -> bool:
     return run is not None and (bool(run.failure) or (folder / plan.picture).exists())
 
 
-def _announce(plan: Plan, index: int, count: int, elapsed: float) -> None:
+def picture_name(variant: str, identity: str) -> str:
+    """File name of the grid of a run's samples."""
+    return f"samples-{re.sub(r'[^a-z0-9]+', '-', variant.lower()).strip('-')}-{identity}.png"
+
+
+def announce(plan: object, index: int, count: int, elapsed: float) -> None:
+    """Say which of `count` runs begins, and how long all that are left take at the rate so far."""
     left = f", about {(count - index) * elapsed / index / 60:.0f} min left" if index else ""
     say(f"--- {plan}: run {index + 1} of {count}{left}")
 

@@ -167,3 +167,12 @@ def test_classify_refuses_other_shapes_and_nothing(fresh: dict) -> None:
     for shape in ((2, 8, 16, 1), (16, 16, 1), (0, 16, 16, 1)):
         with pytest.raises(BadInput, match="images to classify"):
             classify(SMALL, fresh, np.zeros(shape, np.float32))
+
+
+def test_patches_are_the_map_that_features_are_made_of(fresh: dict) -> None:
+    images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 1), minval=-1)
+    found = cls.patches(SMALL, fresh, images)
+    assert found.shape == (2, 4, 16)
+    dense = fresh["Dense_0"]
+    features = np.maximum(np.asarray(found).mean(1) @ dense["kernel"] + dense["bias"], 0)
+    np.testing.assert_allclose(features, classify(SMALL, fresh, images)[1], atol=1e-6)
