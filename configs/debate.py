@@ -134,12 +134,12 @@ CLAIMS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("e", "Norms behind branches are better than pre-norms.", THREAD, "residual-post norms", PLAINLY, ""),
     ("e", "Post-norms hurt.", THREAD, PLAINLY, "post norms", ""),
     *(
-        ("f", f"{name} alone helps.", "LightningDiT (arXiv 2501.01423)", name, PLAINLY, "")
+        ("f", f"There is a gain from {name} alone.", "LightningDiT (arXiv 2501.01423)", name, PLAINLY, "")
         for name in ("SwiGLU", "RMSNorm", "rotary positions", "QK norm", "logit-normal times", "direction loss")
     ),
     (
         "f",
-        "All together help.",
+        "There is a gain from all together.",
         "LightningDiT (arXiv 2501.01423)",
         "LightningDiT, all",
         PLAINLY,

@@ -97,13 +97,18 @@ class Objective:
         """The weighted terms beside the error, each (b,), of velocities (b, h, w, c) at noise fractions (b,)."""
         found: dict[str, jax.Array] = {}
         if self.direction:
-            inner = jnp.sum(velocity * true, -1)
-            size = jnp.linalg.norm(velocity, axis=-1) * jnp.linalg.norm(true, axis=-1)
-            found["direction"] = self.direction * (1 - jnp.mean(inner / jnp.maximum(size, 1e-8), axis=(1, 2)))
+            cosine = jnp.sum(_unit(velocity) * _unit(true), -1)  # (b, h, w)
+            found["direction"] = self.direction * (1 - jnp.mean(cosine, axis=(1, 2)))
         if self.contrast or self.contrast_linear:
             apart = jnp.mean((velocity - jnp.roll(true, 1, axis=0)) ** 2, axis=(1, 2, 3))
             found["contrast"] = -(self.contrast + self.contrast_linear * fraction) * apart
         return found
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """x (..., c) over its length, which counts as 1e-8 at least, as in PyTorch's `cosine_similarity`. Its gradient is finite
+    at 0 too, where a fresh model begins, whose last layer is zero."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), 1e-16))
 
 
 PLAIN = Objective()

@@ -54,7 +54,7 @@ def _ruling(found: Debated, claim: Disputed) -> Ruling:
     words = {
         HOLDS: f"Holds: {claim.better} draws better than {claim.than}",
         OPPOSITE: f"The opposite holds: {claim.better} draws worse than {claim.than}",
-        OPEN: f"{_capital(OPEN)}: {claim.better} and {claim.than} draw alike",
+        OPEN: f"{_capital(OPEN)}: {claim.better} beside {claim.than}",
     }
     sentence = f"{words[apart.verdict]}, {ranked.title} {_versus(sides, ranked)} ({apart.errors})."
     return Ruling(claim, apart.verdict, measured, sentence)

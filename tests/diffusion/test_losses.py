@@ -147,6 +147,15 @@ def test_direction_and_contrast():
         Flow("linear", "eps").training_losses(out, x0, t, noise, objective)
 
 
+def test_direction_has_a_gradient_where_a_fresh_model_begins():
+    """Of a velocity of zero: away from the true one's, as PyTorch's `cosine_similarity` with its eps of 1e-8 has it."""
+    true = jax.random.normal(jax.random.key(0), (1, 2, 2, 4))
+    terms = Objective.parse("none + direction(1)").terms
+    found = jax.grad(lambda v: terms(v, true, jnp.zeros(1))["direction"].sum())(jnp.zeros_like(true))
+    expected = -1e8 / 4 * true / jnp.linalg.norm(true, axis=-1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_lognormal_times(scalars):
     """Of sigma: EDM's and REPA's, from one normal number; the linear path's are logit-normal."""
     key, times = jax.random.key(1), Times.parse("lognormal(-1.2, 1.2)")

@@ -45,7 +45,7 @@ def test_each_claim_gets_its_verdict_from_the_distances():
         "Holds: x draws better than y, Fréchet distance 1.05 ± 0.0707 against 2.05 ± 0.0707 (14.1 standard errors)."
     )
     assert "The opposite holds: y draws worse than x" in rulings[1].sentence
-    assert "Not decidable at this size: y and z draw alike" in rulings[2].sentence
+    assert "Not decidable at this size: y beside z, Fréchet distance" in rulings[2].sentence
     assert "class accuracy 50.0% ± 0.0% against" in rulings[0].measured
     assert "held-out loss 0.65 ± 0.0707 against" in rulings[0].measured
 
