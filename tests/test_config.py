@@ -10,6 +10,7 @@ from graftax import config
 from graftax.errors import BadInput
 from graftax.study import drawing
 from graftax.study.config import EXPERIMENTS, DemoConfig, experiment_of
+from graftax.study.debate_config import DebateConfig
 from graftax.study.pretrain import DiTPretraining, pretraining_of
 from graftax.testing import tiny_spec
 
@@ -125,8 +126,8 @@ def test_the_position_table_is_not_trained_by_default():
 @pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.py")} - {CONFIGS / "common.py"}), ids=lambda path: path.stem)
 def test_shipped_configs_fit_their_schema_and_say_how_to_run(path):
     tree = config.read(path)
-    if tree.get("kind") == drawing.KIND:
-        assert config.build(drawing.DrawingConfig, tree)
+    if (kind := tree.get("kind")) in (drawing.KIND, "debate"):
+        assert config.build(drawing.DrawingConfig if kind == drawing.KIND else DebateConfig, tree)
     else:
         assert pretraining_of(tree) if "task" in tree else experiment_of(tree, *EXPERIMENTS)
     text = ast.get_docstring(ast.parse(path.read_text()))

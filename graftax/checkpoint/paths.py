@@ -108,8 +108,12 @@ def checksum(file: WorkPath) -> list[Any]:
 
 
 def remove(folder: WorkPath) -> None:
-    """Delete a folder with all that is in it."""
-    folder.rmtree()
+    """Delete a folder with all that is in it, also what others delete at the same time: a writer that failed its locks."""
+    while folder.exists():
+        try:
+            folder.rmtree()
+        except FileNotFoundError:
+            continue
     if is_remote(folder):
         folder.rmtree(missing_ok=True)  # the first round leaves what was below an object named like a folder
 
