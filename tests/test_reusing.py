@@ -76,3 +76,17 @@ def test_errors_are_those_of_the_changes(model):
 def test_what_does_not_go_together_is_refused(model, settings, named):
     with pytest.raises(BadInput, match=named):
         graftax.sample(model, LABELS, **{**HOW, **settings})
+
+
+def test_the_command_line(run, tmp_path):
+    """A table of the shipped model, which samples; and what is refused before anything is drawn."""
+    out = tmp_path / "reuse.txt"
+    code, said, _ = run("reuse", "demo", "--share", "0.8", "--steps", "3", "--out", out)
+    assert (code, out.read_text()[:9]) == (0, "table(10,")
+    assert "of the FLOPs left" in said
+    picture = tmp_path / "a.png"
+    assert run("sample", "demo", "--reuse", out, "--steps", "3", "--labels", "0", "--out", picture)[0] == 0
+    for flags, message in ((("--share", "2"), "--share: got 2.0"), (("--longest", "0"), "--longest: got 0")):
+        code, _, error = run("reuse", "demo", *flags, "--out", tmp_path / "b.txt")
+        assert (code, message in error) == (2, True)
+    assert not (tmp_path / "b.txt").exists()

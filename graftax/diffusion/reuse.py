@@ -96,6 +96,12 @@ def _bits(number: int, positions: int) -> tuple[bool, ...]:
     return tuple(bit == "1" for bit in f"{number:0{positions}b}")
 
 
+def check_share(share: float) -> None:
+    """Raise `BadInput` where `share` is none that can be computed."""
+    if not 0 < share <= 1:
+        raise BadInput(f"share: got {share}, expected more than 0, at most 1")
+
+
 def chosen(errors: np.ndarray, share: float) -> Table:
     """The table that computes at most `share` of all positions, with the least error for which that is so.
 
@@ -105,8 +111,7 @@ def chosen(errors: np.ndarray, share: float) -> Table:
     SmoothCache (arXiv 2411.10510), section 3. Raises `BadInput` unless 0 < share <= 1, or where no threshold leaves so
     little: a change is taken for `longest` calls at most.
     """
-    if not 0 < share <= 1:
-        raise BadInput(f"share: got {share}, expected more than 0, at most 1")
+    check_share(share)
     levels = np.unique(errors[np.isfinite(errors)])
     low, high = -1, len(levels) - 1  # below the first level everything is computed
     least = Table(_table(errors, levels[high])).share

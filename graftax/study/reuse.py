@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from graftax.analyze.reuse import LONGEST, reuse_table
-from graftax.diffusion.reuse import Table
+from graftax.diffusion.reuse import Table, check_share
 from graftax.draw import weakened
+from graftax.errors import BadInput
 from graftax.evaluate.drawing import SampleConfig, whole_conditions
 from graftax.models.cost import flops
 from graftax.spec import ModelSpec
@@ -26,6 +27,9 @@ def find_reuse(
     `prompts` and `read` as in `graftax.study.subjects.open_subject`; `sampled`: how models of a spec are drawn. One image
     for each prompt or class. Raises `BadInput` as that does, and as `graftax.analyze.reuse.reuse_table`.
     """
+    check_share(share)
+    if longest < 1:
+        raise BadInput(f"longest: got {longest}, expected 1 or more")
     subject = open_subject(name, prompts, vet=sampled, **read)
     spec, config = subject.model.spec, sampled(subject.model.spec)
     cond = {key: jnp.asarray(value) for key, value in whole_conditions(spec, subject.cond).items()}
