@@ -62,10 +62,10 @@ def calibrate(
     scale, the mean that the latter takes away: it is fitted as a constant and goes into the shift of the `adaln` behind it.
 
     One pass over the next `steps` batches of `data` (arrays, an iterable or a grain dataset, as `graftax.distill.distill`
-    takes it; arrays in batches of `batch_size`) serves all sites, before it another one where there are scales; a site of p
-    features keeps p^2 sums meanwhile. The loss is the squared one, whatever `config` says of losses; matmul type and plan
-    are its. `rng` draws times and noise. The rest as in `graftax.distill.distill_job`, which lists what raises BadInput; so
-    do `steps` below 1.
+    takes it; arrays in batches of `batch_size`) serves all sites, before it another one of the same batches where there are
+    scales, for which an iterator, that cannot begin anew, will not do; a site of p features keeps p^2 sums meanwhile. The
+    loss is the squared one, whatever `config` says of losses; matmul type and plan are its. `rng` draws times and noise. The
+    rest as in `graftax.distill.distill_job`, which lists what raises BadInput; so do `steps` below 1.
     """
     chosen = _chosen(student, sites)
     check_pair(teacher, student, taken_out(chosen))

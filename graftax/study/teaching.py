@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,42 +46,62 @@ class Teaching:
 
     Attributes:
         heldout: image (n, h, w, c) and what goes with it.
-        batches: a new stream of batches to look at neurons on.
+        batches: a new stream of batches, which can begin anew: calibration may look at its first ones twice.
         teach: (teacher, student, name) -> the student with taught scions.
         described: in words.
     """
 
     heldout: Batch
-    batches: Callable[[], Iterator[Batch]]
+    batches: Callable[[], Iterable[Batch]]
     teach: Callable[[Model, Model, str], Model]
     described: str
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Batches of noise in place of images without end, the same ones whenever it is begun.
+
+    Attributes:
+        spec: of the model that they are for; under any classes, or texts of zeros.
+        images: in a batch.
+        seed: of the noise.
+    """
+
+    spec: ModelSpec
+    images: int
+    seed: int
+
+    def batch(self, number: int) -> dict[str, np.ndarray]:
+        """One of them: image (images, h, w, c), and label (images,) or what else the model is conditioned on."""
+        rng = np.random.default_rng([self.seed, number])
+        noise = rng.standard_normal((self.images, *self.spec.image_shape), np.float32)
+        if self.spec.classes:
+            return {"image": noise, "label": rng.integers(0, self.spec.classes, self.images).astype(np.int32)}
+        example = find(self.spec).example(self.spec, self.images)
+        return {"image": noise, **{name: np.asarray(value) for name, value in example.items()}}
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches 1, 2, ..: 0 is left to measure on."""
+        return map(self.batch, itertools.count(1))
 
 
 def from_noise(spec: ModelSpec, images: int = NOISE_IMAGES, seed: int = 0) -> Teaching:
     """Where there are only weights: last layers are fitted by least squares on noise in place of images (any classes, texts
     of zeros), and harm is measured on noise."""
 
-    def batch(number: int) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng([seed, number])
-        noise = rng.standard_normal((images, *spec.image_shape), np.float32)
-        if spec.classes:
-            return {"image": noise, "label": rng.integers(0, spec.classes, images).astype(np.int32)}
-        return {"image": noise, **{name: np.asarray(value) for name, value in find(spec).example(spec, images).items()}}
-
-    def batches() -> Iterator[Batch]:
-        return map(batch, itertools.count(1))
+    noise = Noise(spec, images, seed)
 
     def teach(teacher: Model, student: Model, name: str) -> Model:
         held = {site.held(student.spec).kind for site in scion_sites(student, None)}
         if all(operator_class(kind).readout for kind in held):
-            return calibrate(teacher, student, batches(), CALIBRATED, batch_size=images, show=False)
-        return distill(teacher, student, batches(), NOISE_STAGE, LoopConfig(NOISE_STAGE.steps), show=False)[0]
+            return calibrate(teacher, student, noise, CALIBRATED, batch_size=images, show=False)
+        return distill(teacher, student, noise, NOISE_STAGE, LoopConfig(NOISE_STAGE.steps), show=False)[0]
 
     about = (
         f"fitted by least squares on noise, {CALIBRATED} batches of {images} (joint operators: {NOISE_STAGE.steps} steps of "
         f"stage 1 on it); harm on {images} others"
     )
-    return Teaching(batch(0), batches, teach, about)
+    return Teaching(noise.batch(0), lambda: noise, teach, about)
 
 
 def from_recipe(recipe: Recipe, data: Images, images: int = 512, work: Path | None = None) -> Teaching:

@@ -18,7 +18,7 @@ from graftax.study import plan as plans
 from graftax.study import teaching
 from graftax.study.config import experiment_of
 from graftax.study.plan_check import rank_correlation
-from graftax.surgery import compose, parse
+from graftax.surgery import compose, graft, parse, replace
 from graftax.testing import random_params, tiny_spec, tiny_text_spec
 from graftax.train.chips import CHIPS
 
@@ -100,3 +100,16 @@ def test_rank_correlation():
     assert rank_correlation((1, 1, 2), (1, 1, 2)) == pytest.approx(1)
     assert rank_correlation((1, 2, 3, 4), (1, 2, 2, 1)) == 0
     assert rank_correlation((1, 2), (5, 5)) == 0
+
+
+def test_on_noise_scales_and_last_layers_are_fitted_to_the_same_batches():
+    """Of an operator that has both, so that the batches are looked at twice."""
+    spec = tiny_spec(depth=1, hidden_size=16, num_heads=2)
+    model = Model(spec, random_params(spec, jax.random.key(0)))
+    student = graft(model, replace("blocks[0].mixer", "mha_normed", qk_norm="rms", init="transplant"), jax.random.key(1))
+    teach = teaching.from_noise(spec, images=8).teach
+    first, second = (teach(model, student, "mha_normed").params["blocks"]["00"]["mixer"] for _ in range(2))
+    for part in ("q_norm", "proj"):
+        leaves = zip(*map(jax.tree.leaves, (first[part], student.params["blocks"]["00"]["mixer"][part])), strict=True)
+        assert any((a != b).any() for a, b in leaves)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, second))
