@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-from types import ModuleType
 
 from graftax.backbones.auraflow import zoo as auraflow
 from graftax.backbones.ddt import zoo as ddt
@@ -14,16 +12,13 @@ from graftax.backbones.flux import zoo as flux
 from graftax.backbones.lightningdit import zoo as lightningdit
 from graftax.backbones.maskdit import zoo as maskdit
 from graftax.backbones.pixart import zoo as pixart
+from graftax.backbones.published import Published
 from graftax.backbones.sd3 import zoo as sd3
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
 
-Published = (
-    dit.Published | relatives.Published | lightningdit.Published | ddt.Published | maskdit.Published | pixart.Published
-    | sd3.Published | flux.Published | auraflow.Published
-)  # fmt: skip
-FAMILIES = (dit, relatives, lightningdit, ddt, maskdit, pixart, sd3, flux, auraflow)
-ZOO: dict[str, Published] = {name: found for family in FAMILIES for name, found in family.ZOO.items()}
+FAMILIES = (dit.ZOO, relatives.ZOO, lightningdit.ZOO, ddt.ZOO, maskdit.ZOO, pixart.ZOO, sd3.ZOO, flux.ZOO, auraflow.ZOO)
+ZOO: dict[str, Published] = {name: entry for family in FAMILIES for name, entry in family.items()}
 """Every published model by its name."""
 
 
@@ -37,12 +32,7 @@ def find(name: str) -> Published:
 
 def names() -> list[str]:
     """All names that `spec_of` knows: published models and the families' variants."""
-    return [name for family in FAMILIES for name in (*family.ZOO, *_variants(family))]
-
-
-def _variants(family: ModuleType) -> tuple[str, ...]:
-    """Names of a family's variants, which need no checkpoint."""
-    return tuple(importlib.import_module(f"{family.__package__}.variants").VARIANTS)
+    return [name for family in FAMILIES for name in (*family, *family.variants)]
 
 
 def spec_of(name: str) -> ModelSpec | None:

@@ -1,8 +1,8 @@
 """Models of two stages, as DDT: an encoder makes what the others are conditioned on, so that it may be kept for some steps.
 
-The encoder is what works on the stream "cond" alone (`graftax.blocks.ddt`). What it makes moves slowly along the way from
-noise to data, and holds time and class, which the decoder does not see again: with kept conditions only the decoder runs
-(arXiv 2504.05741, Section 3.4).
+The encoder is what works on the stream "cond" alone; the decoder's blocks read it (`BlockKind.under`). What it makes moves
+slowly along the way from noise to data, and holds time and class, which the decoder does not see again: with kept conditions
+only the decoder runs (arXiv 2504.05741, Section 3.4).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from graftax.blocks import block_kind
-from graftax.blocks.ddt import token_vec
 from graftax.errors import BadInput
 from graftax.models.backbone import Cond, find
 from graftax.models.forward import embed, prepare_params
@@ -47,7 +46,8 @@ class Stages(NamedTuple):
         spec = at_size(self.encoder, x)
         state, context = embed(spec, prepared, x, t, cond, dtype)
         state, _ = run_stack(spec, prepared["blocks"], state, context, dtype=dtype)
-        return token_vec(state, context)
+        reader = self.decoder.blocks[self.decoder.program[0].blocks[0]].kind
+        return block_kind(reader).under(state, context).vec
 
     def decode(self, prepared: Params, x: jax.Array, kept: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
         """The output (b, h, w, c) for images x (b, h, w, c) under what `encode` gave for them, now or some steps ago."""

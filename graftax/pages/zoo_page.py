@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from graftax.backbones.dit.zoo import Scores
-from graftax.backbones.zoo import Published
+from graftax.backbones.published import Published, Scores
 
 
 def listing(models: Iterable[Published]) -> str:

@@ -22,6 +22,13 @@ def difference(before, after):
     return np.abs(one - other).max() / np.abs(one).max()
 
 
+def step_by_step(before, after):
+    """`difference` with every operation a program of its own, so that what is equal is so to the bit on any processor:
+    compiled as one, two models may round differently where operations meet."""
+    with jax.disable_jit():
+        return difference(before, after)
+
+
 @pytest.mark.parametrize(
     ("text", "most"),
     [
@@ -45,7 +52,7 @@ def difference(before, after):
 def test_what_keeps_the_function(text, most):
     student, report = apply_edit(MODEL, parse(text), RNG)
     assert (report.effect, str(report).splitlines()[-1]) == ("kept", "function            kept")
-    assert difference(MODEL, student) <= most
+    assert (difference if most else step_by_step)(MODEL, student) <= most
     assert str(parse(text)) == student.meta.edits[-1]
 
 

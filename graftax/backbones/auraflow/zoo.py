@@ -4,15 +4,16 @@ without JAX."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
+from graftax.backbones.published import Zoo
 from graftax.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Published:
     """One published AuraFlow.
+
+    What is not listed is as in `graftax.backbones.published.Published`.
 
     Attributes:
         name: of its folder.
@@ -28,10 +29,10 @@ class Published:
     flops: int
     note: str = ""
 
-    scores: ClassVar[None] = None
-    edit: ClassVar[str] = ""
-    blocks: ClassVar[tuple[int, ...]] = ()
-    licence: ClassVar[str] = "Apache-2.0, by the model cards"
+    scores: None = None
+    edit: str = ""
+    blocks: tuple[int, ...] = ()
+    licence: str = "Apache-2.0, by the model cards"
 
     @property
     def variant(self) -> str:
@@ -66,19 +67,7 @@ _ENTRIES = (
     Published("AuraFlow-v0.2", "0.2", 6_842_876_928, 43_985_813_035_008, _TABLE),
     Published("AuraFlow-v0.3", "0.3", 6_858_605_568, 43_985_813_035_008, "images of up to 1536 pixels a side"),
 )
-ZOO: dict[str, Published] = {entry.name: entry for entry in _ENTRIES}
-"""Every published model by the name of its diffusers folder on Hugging Face."""
+ZOO = Zoo(_ENTRIES, "graftax.backbones.auraflow.variants", owner="fal", also=lambda entry: (entry.file,))
+"""Every published model by its name."""
 
-_FILES = {entry.file: entry for entry in _ENTRIES}
-
-
-def published(name: str) -> Published | None:
-    """The model of a name, also of a file or folder called like it; None where none is published."""
-    path, known = Path(name), {**ZOO, **_FILES}
-    return next((known[part] for part in (path.stem, path.name, path.parent.name) if part in known), None)
-
-
-def spec_of(name: str) -> ModelSpec | None:
-    """The spec of a published model ("AuraFlow-v0.3") or variant ("auraflow-0.3"), else None."""
-    known = name.removeprefix("fal/")
-    return next((entry.spec() for entry in _ENTRIES if known in (entry.name, entry.variant)), None)
+published = ZOO.published

@@ -5,46 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graftax.backbones.ddt.variants import ddt_spec, variant
-from graftax.errors import BadInput
+from graftax.backbones.sizes import ClassModelSizes
 from graftax.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDTConfig:
-    """Sizes of a DDT: one of the paper's by name, or every size.
+class DDTConfig(ClassModelSizes):
+    """Sizes of a DDT: one of the paper's by name, "DDT-XL/2" and its like, or every size.
 
     Attributes:
-        variant: "DDT-XL/2" and its like; then only `resolution` and `num_classes` count beside it.
-        resolution: 256 or 512 pixels.
-        input_size: side of the (latent) image.
-        patch_size: side of a token in it.
-        in_channels: of the image.
-        hidden_size: width of a token.
-        depth: number of blocks.
-        encoder_blocks: of them the encoder's.
-        num_heads: of attention.
-        num_classes: without the null class.
+        resolution: of one by name, 256 or 512 pixels. `ClassModelSizes` describes the fields not listed here.
+        encoder_blocks: of all blocks the encoder's.
     """
 
-    variant: str | None = None
     resolution: int = 256
-    input_size: int | None = None
-    patch_size: int = 2
-    in_channels: int = 4
-    hidden_size: int | None = None
-    depth: int | None = None
     encoder_blocks: int | None = None
-    num_heads: int | None = None
-    num_classes: int = 1000
 
     def spec(self) -> ModelSpec:
         """The `ModelSpec`. Raises `BadInput` where sizes are missing or do not fit together."""
         if self.variant is not None:
             return variant(self.variant, self.resolution, self.num_classes)
-        names = ("input_size", "hidden_size", "depth", "encoder_blocks", "num_heads")
-        sizes = {name: getattr(self, name) for name in names}
-        if missing := [name for name, value in sizes.items() if value is None]:
-            raise BadInput(f"model: neither variant nor {', '.join(missing)}; expected one or the other")
-        return ddt_spec(
-            patch_size=self.patch_size, in_channels=self.in_channels, num_classes=self.num_classes, **sizes
-        )
+        return ddt_spec(**self.sizes("encoder_blocks"))

@@ -4,16 +4,16 @@ without JAX."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
-from graftax.backbones.dit.zoo import Scores
+from graftax.backbones.published import Scores, Zoo
 from graftax.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Published:
     """A published DDT-XL/2, of 22 encoder and 6 decoder blocks.
+
+    What is not listed is as in `graftax.backbones.published.Published`.
 
     Attributes:
         name: of its repository.
@@ -27,11 +27,11 @@ class Published:
     resolution: int
     flops: int
 
-    params: ClassVar[int] = 674_646_352
-    note: ClassVar[str] = "a checkpoint of PyTorch Lightning, for images of any size; input_size=64 for 512 pixels"
-    edit: ClassVar[str] = ""
-    blocks: ClassVar[tuple[int, ...]] = ()
-    licence: ClassVar[str] = "none given in the authors' repository: all rights reserved, ask them"
+    params: int = 674_646_352
+    note: str = "a checkpoint of PyTorch Lightning, for images of any size; input_size=64 for 512 pixels"
+    edit: str = ""
+    blocks: tuple[int, ...] = ()
+    licence: str = "none given in the authors' repository: all rights reserved, ask them"
 
     def spec(self) -> ModelSpec:
         """What the model is."""
@@ -54,21 +54,7 @@ _ENTRIES = (
     Published("DDT-XL-22en6de-R256", Scores(1.26), 256, 263_042_859_008),
     Published("DDT-XL-22en6de-R512", Scores(1.28), 512, 1_153_283_883_008),
 )
-ZOO: dict[str, Published] = {entry.name: entry for entry in _ENTRIES}
+ZOO = Zoo(_ENTRIES, "graftax.backbones.ddt.variants", owner="MCG-NJU")
 """Every published model by its name."""
 
-
-def published(name: str) -> Published | None:
-    """The model of a name, also of a file or folder called like it; None where none is published."""
-    path = Path(name)
-    return next((ZOO[part] for part in (path.stem, path.name, path.parent.name) if part in ZOO), None)
-
-
-def spec_of(name: str) -> ModelSpec | None:
-    """The spec of a published model ("DDT-XL-22en6de-R256") or variant ("DDT-L/2", 256 pixels), else None."""
-    from graftax.backbones.ddt.variants import VARIANTS, variant
-
-    known = name.removeprefix("MCG-NJU/")
-    if known in ZOO:
-        return ZOO[known].spec()
-    return variant(name) if name in VARIANTS else None
+published = ZOO.published

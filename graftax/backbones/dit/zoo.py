@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from graftax.backbones.published import Scores, Zoo
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec, OpSpec, op
 
@@ -40,17 +41,6 @@ _GRAFTED = (
     "made from DiT-XL/2, whose weights are CC BY-NC, so no commercial use; the Apache-2.0 licence of the grafting code does "
     "not change that"
 )
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What was published of a model's samples; None where it was not, or could not be checked here."""
-
-    fid: float
-    inception_score: float | None = None
-    sfid: float | None = None
-    precision: float | None = None
-    recall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,12 +121,6 @@ class Published:
         return _GRAFTED if self.operator else _DIT
 
 
-def published(name: str) -> Published | None:
-    """The model of a name, also of a file or folder called like it; None where none is published."""
-    path = Path(name)
-    return next((ZOO[part] for part in (path.stem, path.name, path.parent.name) if part in ZOO), None)
-
-
 def check_published(path: Path, spec: ModelSpec) -> None:
     """Raise `BadInput` where a file has a published model's name, NAME/model.pt or DiT-XL-2-256x256.pt, but is another.
 
@@ -157,16 +141,6 @@ def check_published(path: Path, spec: ModelSpec) -> None:
         f"named as a published model of {expected.depth} blocks, width {expected.width}, {expected.tokens} tokens, "
         f"but holds {spec.depth} blocks, width {spec.width}, {spec.tokens} tokens"
     )
-
-
-def spec_of(name: str) -> ModelSpec | None:
-    """The spec of a published model ("dit-xl2-mha-swa-50p-fid2.67") or DiT variant ("DiT-B/4", 256 pixels), else None."""
-    from graftax.backbones.dit.variants import VARIANTS, variant
-
-    known = name.removeprefix("grafting/")
-    if known in ZOO:
-        return ZOO[known].spec()
-    return variant(name) if name in VARIANTS else None
 
 
 def _grafted(label: str, operator: OpSpec, percent: int, *scores: float, suffix: str = "", note: str = "") -> Published:
@@ -218,5 +192,5 @@ _ENTRIES = (
     _grafted("mlp-hyena_x", _MLP_X, 50, 2.64, 265.60, 4.66, 0.83, 0.56, note="the paper says 2.63 once"),
     _grafted("mlp-hyena_x", _MLP_X, 75, 3.26, 226.13, 4.79, 0.81, 0.55),
 )  # fmt: skip
-ZOO: dict[str, Published] = {entry.name: entry for entry in _ENTRIES}
+ZOO = Zoo(_ENTRIES, "graftax.backbones.dit.variants", owner="grafting")
 """Every published model by its name: the folder on Hugging Face, for DiT the file's name without its suffix."""

@@ -4,9 +4,8 @@ without JAX."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
+from graftax.backbones.published import Zoo
 from graftax.spec import ModelSpec
 
 OWNER = "black-forest-labs"
@@ -15,6 +14,8 @@ OWNER = "black-forest-labs"
 @dataclass(frozen=True)
 class Published:
     """One published Flux.
+
+    What is not listed is as in `graftax.backbones.published.Published`.
 
     Attributes:
         name: as its authors call it.
@@ -32,9 +33,9 @@ class Published:
     licence: str
     note: str
 
-    scores: ClassVar[None] = None
-    edit: ClassVar[str] = ""
-    blocks: ClassVar[tuple[int, ...]] = ()
+    scores: None = None
+    edit: str = ""
+    blocks: tuple[int, ...] = ()
 
     def spec(self) -> ModelSpec:
         """What the model is."""
@@ -69,22 +70,7 @@ _ENTRIES = (
         "guidance-distilled: guidance is a condition, 3.5 as a rule",
     ),
 )  # fmt: skip
-ZOO: dict[str, Published] = {entry.name: entry for entry in _ENTRIES}
-"""Every published model by its name, also that of its diffusers folder on Hugging Face."""
+ZOO = Zoo(_ENTRIES, "graftax.backbones.flux.variants", owner=OWNER, also=lambda entry: (entry.file,))
+"""Every published model by its name."""
 
-
-def published(name: str) -> Published | None:
-    """The model of a name, also of a file or folder called like it; None where none is published."""
-    path = Path(name)
-    known = {**ZOO, **{entry.file: entry for entry in _ENTRIES}}
-    return next((known[part] for part in (path.stem, path.name, path.parent.name) if part in known), None)
-
-
-def spec_of(name: str) -> ModelSpec | None:
-    """The spec of a published model ("FLUX.1-dev") or variant ("flux-dev"), else None."""
-    from graftax.backbones.flux.variants import VARIANTS, variant
-
-    known = name.removeprefix(f"{OWNER}/")
-    if known in ZOO:
-        return ZOO[known].spec()
-    return variant(name) if name in VARIANTS else None
+published = ZOO.published

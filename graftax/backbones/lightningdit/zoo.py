@@ -4,16 +4,16 @@ list is read without JAX."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
-from graftax.backbones.dit.zoo import Scores
+from graftax.backbones.published import Scores, Zoo
 from graftax.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Published:
     """A published LightningDiT-XL/1.
+
+    What is not listed is as in `graftax.backbones.published.Published`.
 
     Attributes:
         name: of its repository, and of the file without its suffix.
@@ -25,11 +25,11 @@ class Published:
     scores: Scores
     note: str
 
-    params: ClassVar[int] = 675_256_736
-    flops: ClassVar[int] = 237_333_020_672
-    edit: ClassVar[str] = ""
-    blocks: ClassVar[tuple[int, ...]] = ()
-    licence: ClassVar[str] = "MIT, by the authors' repository"
+    params: int = 675_256_736
+    flops: int = 237_333_020_672
+    edit: str = ""
+    blocks: tuple[int, ...] = ()
+    licence: str = "MIT, by the authors' repository"
 
     def spec(self) -> ModelSpec:
         """What the model is."""
@@ -58,21 +58,7 @@ _ENTRIES = (
         "64 epochs; guidance 10 on 3 of 32 channels from a data fraction of 0.1; 5.14 without",
     ),
 )  # fmt: skip
-ZOO: dict[str, Published] = {entry.name: entry for entry in _ENTRIES}
+ZOO = Zoo(_ENTRIES, "graftax.backbones.lightningdit.variants", owner="hustvl")
 """Every published model by its name."""
 
-
-def published(name: str) -> Published | None:
-    """The model of a name, also of a file or folder called like it; None where none is published."""
-    path = Path(name)
-    return next((ZOO[part] for part in (path.stem, path.name, path.parent.name) if part in ZOO), None)
-
-
-def spec_of(name: str) -> ModelSpec | None:
-    """The spec of a published model ("lightningdit-xl-imagenet256-64ep") or variant ("LightningDiT-B/1"), else None."""
-    from graftax.backbones.lightningdit.variants import VARIANTS, variant
-
-    known = name.removeprefix("hustvl/")
-    if known in ZOO:
-        return ZOO[known].spec()
-    return variant(name) if name in VARIANTS else None
+published = ZOO.published

@@ -7,10 +7,8 @@ Scores are those of the authors on 50,000 ImageNet samples (arXiv 2306.09305, Ta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
-from graftax.backbones.dit.zoo import Scores
+from graftax.backbones.published import Scores, Zoo
 from graftax.spec import ModelSpec
 
 _BUCKET = "https://maskdit-bucket.s3.us-west-2.amazonaws.com"
@@ -19,6 +17,8 @@ _BUCKET = "https://maskdit-bucket.s3.us-west-2.amazonaws.com"
 @dataclass(frozen=True)
 class Published:
     """One published MaskDiT-XL/2 at 256 pixels.
+
+    What is not listed is as in `graftax.backbones.published.Published`.
 
     Attributes:
         name: as its authors' download script has it.
@@ -32,12 +32,12 @@ class Published:
     scores: Scores | None = None
     note: str = ""
 
-    params: ClassVar[int] = 730_541_200
-    flops: ClassVar[int] = 251_623_276_544
-    edit: ClassVar[str] = ""
-    blocks: ClassVar[tuple[int, ...]] = ()
-    page: ClassVar[str] = "https://github.com/Anima-Lab/MaskDiT"
-    licence: ClassVar[str] = "MIT, by the authors' repository"
+    params: int = 730_541_200
+    flops: int = 251_623_276_544
+    edit: str = ""
+    blocks: tuple[int, ...] = ()
+    page: str = "https://github.com/Anima-Lab/MaskDiT"
+    licence: str = "MIT, by the authors' repository"
 
     def spec(self) -> ModelSpec:
         """What the model is."""
@@ -59,20 +59,7 @@ _ENTRIES = (
     ),
     Published("maskdit-finetune-cos", "cos-2037500.pt", note="trained on all tokens at last, the masked share falling"),
 )  # fmt: skip
-ZOO: dict[str, Published] = {entry.name: entry for entry in _ENTRIES}
+ZOO = Zoo(_ENTRIES, "graftax.backbones.maskdit.variants")
 """Every published model by its name."""
 
-
-def published(name: str) -> Published | None:
-    """The model of a name, also of a file or folder called like it; None where none is published."""
-    path = Path(name)
-    return next((ZOO[part] for part in (path.stem, path.name, path.parent.name) if part in ZOO), None)
-
-
-def spec_of(name: str) -> ModelSpec | None:
-    """The spec of a published model ("maskdit-finetune0") or variant ("MaskDiT-B/2"), else None."""
-    from graftax.backbones.maskdit.variants import VARIANTS, variant
-
-    if name in ZOO:
-        return ZOO[name].spec()
-    return variant(name) if name in VARIANTS else None
+published = ZOO.published

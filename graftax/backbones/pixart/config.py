@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graftax.backbones.pixart.variants import pixart_spec, variant
-from graftax.errors import BadInput
+from graftax.backbones.sizes import required
 from graftax.spec import ModelSpec
 
 
@@ -47,10 +47,7 @@ class PixArtConfig:
         """The `ModelSpec`. Raises `BadInput` where sizes are missing or do not fit together."""
         if self.variant is not None:
             return variant(self.variant)
-        names = ("input_size", "hidden_size", "depth", "num_heads", "text_width", "text_tokens")
-        sizes = {name: getattr(self, name) for name in names}
-        if missing := [name for name, value in sizes.items() if value is None]:
-            raise BadInput(f"model: neither variant nor {', '.join(missing)}; expected one or the other")
+        sizes = required(self, "input_size", "hidden_size", "depth", "num_heads", "text_width", "text_tokens")
         return pixart_spec(
             patch_size=self.patch_size, in_channels=self.in_channels, words=self.words, text_blocks=self.text_blocks,
             text_heads=self.text_heads, vocabulary=self.vocabulary, **sizes,

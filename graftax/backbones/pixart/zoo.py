@@ -4,9 +4,8 @@ JAX."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
+from graftax.backbones.published import Zoo
 from graftax.spec import ModelSpec
 
 _LICENCE = "CreativeML Open RAIL++-M, which restricts uses, by the model cards"
@@ -15,6 +14,8 @@ _LICENCE = "CreativeML Open RAIL++-M, which restricts uses, by the model cards"
 @dataclass(frozen=True)
 class Published:
     """One published PixArt, as in its authors' file.
+
+    What is not listed is as in `graftax.backbones.published.Published`.
 
     Attributes:
         name: of the file, without its suffix.
@@ -30,10 +31,10 @@ class Published:
     flops: int
     note: str = ""
 
-    scores: ClassVar[None] = None
-    edit: ClassVar[str] = ""
-    blocks: ClassVar[tuple[int, ...]] = ()
-    licence: ClassVar[str] = _LICENCE
+    scores: None = None
+    edit: str = ""
+    blocks: tuple[int, ...] = ()
+    licence: str = _LICENCE
 
     def spec(self) -> ModelSpec:
         """What the model is."""
@@ -64,21 +65,7 @@ _ENTRIES = (
     Published("PixArt-Sigma-XL-2-1024-MS", "pixart-sigma-1024", 612_084_896, 6_649_713_164_288),
     Published("PixArt-Sigma-XL-2-2K-MS", "pixart-sigma-2048", 612_084_896, 52_610_491_645_952, _2K),
 )
-ZOO: dict[str, Published] = {entry.name: entry for entry in _ENTRIES}
-"""Every published model by its name, also that of its diffusers folder on Hugging Face."""
+ZOO = Zoo(_ENTRIES, "graftax.backbones.pixart.variants", owner="PixArt-alpha")
+"""Every published model by its name."""
 
-
-def published(name: str) -> Published | None:
-    """The model of a name, also of a file or folder called like it; None where none is published."""
-    path = Path(name)
-    return next((ZOO[part] for part in (path.stem, path.name, path.parent.name) if part in ZOO), None)
-
-
-def spec_of(name: str) -> ModelSpec | None:
-    """The spec of a published model ("PixArt-Sigma-XL-2-1024-MS") or variant ("pixart-sigma-1024"), else None."""
-    from graftax.backbones.pixart.variants import VARIANTS, variant
-
-    known = name.removeprefix("PixArt-alpha/")
-    if known in ZOO:
-        return ZOO[known].spec()
-    return variant(name) if name in VARIANTS else None
+published = ZOO.published

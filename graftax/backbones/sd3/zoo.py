@@ -4,15 +4,16 @@ JAX."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
+from graftax.backbones.published import Zoo
 from graftax.spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Published:
     """One published SD3, as in its authors' file.
+
+    What is not listed is as in `graftax.backbones.published.Published`.
 
     Attributes:
         name: of the file, without its suffix.
@@ -30,11 +31,11 @@ class Published:
     params: int
     flops: int
 
-    note: ClassVar[str] = "its authors give it to those who have agreed to its licence"
-    scores: ClassVar[None] = None
-    edit: ClassVar[str] = ""
-    blocks: ClassVar[tuple[int, ...]] = ()
-    licence: ClassVar[str] = "Stability AI Community License, which restricts uses, by the model cards"
+    note: str = "its authors give it to those who have agreed to its licence"
+    scores: None = None
+    edit: str = ""
+    blocks: tuple[int, ...] = ()
+    licence: str = "Stability AI Community License, which restricts uses, by the model cards"
 
     def spec(self) -> ModelSpec:
         """What the model is."""
@@ -59,24 +60,7 @@ _ENTRIES = (
     Published("sd3.5_medium", "sd3.5-medium", _MEDIUM_35, _MEDIUM_35, 2_469_663_936, 11_273_508_055_248),
     Published("sd3.5_large", "sd3.5-large", _LARGE_35, _LARGE_35, 8_146_280_768, 31_163_306_536_028),
 )
-ZOO: dict[str, Published] = {entry.name: entry for entry in _ENTRIES}
+ZOO = Zoo(_ENTRIES, "graftax.backbones.sd3.variants", owner="stabilityai", also=lambda entry: (entry.home, entry.folder))
 """Every published model by its name."""
 
-_CALLED = {name: entry for entry in _ENTRIES for name in (entry.name, entry.home, entry.folder)}
-
-
-def published(name: str) -> Published | None:
-    """The model of a name, also of a file or folder called like it; None where none is published."""
-    path = Path(name)
-    return next((_CALLED[part] for part in (path.name, path.stem, path.parent.name) if part in _CALLED), None)
-
-
-def spec_of(name: str) -> ModelSpec | None:
-    """The spec of a published model ("sd3_medium", "stabilityai/stable-diffusion-3.5-large") or variant ("sd3-medium"), else
-    None."""
-    from graftax.backbones.sd3.variants import VARIANTS, variant
-
-    known = name.removeprefix("stabilityai/")
-    if known in _CALLED:
-        return _CALLED[known].spec()
-    return variant(name) if name in VARIANTS else None
+published = ZOO.published

@@ -10,7 +10,7 @@ from golden_checkpoints import spec_of as spec_of_file
 
 from graftax.backbones.dit import variant
 from graftax.backbones.dit.variants import VARIANTS
-from graftax.backbones.dit.zoo import ZOO, spec_of
+from graftax.backbones.dit.zoo import ZOO
 from graftax.backbones.zoo import find
 from graftax.errors import BadInput
 from graftax.models.cost import count_params, flops
@@ -95,10 +95,10 @@ def test_names_are_found_and_others_refused():
     entry = find("dit-xl2-mha-swa-75p-fid3.09")
     assert find("grafting/dit-xl2-mha-swa-75p-fid3.09") is entry
     assert entry.operator == op("swa", window=4)
-    assert spec_of(entry.name) == entry.spec()
-    assert spec_of("DiT-S/8") == variant("DiT-S/8")
+    assert ZOO.spec_of(entry.name) == entry.spec()
+    assert ZOO.spec_of("DiT-S/8") == variant("DiT-S/8")
     assert len(VARIANTS) == 12
-    assert all(spec_of(name) is None for name in ("DiT-M/2", "model.pt", ""))
+    assert all(ZOO.spec_of(name) is None for name in ("DiT-M/2", "model.pt", ""))
     with pytest.raises(BadInput, match=r"no model 'mamba_2-75p' among \d+; nearest are dit-xl2-mha-mamba_2-75p-fid3\.02$"):
         find("mamba_2-75p")
     with pytest.raises(BadInput, match=r"nearest are dit-xl2-mha-hyena_y-50p-fid2\.72"):

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from graftax.backbones.dit import zoo as dit
-from graftax.backbones.dit.zoo import Scores
+from graftax.backbones.published import Scores, Zoo
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
 
@@ -25,6 +24,8 @@ _XL, _XL_F16 = (675_111_184, 237_292_126_208), (675_148_064, 237_311_000_576)
 @dataclass(frozen=True)
 class Published:
     """One published model.
+
+    What is not listed is as in `graftax.backbones.published.Published`.
 
     Attributes:
         name: ours: the authors' files are called "last.pt" and the like.
@@ -52,8 +53,8 @@ class Published:
     layout: str = ""
     note: str = ""
 
-    edit: ClassVar[str] = ""
-    blocks: ClassVar[tuple[int, ...]] = ()
+    edit: str = ""
+    blocks: tuple[int, ...] = ()
 
     def spec(self) -> ModelSpec:
         """What the model is."""
@@ -111,24 +112,22 @@ _ENTRIES = (
         note="denoises 8 components of DINOv2's features with the 4 channels of the latents",
     ),
 )  # fmt: skip
-ZOO: dict[str, Published] = {entry.name: entry for entry in _ENTRIES}
+ZOO = Zoo(
+    _ENTRIES, "graftax.backbones.dit.relatives.variants", make="relative",
+    also=lambda entry: ("SiT-XL-2-256",) * (entry.name == "SiT-XL-2-256x256"),  # its file where it lies
+)  # fmt: skip
 """Every published model by its name."""
-
-ALIASES = {"SiT-XL-2-256": "SiT-XL-2-256x256"}
-"""What a file is called where it lies, and by its authors' code."""
 
 
 def published(name: str) -> Published | dit.Published | None:
     """The model of a name, a DiT's included, also of a file or folder called like it; None where none is published."""
-    path = Path(name)
-    parts = (ALIASES.get(part, part) for part in (path.stem, path.name, path.parent.name))
-    return next((ZOO[part] for part in parts if part in ZOO), None) or dit.published(name)
+    return ZOO.published(name) or dit.ZOO.published(name)
 
 
 def check_published(path: Path, spec: ModelSpec) -> None:
     """Raise `BadInput` where a file has a published model's name but is another, or was read as one of another family; for
     DiT's see `graftax.backbones.dit.zoo.check_published`."""
-    entry = ZOO.get(ALIASES.get(path.stem, path.stem))
+    entry = ZOO.published(path.name)
     if entry is None:
         dit.check_published(path, spec)
         return
@@ -139,12 +138,3 @@ def check_published(path: Path, spec: ModelSpec) -> None:
     if alike and entry.layout:
         raise BadInput(f"named as a published {entry.variant}, but read as {spec.prediction}; give layout={entry.layout!r}")
     raise BadInput(f"named as a published {entry.variant} of {entry.params:,} parameters, but holds another model")
-
-
-def spec_of(name: str) -> ModelSpec | None:
-    """The spec of a published model ("SiT-XL-2-256x256") or of a variant ("REPA-B/2", 256 pixels), else None."""
-    from graftax.backbones.dit.relatives.variants import VARIANTS, relative
-
-    if name in ZOO:
-        return ZOO[name].spec()
-    return relative(name) if name in VARIANTS else None
