@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from graftax.distill.groups import over_sites
+from graftax.errors import BadInput
 from graftax.ops.ssd import default_chunk
-from graftax.ops.target import compiling_for, target
+from graftax.ops.target import KERNELS, compiling_for, kernels, target
 from graftax.ops.window import default_block
 
 
@@ -30,3 +32,14 @@ def test_sites_are_one_batch_on_tpus():
         assert not loops()
     with compiling_for("cpu"):
         assert loops()
+
+
+def test_kernels_on_tpus_alone_and_off_by_a_switch(monkeypatch):
+    assert not kernels()
+    with compiling_for("tpu"):
+        assert kernels()
+        monkeypatch.setenv(KERNELS, "off")
+        assert not kernels()
+        monkeypatch.setenv(KERNELS, "no")
+        with pytest.raises(BadInput, match="GRAFTAX_KERNELS: got 'no', expected on or off"):
+            kernels()
