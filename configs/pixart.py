@@ -19,7 +19,8 @@ From the paper: the model at 2048; Hyena-X in blocks 8, 10, .. 18 and 20 to 27; 
 by LoRA of rank 64. Ours, since it does not say: four taps, L1 and rates as in its experiments on DiT-XL/2; 25,000 steps of
 8 images at 2048, one a chip (8 x the tokens of DiT's 64), of 32 at 1024, of 64 below; adapters on every product of the
 blocks, those of the new operators too, with alpha = rank; 2,000 steps of 64 images at a rate warmed up to 1e-4; one caption
-in ten dropped. Windows of `swa` are a quarter of a row long, as 4 tokens are of DiT's 16; those of `swa_2d` a sixteenth.
+in ten dropped. Windows of `swa` are a quarter of a row long, as 4 tokens are of DiT's 16; those of `swa_2d` and the discs of
+`clear` a sixteenth. `linear`, `clear` and `sla`, which the paper does not have, begin with the teacher's projections.
 
 Hardware: v5e-8 or v6e-8, weights split over 8 chips (a single device: `--config.mesh.fsdp=1`, a distill.batch_size and a
 finetune.accumulate that fit it). Hours there, stage 1 + stage 2, are computed from our FLOP counts at 40 % of peak; drawing
@@ -35,6 +36,9 @@ of the student. Expect what the paper reports; not run here.
     swa,2048         612,084,896    1.49   5.30 + 5.96   1.14 + 1.28        -
     swa_2d,2048      612,084,896    1.48   5.36 + 6.00   1.15 + 1.29        -
     mamba2,2048      653,774,656    1.44   5.66 + 6.19   1.21 + 1.33        -
+    linear,2048      612,246,176    1.49   5.30 + 5.97   1.14 + 1.28        -
+    clear,2048       612,084,896    1.49   5.33 + 5.98   1.14 + 1.28        -
+    sla,2048         612,158,480    1.46   5.53 + 6.11   1.19 + 1.31        -
     hyena_x,1024     612,326,816    1.20   2.99 + 0.94   0.64 + 0.20        -
     hyena_x,512      612,326,816    1.06   1.23 + 0.21   0.26 + 0.04        -
     hyena_x,256      612,326,816    1.01   0.32 + 0.06   0.07 + 0.01        -
@@ -78,7 +82,10 @@ SIZES = {
 
 
 def operators(size: int) -> dict[str, str]:
-    """Every mixer by name; windows reach as far in the picture at every size, as 4 of a row's 16 tokens do in the paper."""
+    """Every mixer by name, as `replace` takes it.
+
+    Windows reach as far in the picture at every size, as 4 of a row's 16 tokens do in the paper.
+    """
     side = size // 16  # tokens
     return {
         "hyena_x": "hyena_x(kernel=4)",
@@ -89,6 +96,9 @@ def operators(size: int) -> dict[str, str]:
         "swa": f"swa(window={side // 4})",
         "swa_2d": f"swa_2d(window={side // 16})",
         "mamba2": "mamba2(d_state=64, headdim=16, expand=2, d_conv=4)",
+        "linear": "linear(feature=relu, conv=true), init=transplant",
+        "clear": f"clear(radius={side // 16}), init=transplant",
+        "sla": "sla(block=64, topk=0.05), init=transplant",
     }
 
 
@@ -106,7 +116,7 @@ def get_config(argument: str = "hyena_x,2048") -> ConfigDict:
     return ConfigDict({
         "workdir": f"runs/pixart/{operator}_{side}",
         "teacher": size.teacher,
-        "graft": {"edits": (f"blocks[{BLOCKS}].mixer={known[operator]}", LORA)},
+        "graft": {"edits": (f"replace(blocks[{BLOCKS}].mixer, {known[operator]})", LORA)},
         "data": {
             "source": f"drawn_{side}", "latents": "given", "held_out": 0.01, "test_subset": str(size.batch), "subset": "12k",
         },

@@ -30,7 +30,7 @@ from graftax.train.state import split
 
 FILE = Path(__file__).parents[2] / "configs" / "pixart.py"
 DOCSTRING = ast.get_docstring(ast.parse(FILE.read_text()))
-OPERATORS = ("hyena_x", "hyena_se", "hyena_y", "hyena_2d", "hyena_long", "swa", "swa_2d", "mamba2")
+OPERATORS = ("hyena_x", "hyena_se", "hyena_y", "hyena_2d", "hyena_long", "swa", "swa_2d", "mamba2", "linear", "clear", "sla")
 SIZES = (256, 512, 1024, 2048)
 GRAFTED = (8, 10, 12, 14, 16, 18, 20, 21, 22, 23, 24, 25, 26, 27)
 CHIPS = {"hours on v5e": "v5e:2x4", "hours on v6e": "v6e:2x4"}
