@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -33,7 +33,7 @@ from graftax.models.arguments import as_key
 from graftax.models.backbone import Cond, find
 from graftax.models.forward import forward_prepared, prepare_params
 from graftax.models.model import Model, check_inputs, given_conditions
-from graftax.models.policy import PLAIN, Policy
+from graftax.models.policy import PLAIN, Draws, Policy
 from graftax.models.prediction import Interface, as_called
 from graftax.models.stages import stages
 from graftax.ops.base import Params
@@ -54,7 +54,7 @@ def sampling_for(spec: ModelSpec, sampling: Sampling | None = None, **settings: 
     if sampling is None:
         sampling = Sampling(**settings_for(spec, **settings))
     check_sampler(spec.prediction, sampling.sampler)
-    check_skip(spec, sampling.skip)
+    check_weak(spec, sampling.weak, sampling.skip)
     if sampling.refresh:
         stages(spec)  # refuses models of one
     check_reuse(spec, sampling.reuse)
@@ -73,13 +73,16 @@ def settings_for(spec: ModelSpec, **settings: Any) -> dict[str, Any]:
         family = {name: value for name, value in family.items() if name not in of_its_own}
     fields = {**own, **family, **settings}
     check_sampler(spec.prediction, fields.get("sampler", Sampling.sampler))
-    check_skip(spec, fields.get("skip", ()))
+    check_weak(spec, fields.get("weak", Sampling.weak), fields.get("skip", ()))
     check_reuse(spec, fields.get("reuse", ""))
     return fields
 
 
-def check_skip(spec: ModelSpec, positions: Sequence[int]) -> None:
-    """Raise `BadInput` where the program of a model does not have `positions`, or nothing else."""
+def check_weak(spec: ModelSpec, weak: str, positions: Sequence[int]) -> None:
+    """Raise `BadInput` where the program of a model does not have the skipped `positions`, or nothing else, and where the
+    features that `weak` is to leave out are none."""
+    if weak == "representation" and not spec.option("features", 0):
+        raise BadInput(f"weak: got {weak!r}, of a model that denoises nothing beside its latents, expected one that does")
     if positions and not (max(positions) < len(spec.program) > len(set(positions))):
         last = len(spec.program) - 1
         raise BadInput(f"skip: got {tuple(positions)}, expected positions 0..{last} of the program, not all of them")
@@ -167,23 +170,24 @@ def draw(
 
 def sampler_steps(
     spec: ModelSpec, prepared: Params, sampling: Sampling, null: Cond | None = None, dtype: DTypeLike | None = None,
-    weak: Weak | None = None, keys: jax.Array | None = None,
+    weak: Weak | None = None, keys: jax.Array | Draws | None = None,
 ) -> Steps:  # fmt: skip
     """The steps that `sample` takes, with guidance, on prepared parameters; to be called inside of `jit`.
 
-    `weak`: what is led away from, prepared; `keys` (b,): what its policy draws from, anew in every call. Raises `BadInput`
-    where it is needed and missing.
+    `weak`: what is led away from, prepared; `keys` (b,): what its policy draws from, anew in every call, or what it has
+    drawn for all of them (`Policy.draw`). Raises `BadInput` where it is needed and missing.
     """
-    if (sampling.skip or sampling.weak != "null") and weak is None:
+    if (sampling.skip or sampling.weak not in ("null", "representation")) and weak is None:
         what = f"weak {sampling.weak!r}, skip {sampling.skip}"
         raise BadInput(f"{what}: expected none here: steps one by one know no weaker pass")
     if sampling.refresh or sampling.reuse:
         raise BadInput(f"refresh {sampling.refresh}, reuse {sampling.reuse!r}: expected none, steps one by one keep nothing")
     way = way_for(spec.prediction, sampling)
 
-    def network(spec: ModelSpec, prepared: Params, policy: Policy = PLAIN) -> ModelFn:
+    def network(spec: ModelSpec, prepared: Params, policy: Policy = PLAIN, *, features: bool = True) -> ModelFn:
         def raw(x: jax.Array, t: jax.Array, cond: Any) -> jax.Array:
             draws = _drawn(policy, spec, keys, t) if policy else None
+            x = x if features else x.at[..., spec.latent_channels :].set(0)
             return forward_prepared(spec, prepared, x, t, cond, dtype=dtype, policy=policy, key=draws)[0]
 
         return as_called(spec.prediction, raw, way.target, way.path)
@@ -196,6 +200,8 @@ def sampler_steps(
         times = schedule(sampling, way).timestep if sampling.flow else sampling.timesteps
         first, last = (times[i] for i in (sampling.skip_steps[0], sampling.skip_steps[-1]))
         weaker, away = Weaker(away, sampling.skip_scale, first, last), None
+    if sampling.weak == "representation":
+        away = network(spec, prepared, features=False)
     own = network(spec, prepared)
     guide = guided(own, sampling.cfg_scale, twin, sampling.cfg_channels, weaker, away, varies=sampling.varies)
     return Steps(guide, sampling, way=way)
@@ -254,9 +260,11 @@ def _encoded(spec: ModelSpec, params: Params, x: jax.Array, cond: Cond, keys: ja
     return refreshing_steps(spec, params, how).kept(x, cond, keys, None)["own"]
 
 
-def _drawn(policy: Policy, spec: ModelSpec, keys: jax.Array | None, t: jax.Array) -> dict[str, jax.Array]:
+def _drawn(policy: Policy, spec: ModelSpec, keys: jax.Array | Draws | None, t: jax.Array) -> Draws:
     """What a policy leaves out in a call at times t (b,), of each image by itself."""
     assert keys is not None, "images have keys where a policy is given"
+    if isinstance(keys, Mapping):
+        return keys
     number = jax.lax.bitcast_convert_type(t[0].astype(jnp.float32), jnp.int32)
     own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, WEAK), number))(keys)
     return {name: one[:, 0] for name, one in jax.vmap(lambda key: dict(policy.draw(spec, key, 1)))(own).items()}

@@ -1,4 +1,4 @@
-"""SiT, TREAD, REPA, SRA and REG with their reference arrays, as files hold them: models, and what stands beside them."""
+"""DiT's relatives with their reference arrays, as files hold them: models, and what stands beside them."""
 
 import functools
 import tempfile
@@ -12,8 +12,8 @@ from graftax.checkpoint.torch_reader import read_torch
 from graftax.checkpoint.torch_writer import write_torch
 
 GOLDENS = Path(__file__).parent / "goldens" / "modern"
-HEADS = {"sit": 4, "repa": 4, "sra": 2, "reg": 2, "tread": 4}
-LAYOUTS = {"sit": "sit"}
+HEADS = {"sit": 4, "repa": 4, "sra": 2, "reg": 2, "redi": 2, "tread": 4}
+LAYOUTS = {"sit": "sit", "redi": "redi"}
 
 
 @functools.cache

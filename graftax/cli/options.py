@@ -111,7 +111,8 @@ SAMPLING = {
     "cfg_channels": (int, "guided channels, 0 for all (a DiT: 3, or all where fewer)"),
     "interval": (float, "guide at sigma/alpha above the one and up to the other alone", 2),
     "cfg_power": (float, "let guidance rise by 1 - cos(pi p^X), p the share of the steps done (0: constant)"),
-    "weak": (("null", "skip"), "what is guided away from: no conditions, or the model without the positions --skip"),
+    "weak": (("null", "skip", "representation"), "what is guided away from: no conditions, the model without the positions "
+        "--skip, or without the features that it denoises beside its latents (ReDi)"),
     "eta": (float, "noise of DDIM, 0 to 1 (a DiT: 0)"),
     "spacing": (("linspace", "time_uniform", "sd3", "tail"), "times of dpmpp_2m, rounded as diffusers' or PixArt's own, and "
         "of flows, to 0 evenly, as SD3's, or with a last interval of --last-size"),

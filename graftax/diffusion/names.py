@@ -10,7 +10,7 @@ Sampler = Literal[
 ]  # fmt: skip
 Spacing = Literal["linspace", "time_uniform", "sd3", "tail"]
 Last = Literal["zero", "sigma_min", "mean", "tweedie", "euler", "none"]
-Weak = Literal["null", "model", "skip", "policy"]
+Weak = Literal["null", "model", "skip", "policy", "representation"]
 
 SAMPLERS: dict[Sampler, str] = {
     "ddpm": "DDPM", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++ 2M", "sde_dpmpp_2m": "SDE-DPM-Solver++ 2M",
@@ -24,4 +24,4 @@ ODES: tuple[Sampler, ...] = (*STRAIGHT, "dopri5")
 SDES: tuple[Sampler, ...] = ("euler_maruyama", "sde_heun")
 SPACINGS: tuple[Spacing, ...] = ("linspace", "time_uniform", "sd3", "tail")
 LASTS: tuple[Last, ...] = ("zero", "sigma_min", "mean", "tweedie", "euler", "none")
-WEAK: tuple[Weak, ...] = ("null", "model", "skip", "policy")
+WEAK: tuple[Weak, ...] = ("null", "model", "skip", "policy", "representation")

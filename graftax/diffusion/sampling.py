@@ -40,8 +40,9 @@ class Sampling:
         cfg_power: let the guidance rise from 1 to `cfg_scale` by 1 - cos(pi p^cfg_power), p the share of the steps that is
             done (MDT, arXiv 2303.14389); 0: constant.
         weak: what is guided away from: "null", the model without its conditions; with them "model", another one
-            (autoguidance, Karras et al. 2024, arXiv 2406.02507), "skip", the model without its positions `skip`, and
-            "policy", the model with tokens that go around blocks, say (TREAD, arXiv 2501.04765).
+            (autoguidance, Karras et al. 2024, arXiv 2406.02507), "skip", the model without its positions `skip`,
+            "policy", the model with tokens that go around blocks, say (TREAD, arXiv 2501.04765), and "representation", the
+            model with zeros for the features that it denoises beside its latents (ReDi, arXiv 2504.16064).
         eta: noise of DDIM, 0 to 1.
         spacing: of the times of "dpmpp_2m" and its SDE form: "linspace" rounds them to the process' steps, as diffusers
             does, "time_uniform" does not, as PixArt's own solver, which ends at "sigma_min". Of flows: "linspace" cuts the
@@ -181,8 +182,10 @@ class Sampling:
         if self.cfg_scale == 1:
             return "no guidance"
         channels = "all" if self.cfg_channels is None else f"the first {self.cfg_channels}"
-        weak = {"null": "", "model": " from a weak model", "policy": " from a policy", "skip": f" from skipping {self.skip}"}
-        away = weak[self.weak]
+        away = {
+            "null": "", "model": " from a weak model", "policy": " from a policy", "skip": f" from skipping {self.skip}",
+            "representation": " from no features",
+        }[self.weak]  # fmt: skip
         text = f"guidance {self.cfg_scale:g}{away} on {channels} channels"
         text += f", power-cosine {self.cfg_power:g}" if self.cfg_power else ""
         text += f", for sigma/alpha in ({self.interval[0]:g}, {self.interval[1]:g}]" if self.interval else ""

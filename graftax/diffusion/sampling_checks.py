@@ -124,7 +124,7 @@ def _check_weak(sampling: Sampling) -> None:
         raise BadInput(f"skip: got {skip} and no guidance (1), expected cfg_scale above 1")
     if sampling.weak != "null" and sampling.cfg_scale == 1:
         raise BadInput(f"weak: got {sampling.weak!r} and no guidance (1), expected cfg_scale above 1")
-    if (sampling.weak == "skip") > bool(skip) or (sampling.weak in ("model", "policy") and skip):
+    if (sampling.weak == "skip") > bool(skip) or (sampling.weak not in ("null", "skip") and skip):
         raise BadInput(f"weak: got {sampling.weak!r} with skip {skip}, expected positions for 'skip', none for the others")
     if skip and sampling.weak == "null" and sampling.sampler not in ("euler", "ddpm", "ddim", *MULTISTEP):
         raise BadInput(f"skip: got {skip} with {sampling.sampler!r}, expected a sampler that calls the model once a step")

@@ -17,6 +17,7 @@ from gaussian import MEAN, STD, exact_edm, exact_flow, sample, x_init
 import graftax
 from graftax.diffusion import SamplerState, Sampling, Steps, Way, guided, schedule, way_for
 from graftax.diffusion.schedule import Step, guidance_scales
+from graftax.draw import Weak, sampler_steps
 from graftax.errors import BadInput
 from graftax.models.forward import forward_prepared, prepare_params
 from graftax.models.policy import Policy, Route
@@ -203,6 +204,26 @@ def test_a_policy_weakens_the_model_itself():
         graftax.sample(model, np.array([1]), **{**how, "weak_policy": None})
 
 
+def test_routed_guidance_is_the_references():
+    """The same network with three of four tokens around its blocks, which ones the reference's numbers say. Its arrays are
+    those of the network within EDM's preconditioner, which is affine, so that guidance may be inside of it."""
+    g, model, policy = golden("tread"), model_of("tread", num_heads=4), Policy(routes=(Route(2, 4, 0.75),))
+    how = Sampling(sampler="edm_heun", steps=2, cfg_scale=1.5, cfg_channels=None, weak="policy")
+    draws = {"routes": g["uniforms_0"][:, None]}  # (b, routes, n)
+    assert (policy.kept(model.spec, draws, 2) == np.sort(g["ids_keep.single_2_4_r0.75.0"], axis=1)).all()
+    sigma = np.exp(4 * g["t"])
+    wide = sigma[:, None, None, None]
+    root = np.sqrt(wide**2 + 0.25)
+    cond = {"y": np.where(g["label_dropped"] > 0, model.spec.classes, g["y"])}
+
+    @jax.jit
+    def run(params, x, sigma, cond):
+        plain, cut = (prepare_params(model.spec, params, cuts=cuts) for cuts in ((), policy.cuts))
+        return sampler_steps(model.spec, plain, how, weak=Weak(model.spec, cut, policy), keys=draws).model_fn(x, sigma, cond)
+
+    close(run(model.params, g["x"] * root, sigma, cond), (0.25 * g["x"] + 0.5 * wide * g["routed_guidance_w1p5"]) / root)
+
+
 def test_orders_on_gaussian_data():
     """x of N(MEAN, STD^2) data flows to MEAN + STD x: twice the steps, a quarter of the error of second order."""
     ends = MEAN + STD * x_init()
@@ -273,6 +294,7 @@ def test_steps_that_are_not_finite_are_refused(prediction, how, where):
         ({"sampler": "edm_heun", "steps": 1}, "sampling steps: 1, expected 2 or more"),
         ({"sampler": "dopri5", "shift": 3.0}, "shift: 3.0 with 'dopri5'"),
         ({"weak": "skip"}, "weak: got 'skip' with skip"),
+        ({"weak": "representation", "skip": (1,)}, "weak: got 'representation' with skip"),
         ({"weak": "model", "cfg_scale": 1.0}, "weak: got 'model' and no guidance"),
         ({"sampler": "heun", "skip": (1,)}, "skip: got .* with 'heun', expected a sampler that calls the model once"),
     ],

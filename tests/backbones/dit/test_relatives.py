@@ -17,10 +17,13 @@ from graftax.backbones.zoo import find
 from graftax.checkpoint import read_beside
 from graftax.checkpoint.tensors import read_tensors
 from graftax.checkpoint.torch_writer import write_torch
+from graftax.diffusion import Sampling
 from graftax.diffusion.guidance import guided
+from graftax.draw import sampler_steps
 from graftax.errors import BadInput
 from graftax.models import param_shapes
 from graftax.models.cost import count_params, flops
+from graftax.models.forward import prepare_params
 from graftax.pages.describe import describe
 from graftax.spec import Prediction
 
@@ -150,6 +153,35 @@ def test_guidance_is_the_authors(name, key, scale, channels):
     x, t, y = last(golden["cfg_x"])[:half], np.broadcast_to(golden["cfg_t"], 2 * half)[:half], golden["cfg_y"][:half]
     guide = guided(lambda x, t, y: model(x, t, y), scale, lambda y: np.full_like(y, model.spec.classes), channels)
     close(guide(x, t.astype(np.float32), y), last(golden[key])[:half])
+
+
+def test_representation_guidance_is_the_authors():
+    """Away from the same network under the same conditions that sees no features, on all channels."""
+    model, golden = opened("redi")
+    half = len(golden["out_rg_1p5"]) // 2
+    how = Sampling(sampler="euler", steps=2, cfg_scale=1.5, cfg_channels=None, weak="representation")
+    guide = sampler_steps(model.spec, prepare_params(model.spec, model.params), how).model_fn
+    t = np.full(half, golden["cfg_t"], np.float32)
+    velocity = guide(last(golden["cfg_x"])[:half], 1 - t, {"y": golden["cfg_y"][:half]})  # noise - data, by noise fraction
+    close(-velocity, last(golden["out_rg_1p5"])[:half])
+
+
+def test_representation_guidance_walks_and_is_refused_without_features():
+    model, golden = opened("redi")
+    noise, y = last(golden["z"]), golden["cfg_y"]
+    found = graftax.sample(model, y, initial_noise=noise, steps=2, cfg_scale=1.5, cfg_channels=None, weak="representation")
+    x, step = noise, 0.5
+    for t in np.float32([0, 0.5]):
+        full, blind = (np.asarray(model(seen, np.full(2, t), y)) for seen in (x, without_features(x)))
+        x = x + step * (blind + 1.5 * (full - blind))
+    assert np.abs(found - x).max() <= 1e-5 * np.abs(x).max()
+    with pytest.raises(BadInput, match=r"^weak: got 'representation', of a model that denoises nothing beside its latents"):
+        graftax.sample(opened("sit")[0], y, steps=2, weak="representation")
+
+
+def without_features(x):
+    """ReDi's images with zeros for their last 3 channels."""
+    return np.concatenate([x[..., :4], np.zeros_like(x[..., 4:])], axis=-1)
 
 
 def test_tread():

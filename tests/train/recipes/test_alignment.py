@@ -15,7 +15,8 @@ from graftax.train.recipes.alignment import METRICS
 from graftax.train.recipes.base import run_head
 from graftax.train.step import RUN
 
-REPA, SRA, REG, CONTRAST = golden("repa"), golden("sra"), golden("reg"), golden("contrastive_fm")
+REPA, SRA, REG, REDI = golden("repa"), golden("sra"), golden("reg"), golden("redi")
+CONTRAST = golden("contrastive_fm")
 PROJECTOR = ("0", "2", "4")
 
 
@@ -124,6 +125,18 @@ def test_reg_and_contrastive_flow_matching_are_the_references():
     for (total, metrics), of in zip(contrasts.values(), ("uniform", "linear"), strict=True):
         np.testing.assert_allclose(metrics["contrast"], 0.05 * CONTRAST[f"{of}.shift0.cfm"], rtol=1e-5)
         np.testing.assert_allclose(total, CONTRAST[f"{of}.shift0.total"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "key"), [(1, "loss_lam1"), (0.3, "loss_lam0p3")])
+def test_redi_is_the_references(weight, key):
+    """The mean over the latents and, so many times, that over the features."""
+    redi = opened("redi")[0]
+    loss = diffusion_loss(redi.spec, class_dropout=0.0, recipe=Recipe.parse(f"features({weight})"))
+    batch = {
+        "image": nhwc(REDI["loss_x_data"]), "noise": nhwc(REDI["loss_x_noise"]), "t": 1 - REDI["loss_t"],
+        "cond": {"y": REDI["loss_y"]}, "recipe": {"policy": {}, "arrays": {}},
+    }  # fmt: skip
+    np.testing.assert_allclose(jax.jit(loss.given)(redi.params, batch)[0], REDI[key].mean(), rtol=1e-5)
 
 
 def test_heads_have_as_many_parameters_as_published():
