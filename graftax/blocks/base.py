@@ -59,6 +59,7 @@ class Context:
         text_mask: (b, m) bool, which of its tokens are real; None: all of them.
         rope: rotary positions of all tokens of the streams, text before image (`graftax.ops.rope`); None: none.
         time: what `vec` holds of the time, (b, d), in models that condition on it alone as well.
+        kept: behind the blocks, places (b, k) int of the image's tokens that they left; None: all.
     """
 
     vec: jax.Array
@@ -67,6 +68,7 @@ class Context:
     text_mask: jax.Array | None = None
     rope: Rope | None = None
     time: jax.Array | None = None
+    kept: jax.Array | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from graftax.models.arguments import as_key
 from graftax.models.backbone import find
 from graftax.models.forward import embed, prepare_params
 from graftax.models.prediction import as_called, network_times
+from graftax.models.routing import patches
 from graftax.models.stack import run_stack
 from graftax.progress import Progress
 from graftax.surgery.patch import EMBEDDER, HEAD
@@ -64,7 +65,7 @@ def fit_latents(
 
     def pairs(sums: Sums, batch: Batch, key: jax.Array) -> Sums:
         rows = batch[TEACHER], batch["image"]
-        theirs, ours = (_patches(x, len(kernel)) for x, kernel in zip(rows, (old, new), strict=True))
+        theirs, ours = (patches(x.astype(jnp.float32), len(kernel)) for x, kernel in zip(rows, (old, new), strict=True))
         return accumulate(sums, ours, theirs @ old.reshape(-1, old.shape[-1]))
 
     kernel, _ = _fitted(pairs, zeros(new[..., 0].size, old.shape[-1]), batches, steps, key, "embedder", ridge, show, False)
@@ -128,10 +129,3 @@ def _answers(student: Model, process: Noising) -> Step:
         return accumulate(sums, jax.lax.stop_gradient(features[0]), wanted)
 
     return step
-
-
-def _patches(x: jax.Array, side: int) -> jax.Array:
-    """(b, h, w, c) -> (b, n, p p c), numbers in the order [row, column, channel]."""
-    b, h, w, c = x.shape
-    x = x.astype(jnp.float32).reshape(b, h // side, side, w // side, side, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, side * side * c)

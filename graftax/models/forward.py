@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import jax
 from jax.typing import DTypeLike
@@ -58,11 +59,14 @@ def forward_prepared(
 ) -> tuple[jax.Array, Taps]:  # fmt: skip
     """`forward` on the result of `prepare_params`."""
     spec = at_size(spec, x)
+    draws = drawn(spec, policy, key, len(x))
     state, context = embed(spec, prepared, x, t, cond, dtype)
     state, taps = run_stack(
-        spec, prepared["blocks"], state, context, capture=capture, dtype=dtype, remat=remat, policy=policy,
-        draws=drawn(spec, policy, key, len(x)), states=states,
+        spec, prepared["blocks"], state, context, capture=capture, dtype=dtype, remat=remat, policy=policy, draws=draws,
+        states=states,
     )  # fmt: skip
+    if policy.mask:
+        context = replace(context, kept=policy.kept(spec, draws, 0))
     return head(spec, prepared, state, context, x, t, dtype), taps
 
 

@@ -1,10 +1,10 @@
-"""What a pass may leave out: tokens that go around blocks, and blocks or branches that are dropped.
+"""What a pass may leave out: tokens that go around blocks or are masked, and blocks or branches that are dropped.
 
 A `Policy` is an argument of a pass (`graftax.models.forward`), never part of a model: with other policies, or none, the same
 weights serve. Training uses it (`graftax.train.recipes`), and guidance by a weakened pass can.
 
-Sources: TREAD (Krause et al. 2025, arXiv 2501.04765) for routes; Huang et al. 2016 (arXiv 1603.09382) for stochastic depth,
-with the factor 1 / (1 - p) of survivors as in timm.
+Sources: TREAD (Krause et al. 2025, arXiv 2501.04765) for routes; MaskDiT (Zheng et al. 2023, arXiv 2306.09305) for masks;
+Huang et al. 2016 (arXiv 1603.09382) for stochastic depth, with the factor 1 / (1 - p) of survivors as in timm.
 """
 
 from __future__ import annotations
@@ -61,6 +61,34 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """Tokens of the image that no block sees: a decoder behind the blocks puts one learned token in their places (MaskDiT).
+
+    Which ones is drawn for every image. Raises `BadInput` on values out of range.
+
+    Attributes:
+        ratio: share of the tokens that is masked.
+        weight: in training, of the error of what is put there (`graftax.train.recipes.masked`).
+    """
+
+    ratio: float = 0.5
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("ratio", "weight"):
+            check_number(getattr(self, name), f"mask {name}")
+        if not 0 <= self.ratio < 1 or self.weight < 0:
+            raise BadInput(f"{self}: expected a share 0 <= ratio < 1 and a weight of 0 or more")
+
+    def kept(self, tokens: int) -> int:
+        """How many of `tokens` blocks see. Rounded down, as what goes around a `Route` is: each as its authors do."""
+        return int(tokens * (1 - self.ratio))
+
+    def __str__(self) -> str:
+        return f"mask({self.ratio}, weight={self.weight})"
+
+
+@dataclass(frozen=True)
 class Depth:
     """Stochastic depth: at position l of L, what is drawn with probability rate l / (L - 1) is dropped.
 
@@ -95,25 +123,30 @@ class Depth:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a pass leaves out. Raises `BadInput` where routes overlap.
+    """What a pass leaves out. Raises `BadInput` where routes overlap, or tokens are masked beside.
 
     Attributes:
         routes: in the order of the program, none in another.
         depth: which blocks and branches are dropped; None: none.
+        mask: which tokens no block sees, of models that can fill them in; None: none.
     """
 
     routes: tuple[Route, ...] = ()
     depth: Depth | None = None
+    mask: Mask | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "routes", tuple(sorted(self.routes, key=lambda route: route.first)))
         for before, after in zip(self.routes, self.routes[1:], strict=False):
             if after.first <= before.last:
                 raise BadInput(f"routes {before} and {after} overlap, expected each to begin behind the one before")
+        if self.mask and self.routes:
+            raise BadInput(f"{self.routes[0]} beside {self.mask}: expected routes or a mask")
 
     def __bool__(self) -> bool:
         """Whether it leaves anything out."""
-        return any(route.rate for route in self.routes) or bool(self.depth and self.depth.rate)
+        masked = bool(self.mask and self.mask.ratio)
+        return masked or any(route.rate for route in self.routes) or bool(self.depth and self.depth.rate)
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -122,7 +155,14 @@ class Policy:
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `BadInput` where it does not fit a model: a route that ends with the last block or beyond, or over an
-        operator that needs the image's whole grid."""
+        operator that needs the image's whole grid; a mask that nothing fills in, or that leaves no token."""
+        if self.mask:
+            if not spec.option("decoder_depth", 0):
+                raise BadInput(f"{self.mask}: {spec.backbone} has no decoder that fills tokens in, expected a MaskDiT")
+            if not self.mask.kept(spec.tokens):
+                raise BadInput(f"{self.mask}: leaves none of {spec.tokens} tokens, expected a smaller ratio")
+            for i in range(len(spec.blocks) if self.mask.ratio else 0):
+                _check_block(spec, self.mask, i)
         for route in self.routes:
             if route.last >= len(spec.program) - 1:
                 raise BadInput(
@@ -132,19 +172,28 @@ class Policy:
             for i in (i for step in spec.program[route.first : route.last + 1] for i in step.blocks):
                 _check_block(spec, route, i)
 
-    def at(self, position: int) -> Route | None:
-        """The route over a position; None where all tokens pass there."""
-        return next((route for route in self.routes if route.first <= position <= route.last), None)
+    def at(self, position: int) -> Route | Mask | None:
+        """The mask, or the route over a position; None where all tokens pass there."""
+        return self.mask or next((route for route in self.routes if route.first <= position <= route.last), None)
+
+    def ends(self, position: int) -> bool:
+        """Whether tokens come back behind a position that went around it."""
+        return any(route.last == position for route in self.routes)
+
+    @property
+    def _ways(self) -> tuple[Route | Mask, ...]:
+        """What keeps tokens from blocks, each with its row of the draw."""
+        return (self.mask,) if self.mask else self.routes
 
     def draw(self, spec: ModelSpec, key: jax.Array, count: int) -> Draws:
         """What it leaves out for `count` images of the size that `spec` is for.
 
-        "routes" (b, routes, n) uniform: of every route the tokens with the smallest numbers are kept. "depth" bool, what is
-        kept: (b, steps, branches) by sample, (b, steps) by batch, there all images alike.
+        "routes" (b, routes, n) uniform: of every route, or the mask, the tokens with the smallest numbers are kept.
+        "depth" bool, what is kept: (b, steps, branches) by sample, (b, steps) by batch, there all images alike.
         """
         found: dict[str, jax.Array] = {}
-        if self.routes:
-            shape = (count, len(self.routes), spec.tokens)
+        if self._ways:
+            shape = (count, len(self._ways), spec.tokens)
             found["routes"] = jax.random.uniform(jax.random.fold_in(key, ROUTES), shape)
         if self.depth:
             steps, key = len(spec.program), jax.random.fold_in(key, DEPTH)
@@ -162,7 +211,7 @@ class Policy:
         route = self.at(position)
         if route is None or route.kept(spec.tokens) == spec.tokens:
             return None
-        numbers = draws["routes"][:, self.routes.index(route)]  # (b, n)
+        numbers = draws["routes"][:, self._ways.index(route)]  # (b, n)
         return jnp.sort(jnp.argsort(numbers, axis=1)[:, : route.kept(spec.tokens)], axis=1)
 
     def scales(self, draws: Draws, steps: int) -> jax.Array | None:
@@ -179,14 +228,14 @@ class Policy:
         return 1 - self.depth.rate * position / max(steps - 1, 1) if skips and self.depth else 1.0
 
     def __str__(self) -> str:
-        return " + ".join(map(str, (*self.routes, *((self.depth,) if self.depth else ()))))
+        return " + ".join(map(str, (*self._ways, *((self.depth,) if self.depth else ()))))
 
 
 PLAIN = Policy()
 """Leaves nothing out."""
 
 
-def _check_block(spec: ModelSpec, route: Route, index: int) -> None:
+def _check_block(spec: ModelSpec, route: Route | Mask, index: int) -> None:
     block = spec.blocks[index]
     for slot, op in block.ops:
         if build(spec, block.kind, slot, op).needs_grid:

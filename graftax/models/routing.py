@@ -46,9 +46,7 @@ def on_tokens(spec: ModelSpec, count: int) -> ModelSpec:
 def enter(spec: ModelSpec, order: jax.Array, state: State, context: Context) -> tuple[Detour, State]:
     """The state with the image tokens `order` (b, k) alone, in every stream of the image; that of a text is whole."""
     tokens = state["img"].shape[1]
-    at = jnp.arange(tokens)
-    rank = (order[:, :, None] < at).sum(1)  # (b, k, n) -> (b, n)
-    places = order, jnp.minimum(rank, order.shape[1] - 1), (order[:, :, None] == at).any(1)
+    places = places_of(order, tokens)
     there = replace(
         context,
         vec=_of_tokens(context.vec, places),
@@ -60,11 +58,25 @@ def enter(spec: ModelSpec, order: jax.Array, state: State, context: Context) -> 
     return Detour(on_tokens(spec, order.shape[1]), there, places, before), {**state, **kept}
 
 
+def places_of(order: jax.Array, tokens: int) -> Places:
+    """Where the kept ones `order` (b, k) of so many tokens belong."""
+    at = jnp.arange(tokens)
+    rank = (order[:, :, None] < at).sum(1)  # (b, k, n) -> (b, n)
+    return order, jnp.minimum(rank, order.shape[1] - 1), (order[:, :, None] == at).any(1)
+
+
 def leave(detour: Detour, state: State) -> State:
     """The state behind the route: the tokens that went around it as they were before."""
     here = detour.places[2][..., None]
     whole = {name: fill(state[name], detour.places) + jnp.where(here, 0, x) for name, x in detour.before.items()}
     return {**state, **{name: place(x, *STREAM) for name, x in whole.items()}}
+
+
+def patches(x: jax.Array, side: int) -> jax.Array:
+    """What the tokens of images (b, h, w, c) stand for: (b, n, p p c), numbers in the order [row, column, channel]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // side, side, w // side, side, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, side * side * c)
 
 
 @jax.custom_vjp

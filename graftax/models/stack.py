@@ -117,7 +117,7 @@ def run_stack(
         rows.append(taps)
         if end - 1 in states:
             noted[f"state/{end - 1}"] = alone(state)
-        if begun and (route := policy.at(at)) and route.last == end - 1:
+        if begun and policy.ends(end - 1):
             begun, state = None, leave(begun, state)
         at = end
     return state, {**_joined(rows), **noted}

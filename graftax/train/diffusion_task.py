@@ -18,6 +18,7 @@ from graftax.errors import BadInput
 from graftax.models import Cond, forward
 from graftax.models.backbone import find
 from graftax.models.collect import collect, spread
+from graftax.models.policy import Draws
 from graftax.models.prediction import STEPS, as_called
 from graftax.models.sizes import at_size
 from graftax.ops.base import Params
@@ -28,6 +29,7 @@ from graftax.train.noising import noising_for
 from graftax.train.recipes import NOTHING, Recipe
 from graftax.train.recipes.base import HEADS, TOKENIZER
 from graftax.train.recipes.joint import PART, parts
+from graftax.train.recipes.masked import masked_losses
 from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 from graftax.train.state import split
 from graftax.train.step import RUN
@@ -120,14 +122,24 @@ class DiffusionLoss:
         x0, t, noise, drawn = batch["image"], batch["t"], batch["noise"], batch["recipe"]
         options = {**self.options, "policy": self.recipe.policy, "key": drawn["policy"], "states": self.recipe.states}
         out, taps = _called(self.spec, self.process, params, x0, t, cond, noise, **options)
-        weight = self.recipe.features.weight if self.recipe.features else 1.0
-        losses = _judged(self.spec, self.process, out, x0, t, noise, self.objective, weight)
+        losses = self._losses(out, x0, t, noise, drawn["policy"])
         found = {name: jnp.mean(value) for name, value in losses.items()}
         loss = found.pop("loss")
         if self.recipe.losses:
             values, more = self._besides(params, batch, cond, taps)
             found, loss = {**found, **values}, loss + more
         return loss, found
+
+    def _losses(
+        self, out: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array, draws: Draws
+    ) -> dict[str, jax.Array]:
+        """`training_losses` of all there is, or of the tokens that a mask leaves."""
+        spec, policy = self.spec, self.recipe.policy
+        if policy.mask and (kept := policy.kept(at_size(spec, x0), draws, 0)) is not None:
+            side = spec.option("patch")
+            return masked_losses(self.process, policy.mask, kept, side, out, x0, t, noise, self.objective)
+        weight = self.recipe.features.weight if self.recipe.features else 1.0
+        return _judged(spec, self.process, out, x0, t, noise, self.objective, weight)
 
     def _besides(self, params: Params, batch: Batch, cond: Cond, taps: Taps) -> tuple[Metrics, jax.Array | float]:
         """The recipe's losses, and what they add."""

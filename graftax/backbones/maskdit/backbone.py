@@ -1,6 +1,6 @@
 """The backbone of MaskDiT: DiT's, with a decoder before the final layer and no embedding of the null class.
 
-It runs on all tokens, as the authors draw images. Training it on a part of them is a recipe's matter.
+It runs on all tokens, as the authors draw images, or on those that a mask leaves, as they train (`graftax.models.policy`).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class MaskDiT(DiT):
 
     def head(self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None) -> jax.Array:
         """The output (b, h, w, c): that of the network within EDM's preconditioner."""
-        x = call(Decoder(decoder_of(spec), dtype), params["decoder"], state["img"], context.vec)
+        x = call(Decoder(decoder_of(spec), dtype), params["decoder"], state["img"], context.vec, context.kept)
         return super().head(spec, params, {"img": x}, context, dtype)
 
     def cost(self, spec: ModelSpec) -> FrameCost:

@@ -13,9 +13,11 @@ from jax.typing import DTypeLike
 from graftax.backbones.dit.variants import around
 from graftax.backbones.embedders import sinusoidal_positions
 from graftax.blocks import Context, block_kind, build, resolve
-from graftax.blocks.base import modulate, vectors
+from graftax.blocks.base import STREAM, modulate, vectors
+from graftax.models.routing import fill, places_of
 from graftax.ops.modulation import linear_cost
 from graftax.ops.norms import layer_norm
+from graftax.ops.placement import place
 from graftax.spec import ModelSpec, Prediction, Sizes, op
 
 PATHS = "decoder/{:02d}"
@@ -33,8 +35,8 @@ def decoder_of(spec: ModelSpec) -> ModelSpec:
 class Decoder(nn.Module):
     """Tokens (b, n, d) and their conditioning (b, d) -> tokens (b, n, decoder_width), float32.
 
-    A norm with shift and scale, a linear map, positions, then DiT blocks whose modulations read the model's own `vec`. The
-    token that stands for those left out in training, `mask_token`, is kept, and not used where all are there.
+    A norm with shift and scale, a linear map, positions, then DiT blocks whose modulations read the model's own `vec`. Of
+    tokens (b, k, d) alone that belong in places `kept` (b, k), the others are `mask_token` before positions are added.
 
     Attributes:
         spec: of the decoder (`decoder_of`).
@@ -45,13 +47,17 @@ class Decoder(nn.Module):
     dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, vec: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, vec: jax.Array, kept: jax.Array | None = None) -> jax.Array:
         d, zeros = self.spec.width, nn.initializers.zeros
         shift_scale = nn.Dense(2 * x.shape[-1], dtype=self.dtype, kernel_init=zeros, name="adaln")(nn.silu(vec))
         linear = nn.Dense(d, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="linear")
         places = self.param("pos_embed", lambda _: jnp.asarray(sinusoidal_positions(d, self.spec.sizes.grid)))
-        self.param("mask_token", nn.initializers.normal(0.02), (1, 1, d), jnp.float32)
-        x = linear(modulate(layer_norm(x), *vectors(shift_scale, 2))).astype(jnp.float32) + places
+        token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, d), jnp.float32)
+        x = linear(modulate(layer_norm(x), *vectors(shift_scale, 2))).astype(jnp.float32)
+        if kept is not None:
+            at = places_of(kept, self.spec.tokens)
+            x = place(fill(x, at) + jnp.where(at[2][..., None], 0, token), *STREAM)
+        x = x + places
         for i in range(self.spec.depth):
             x = DecoderBlock(self.spec, self.dtype, name=f"{i:02d}")(x, vec)
         return x

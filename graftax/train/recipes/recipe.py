@@ -14,7 +14,7 @@ import jax
 
 from graftax.blocks import State, as_state, image_tokens
 from graftax.errors import BadInput, did_you_mean
-from graftax.models.policy import PLAIN, Depth, Policy, Route
+from graftax.models.policy import PLAIN, Depth, Mask, Policy, Route
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 from graftax.surgery.grammar import Call, read
@@ -26,7 +26,8 @@ from graftax.train.recipes.joint import FeatureWeight
 T = TypeVar("T")
 EXAMPLE = "tread(2, 24, 0.5) + repa(8)"
 TERMS: dict[str, Callable[..., Any]] = {
-    "tread": Route, "stochastic_depth": Depth, "repa": repa, "sra": sra, "dispersive": Dispersive, "features": FeatureWeight,
+    "tread": Route, "mask": Mask, "stochastic_depth": Depth, "repa": repa, "sra": sra, "dispersive": Dispersive,
+    "features": FeatureWeight,
 }  # fmt: skip
 """What makes a recipe's terms, by the names they have in texts. To add one: write it, name it here."""
 
@@ -52,8 +53,9 @@ class Recipe:
         """The recipe that a text describes, "" nothing. Raises `BadInput` on terms that are none, and what these refuse."""
         terms = [_term(text, part) for part in _parts(text)] if text.strip() else []
         routes = tuple(term for term in terms if isinstance(term, Route))
-        losses = tuple(term for term in terms if not isinstance(term, Route | Depth | FeatureWeight))
-        return cls(Policy(routes, _only(text, Depth, terms)), losses, _only(text, FeatureWeight, terms))
+        losses = tuple(term for term in terms if not isinstance(term, Route | Mask | Depth | FeatureWeight))
+        policy = Policy(routes, _only(text, Depth, terms), _only(text, Mask, terms))
+        return cls(policy, losses, _only(text, FeatureWeight, terms))
 
     def __bool__(self) -> bool:
         """Whether it does anything."""

@@ -1,4 +1,4 @@
-"""MaskDiT: its file, what it computes of all tokens, the way back, and its true size."""
+"""MaskDiT: its file, what it computes of all tokens and of some, its loss, the way back, and its true size."""
 
 import functools
 from pathlib import Path
@@ -18,7 +18,12 @@ from graftax.errors import BadInput
 from graftax.models import init, param_shapes
 from graftax.models.backbone import find as backbone_of
 from graftax.models.cost import count_params, count_trainable, flops
+from graftax.models.forward import forward
+from graftax.models.policy import Mask, Policy
+from graftax.models.routing import places_of
 from graftax.spec import Prediction
+from graftax.train.diffusion_task import diffusion_loss
+from graftax.train.recipes import Recipe
 
 FILE = Path(__file__).parents[2] / "goldens" / "modern" / "maskdit.pt"
 DATA = 0.5  # EDM's sigma_data
@@ -55,6 +60,54 @@ def test_guidance():
     expected = np.moveaxis(golden["D_cfg_1p5_sigma1p3"], 1, -1)
     denoised = x * DATA**2 / root**2 + out * sigma * DATA / root
     assert np.abs(denoised - expected).max() <= 2e-6 * np.abs(expected).max()
+
+
+def test_the_denoised_image_of_half_of_the_tokens():
+    """Visible ones are the reference's, in their own order; the decoder fills in the others."""
+    model, golden = opened()
+    policy, draws = Policy(mask=Mask(0.5)), {"routes": golden["uniforms"][:, None]}
+    kept = policy.kept(model.spec, draws, 0)
+    np.testing.assert_array_equal(kept, np.sort(golden["ids_keep"], axis=1))
+    here = np.asarray(places_of(kept, 16)[2])
+    np.testing.assert_array_equal(here, golden["mask"] == 0)
+    np.testing.assert_array_equal(here, golden["ids_restore"] < 8)
+    x, sigma = np.moveaxis(golden["x"], 1, -1), golden["sigma"][:, None, None, None]
+    root, cond = np.sqrt(sigma**2 + DATA**2), {"y": classes(golden)}
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(params, policy, draws):
+        t = (np.log(golden["sigma"]) / 4).astype(np.float32)
+        return forward(model.spec, params, (x / root).astype(np.float32), t, cond, policy=policy, key=draws)[0]
+
+    expected = np.moveaxis(golden["D_masked"], 1, -1)
+    denoised = x * DATA**2 / root**2 + run(model.params, policy, draws) * sigma * DATA / root
+    assert np.abs(denoised - expected).max() <= 2e-6 * np.abs(expected).max()
+    whole = (run(model.params, given, draws) for given in (Policy(), Policy(mask=Mask(0.0))))
+    np.testing.assert_array_equal(*whole)  # of the ratio 0 the program is the plain one
+
+
+@pytest.mark.parametrize(
+    ("ratio", "weight", "key"),
+    [(0.5, 0.1, "loss_masked"), (0.5, 0.0, "loss_masked_edm_only"), (0.0, 0.1, "loss_unmasked")],
+)
+def test_the_loss(ratio, weight, key):
+    """EDM's on what is seen, and the reconstruction of the noisy image where it is not."""
+    model, golden = opened()
+    recipe = Recipe.parse(f"mask({ratio}, weight={weight})")
+    loss = diffusion_loss(model.spec, class_dropout=0.0, recipe=recipe)
+    sigma, (image, noise) = golden["loss_sigma"], (np.moveaxis(golden[f"loss_{name}"], 1, -1) for name in ("img", "noise"))
+    batch = {
+        "image": image, "noise": noise, "t": sigma, "cond": {"y": classes(golden)},
+        "recipe": {"policy": {"routes": golden["uniforms"][:, None]}, "arrays": {}},
+    }  # fmt: skip
+    found, metrics = jax.jit(loss.given)(model.params, batch)
+    np.testing.assert_allclose(found, golden[key].mean(), rtol=1e-5)
+    assert ("reconstruction" in metrics) == bool(ratio)
+
+
+def classes(golden):
+    """Of rows of one number 1, and of rows without one the null class."""
+    return np.where(golden["y_onehot"].any(1), golden["y_onehot"].argmax(1), 10)
 
 
 def test_there_and_back_bit_for_bit(tmp_path):
@@ -95,4 +148,5 @@ def test_true_size():
     tree = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(spec)))
     assert count_params(spec) == tree == find("maskdit-finetune0").params
     assert flops(spec) == find("maskdit-finetune0").flops == pytest.approx(2 * 125.78e9, rel=1e-3)  # of multiply-adds
+    assert flops(spec, policy=Policy(mask=Mask(0.5))) == pytest.approx(2 * 65.45e9, rel=2e-3)  # the decoder's too
     assert all(entry.spec() == spec for entry in ZOO.values())
