@@ -122,7 +122,7 @@ class Manifest(LatentManifest):
         vae: the autoencoder, as given.
         vae_sha256: of its weights.
         latent_shape: (h, w, c).
-        scale: the model's latents are (sample - shift) * scale.
+        scale: the model's latents are (sample - shift) * scale; a number, or one for each channel.
         shift: likewise.
         dtype: of the moments.
         shard_size: records per shard.
@@ -144,8 +144,8 @@ class Manifest(LatentManifest):
     vae: str
     vae_sha256: str
     latent_shape: tuple[int, int, int]
-    scale: float
-    shift: float
+    scale: float | tuple[float, ...]
+    shift: float | tuple[float, ...]
     dtype: str
     shard_size: int
     shards: tuple[Shard, ...] | None = None
@@ -167,7 +167,7 @@ class Manifest(LatentManifest):
         mean, log_variance = np.split(record[int(mirror)].astype(np.float32), 2, axis=-1)
         noise = rng.standard_normal(mean.shape, np.float32)  # (h, w, c)
         sample = mean + np.exp(0.5 * log_variance) * noise
-        return (sample - np.float32(self.shift)) * np.float32(self.scale)
+        return (sample - np.asarray(self.shift, np.float32)) * np.asarray(self.scale, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,9 @@ from graftax.nets.tiles import in_tiles
 from graftax.nets.vae_blocks import Decoder, Encoder, conv1
 
 Params = dict[str, Any]
+PerChannel = float | tuple[float, ...]
+"""A number for all channels of the latents, or one for each."""
+
 LOGVAR_RANGE = (-30.0, 20.0)
 """Bounds of the posterior's log-variance, as it was trained."""
 
@@ -44,8 +47,8 @@ class VAESpec:
         block_out_channels: widths from full to lowest resolution.
         layers_per_block: the encoder's residual blocks at each width; the decoder has one more.
         norm_num_groups: groups of its normalisations.
-        scaling_factor: of the latents that models see.
-        shift_factor: of these, taken off first.
+        scaling_factor: of the latents that models see, for all channels or one for each, as VA-VAE's are 1 / deviation.
+        shift_factor: of these, taken off first, likewise.
         use_quant_conv: whether a 1x1 convolution follows the encoder.
         use_post_quant_conv: whether one precedes the decoder.
         mid_block_add_attention: whether the middle attends over all pixels.
@@ -57,8 +60,8 @@ class VAESpec:
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     norm_num_groups: int = 32
-    scaling_factor: float = 0.18215
-    shift_factor: float = 0.0
+    scaling_factor: PerChannel = 0.18215
+    shift_factor: PerChannel = 0.0
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
@@ -81,11 +84,8 @@ class VAESpec:
         for name in ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
             if not isinstance(getattr(self, name), bool):
                 raise BadInput(f"VAESpec.{name}: got {getattr(self, name)!r}, expected true or false")
-        for name in ("scaling_factor", "shift_factor"):
-            if not isinstance(getattr(self, name), int | float) or not math.isfinite(getattr(self, name)):
-                raise BadInput(f"VAESpec.{name}: got {getattr(self, name)!r}, expected a finite number")
-        if self.scaling_factor <= 0:
-            raise BadInput(f"VAESpec.scaling_factor: got {self.scaling_factor!r}, expected a positive number")
+        for name, least in (("scaling_factor", 0.0), ("shift_factor", -math.inf)):
+            _check_numbers(name, getattr(self, name), self.latent_channels, least)
 
     @property
     def factor(self) -> int:
@@ -100,10 +100,19 @@ class VAESpec:
     def from_json(cls, text: str) -> VAESpec:
         """Inverse of `to_json`. Raises `BadInput` on anything else."""
         try:
-            fields = json.loads(text)
+            fields = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(text).items()}
             return cls(**{**fields, "block_out_channels": tuple(fields["block_out_channels"])})
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
+        except (AttributeError, TypeError, KeyError, json.JSONDecodeError) as error:
             raise BadInput(f"VAE spec: {error!r} while reading {text[:80]!r}, expected VAESpec fields") from None
+
+
+def _check_numbers(name: str, value: object, channels: int, least: float) -> None:
+    """Raise `BadInput` unless a field is a number above `least`, or as many of them as there are channels."""
+    one = isinstance(value, int | float)
+    numbers = (value,) if one else value if isinstance(value, tuple) and len(value) == channels else ()
+    if not numbers or not all(isinstance(x, int | float) and math.isfinite(x) and x > least for x in numbers):
+        expected = "a finite number" if least < 0 else "a positive number"
+        raise BadInput(f"VAESpec.{name}: got {value!r}, expected {expected}, or {channels}, one for each channel")
 
 
 SD = VAESpec()
@@ -162,7 +171,17 @@ def sample_latents(spec: VAESpec, moments: jax.Array, key: jax.Array | None) -> 
     mean, logvar = jnp.split(jnp.asarray(moments), 2, axis=-1)
     if key is not None:
         mean = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
-    return (mean - spec.shift_factor) * spec.scaling_factor
+    return (mean - _of(spec.shift_factor, mean)) * _of(spec.scaling_factor, mean)
+
+
+def raw_latents(spec: VAESpec, latents: jax.Array) -> jax.Array:
+    """Latents (.., latent_channels) as models see them, as the VAE itself does: neither shifted nor scaled."""
+    return latents / _of(spec.scaling_factor, latents) + _of(spec.shift_factor, latents)
+
+
+def _of(factor: PerChannel, latents: jax.Array) -> jax.Array | float:
+    """A factor in the type of latents (.., c): () or (c,)."""
+    return jnp.asarray(factor, latents.dtype) if isinstance(factor, tuple) else factor
 
 
 def decode(spec: VAESpec, params: Params, latents: jax.Array) -> jax.Array:
@@ -171,7 +190,7 @@ def decode(spec: VAESpec, params: Params, latents: jax.Array) -> jax.Array:
     Raises `BadInput` where the shape does not fit.
     """
     _check_latents(spec, latents)
-    raw = latents / spec.scaling_factor + spec.shift_factor
+    raw = raw_latents(spec, latents)
     if spec.use_post_quant_conv:
         raw = _pointwise(params["post_quant_conv"], raw)
     return _decoder(spec).apply({"params": params["decoder"]}, raw)  # pyright: ignore[reportReturnType]

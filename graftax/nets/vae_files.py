@@ -2,12 +2,14 @@
 and single files in the authors' names (`graftax.nets.vae_original`).
 
 A folder holds `config.json` and `diffusion_pytorch_model.safetensors` (older ones `.bin`), by itself or as `vae/` of a
-pipeline. Tensors are named as our parameters, but for the tables below; folders of before 2023 name the projections of the
-attention otherwise, and those made from the original code keep them as 1x1 convolutions.
+pipeline, and `latents_stats.pt` where models see the latents normalised channel by channel. Tensors are named as our
+parameters, but for the tables below; folders of before 2023 name the projections of the attention otherwise, and those made
+from the original code keep them as 1x1 convolutions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from graftax.checkpoint.hub import Absent, fetched
 from graftax.checkpoint.hugging_face import CONFIG, read_config, read_weights, renamed, shapes_of
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source, read_safetensors, read_tensors
+from graftax.checkpoint.torch_reader import read_torch
 from graftax.errors import BadInput, naming
 from graftax.nets import vae, vae_original
 from graftax.nets.vae import VAESpec
@@ -40,6 +43,9 @@ DEFAULTS: dict[str, Any] = {
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out"}
 RENAMED = {"downsamplers.0.conv": "downsample", "upsamplers.0.conv": "upsample", "to_out.0": "to_out"}
 """Parts of tensor names, theirs and ours."""
+
+STATS = "latents_stats.pt"
+"""A file of {"mean", "std"}, each (1, c, 1, 1), as LightningDiT's: models see (raw - mean) / std."""
 
 MOST_WIDTHS, MOST_LAYERS, LARGEST_WIDTH = 8, 16, 8192
 """Sizes that are believed before anything is made of them."""
@@ -96,7 +102,24 @@ def vae_spec(folder: Path, like: VAESpec | None = None) -> VAESpec:
             return vae_original.spec_of(vae_original.own(read_safetensors(folder)[0]), like)
     config = read_config(folder, "diffusers", [CLASS])
     with naming(folder / CONFIG):
-        return spec_from_config(config)
+        spec = spec_from_config(config)
+    return with_stats(spec, folder / STATS) if (folder / STATS).is_file() else spec
+
+
+def with_stats(spec: VAESpec, path: Path) -> VAESpec:
+    """`spec`, whose models see latents at the mean and deviation of each channel that a file says (`STATS`), and not scaled
+    besides. Raises `BadInput` where it does not say these."""
+    found = read_torch(path)
+
+    def numbers(name: str, least: float) -> np.ndarray:
+        values = np.asarray(found[name] if isinstance(found.get(name), np.ndarray) else (), np.float64).reshape(-1)
+        if len(values) != spec.latent_channels or not np.isfinite(values).all() or values.min() <= least:
+            count = f"{spec.latent_channels} finite numbers" + ", positive" * (least == 0)
+            raise BadInput(f"{path}: {name} is {shown(str(found.get(name)))}, expected {count}, one for each channel")
+        return values
+
+    shift, scale = numbers("mean", -np.inf), 1 / numbers("std", 0.0)
+    return dataclasses.replace(spec, scaling_factor=tuple(scale.tolist()), shift_factor=tuple(shift.tolist()))
 
 
 def spec_from_config(config: Mapping[str, Any]) -> VAESpec:

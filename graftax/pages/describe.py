@@ -128,8 +128,11 @@ def describe_parts(parts: Mapping[str, Any]) -> list[str]:
         lines.append(f"{'texts':<12}{sizes}; prompts of {prompting.length} tokens{lower}")
     if (vae := parts.get("vae")) is not None:
         numbers = f"{vae.latent_channels} channels, {vae.factor}x{vae.factor} pixels to each"
-        shift = f", shift {vae.shift_factor:g}" if vae.shift_factor else ""
-        lines.append(f"{'VAE':<12}{numbers}, scaling factor {vae.scaling_factor:g}{shift}")
+        scale, shift = vae.scaling_factor, vae.shift_factor
+        said = "scale and shift of each channel"
+        if not isinstance(scale, tuple) and not isinstance(shift, tuple):
+            said = f"scaling factor {scale:g}" + (f", shift {shift:g}" if shift else "")
+        lines.append(f"{'VAE':<12}{numbers}, {said}")
     return lines
 
 

@@ -22,6 +22,16 @@ def test_a_batch_is_a_scaled_sample_of_the_posterior(latent_folder):
         np.testing.assert_allclose(got, 0.5 * (mean + np.sqrt(np.exp(log_variance)) * noise - 0.25), rtol=1e-5, atol=1e-6)
 
 
+def test_channels_may_have_scales_of_their_own(tmp_path):
+    plain, own = (
+        write_latents(tmp_path / name, scale=scale, shift=shift)
+        for name, scale, shift in (("plain", 1.0, 0.0), ("own", (0.5, 2.0), (0.25, -1.0)))
+    )
+    assert read_manifest(tmp_path / "own") == own
+    raw, found = (one.seen(moments(1)[0], False, np.random.default_rng(0)) for one in (plain, own))
+    np.testing.assert_allclose(found, (raw - [0.25, -1.0]) * [0.5, 2.0], rtol=1e-5)
+
+
 def test_samples_follow_the_moments(latent_folder):
     data = open_latents(latent_folder)
     drawn = np.stack([data.read(np.array([4]), np.array([e]), 0)["image"][0] for e in range(2000)])

@@ -70,7 +70,8 @@ def test_other_json_is_refused(text):
     "changes",
     [
         {"block_out_channels": ()}, {"block_out_channels": (32, 33)}, {"latent_channels": 0}, {"norm_num_groups": True},
-        {"scaling_factor": 0.0}, {"scaling_factor": math.nan}, {"shift_factor": None}, {"use_quant_conv": 1},
+        {"scaling_factor": 0.0}, {"scaling_factor": math.nan}, {"shift_factor": None},
+        {"scaling_factor": (1.0, 2.0)}, {"scaling_factor": (1.0, 0.0, 1.0, 1.0)}, {"use_quant_conv": 1},
     ],
 )  # fmt: skip
 def test_sizes_that_cannot_be_are_refused(changes):

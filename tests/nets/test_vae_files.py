@@ -1,6 +1,8 @@
 """VAEs from diffusers folders: the numbers of diffusers' AutoencoderKL itself, on random weights."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from graftax.checkpoint.files import sha256
+from graftax.checkpoint.torch_writer import write_torch
 from graftax.errors import BadInput
 from graftax.nets import vae
 from graftax.nets.vae_files import load_vae, read_vae
 
+SAMPLING = Path(__file__).parents[1] / "goldens" / "lightningdit" / "sampling.npz"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SIXTEEN = {
     "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 1.5305,
@@ -112,6 +116,40 @@ def test_a_config_without_scale_is_stable_diffusions(folder):
     absent = ("scaling_factor", "shift_factor", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
     set_config(folder, **dict.fromkeys((*absent, "latents_mean", "latents_std"), "absent"))
     assert load_vae(folder)[0] == spec
+
+
+def test_statistics_beside_a_config_scale_each_channel(folder):
+    """As LightningDiT's code undoes its normalisation, on what it drew; latents go in as models see them."""
+    with np.load(SAMPLING) as file:
+        mean, std, expected = (file[name] for name in ("latent_mean", "latent_std", "denormalised_example"))
+        drawn = np.moveaxis(file["sample.shift0.3.cfg6.7.interval1.start0.11"], 1, -1)
+    write_torch(folder / "latents_stats.pt", {"mean": mean[:, :4], "std": std[:, :4]})  # (1, c, 1, 1)
+    spec, params = load_vae(folder)
+    assert vae.VAESpec.from_json(spec.to_json()) == spec
+    raw = vae.raw_latents(spec, jnp.asarray(drawn[..., :4]))
+    np.testing.assert_allclose(raw, np.moveaxis(expected, 1, -1)[..., :4], rtol=0, atol=1e-6 * np.abs(expected).max())
+    moments = jnp.concatenate([raw, jnp.zeros_like(raw)], axis=-1)
+    np.testing.assert_allclose(vae.sample_latents(spec, moments, None), drawn[..., :4], atol=1e-5)
+    plain = dataclasses.replace(spec, scaling_factor=1.0, shift_factor=0.0)
+    pixels = vae.decode(plain, params, raw[:1, :2, :2])
+    np.testing.assert_allclose(vae.decode(spec, params, jnp.asarray(drawn[:1, :2, :2, :4])), pixels, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mean": np.zeros(3)}, r"latents_stats.pt: mean is .* expected 4 finite numbers, one for each channel"),
+        ({"std": np.array([1.0, 1, 0, 1])}, "std is .* expected 4 finite numbers, positive"),
+        ({"mean": np.full(4, np.nan)}, "mean is .* expected 4 finite numbers"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(folder, changes, words):
+    write_torch(folder / "latents_stats.pt", {"mean": np.zeros(4), "std": np.ones(4), **changes})
+    with pytest.raises(BadInput, match=words):
+        load_vae(folder)
+    write_torch(folder / "latents_stats.pt", {"std": np.ones(4)})
+    with pytest.raises(BadInput, match="mean is 'None'"):
+        load_vae(folder)
 
 
 def test_bin_files_pipelines_and_half_precision(theirs, folder, tmp_path):

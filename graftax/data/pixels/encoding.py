@@ -28,7 +28,7 @@ from graftax.data.text.captions import open_captioned
 from graftax.data.text.store import open_store
 from graftax.errors import BadInput
 from graftax.nets import autoencoder, small
-from graftax.nets.vae import encode_moments
+from graftax.nets.vae import PerChannel, encode_moments
 from graftax.nets.vae_files import find_vae, read_vae
 from graftax.progress import Progress, say
 
@@ -52,8 +52,8 @@ class Encoder:
     sha256: str
     channels: int
     latent_shape: tuple[int, int, int]
-    scale: float
-    shift: float
+    scale: PerChannel
+    shift: PerChannel
     params: Any
     moments: Callable[[Any, jax.Array], jax.Array]
 

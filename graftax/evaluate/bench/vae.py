@@ -16,7 +16,7 @@ from graftax.errors import BadInput
 from graftax.evaluate.bench.rows import Rows
 from graftax.evaluate.bench.timing import interleaved, load
 from graftax.nets import vae
-from graftax.nets.vae import FAMILIES, VAESpec
+from graftax.nets.vae import FAMILIES, VAESpec, raw_latents
 from graftax.nets.vae_files import params_from_tensors
 
 OURS = "graftax"
@@ -86,12 +86,14 @@ def _runner(spec: VAESpec, model: Any, operation: str, given: np.ndarray, order:
     """A call of diffusers' model with `given` in our order of axes and our scale; its result likewise (b, h, w, c)."""
     import torch
 
+    if operation == "decode":
+        given = np.array(raw_latents(spec, jnp.asarray(given)))
     x = torch.from_numpy(given).permute(0, 3, 1, 2).contiguous(memory_format=getattr(torch, order))
 
     def run() -> np.ndarray:
         with torch.inference_mode():
             if operation == "decode":
-                out = model.decode(x / spec.scaling_factor + spec.shift_factor).sample
+                out = model.decode(x).sample
             else:
                 posterior = model.encode(x).latent_dist
                 out = torch.cat([posterior.mean, posterior.logvar], dim=1)
