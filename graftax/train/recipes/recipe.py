@@ -92,6 +92,8 @@ class Recipe:
     def check(self, spec: ModelSpec, size: int) -> None:
         """Raise `BadInput` where a term does not fit a model, or batches of `size` images."""
         self.policy.check(spec)
+        if (mask := self.policy.mask) and spec.prediction.target != "edm":
+            raise BadInput(f"{mask}: {spec.prediction}, expected EDM's, whose clean images are held to masked patches")
         if self.features and not spec.option("features", 0):
             raise BadInput(f"{self.features}: the model denoises nothing beside its latents, expected one that does")
         for loss in self.losses:

@@ -110,6 +110,21 @@ def test_what_does_not_fit_a_model_is_refused(text, words):
         configured_loss(SPEC, config(text))
 
 
+def masked():
+    """A MaskDiT."""
+    return maskdit_spec(
+        input_size=8, patch_size=2, hidden_size=16, depth=2, num_heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2,
+        num_classes=10,
+    )  # fmt: skip
+
+
+def test_a_mask_needs_predictions_of_clean_images():
+    with pytest.raises(BadInput, match=r"mask\(0.5, weight=0.1\): .*velocity.*, expected EDM's"):
+        configured_loss(masked().replace(prediction=FLOW), config("mask(0.5)"))
+    with pytest.raises(BadInput, match=r"mask\(0.95, .*: leaves none of 16 tokens"):
+        configured_loss(masked(), config("mask(0.95)"))
+
+
 def test_a_teacher_needs_times_with_an_end():
     spec = SPEC.replace(prediction=Prediction("edm", "log_sigma", variance=False))
     with pytest.raises(BadInput, match=r"sra\(1, 2.*the model's times are sigmas"):
@@ -225,10 +240,7 @@ def test_pieces_of_a_batch_give_what_the_whole_gives():
 def test_a_masked_model_learns_what_stands_for_tokens():
     """In pieces of a batch as in one, with a head that sees the tokens that are there. (Later steps are left out: Adam makes
     whole steps of what is rounding alone at first.)"""
-    spec = maskdit_spec(
-        input_size=8, patch_size=2, hidden_size=16, depth=2, num_heads=2, decoder_width=8, decoder_depth=1, decoder_heads=2,
-        num_classes=10,
-    )  # fmt: skip
+    spec = masked()
     how = {"recipe": "mask(0.5) + repa(1, width=6, hidden=8)", "loop": LoopConfig(2, log_every=1)}
     runs = [train(spec, DATA, config(**how, accumulate=pieces), show=False) for pieces in (1, 2)]
     (trained, one), (_, other) = runs
