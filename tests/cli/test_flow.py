@@ -136,15 +136,22 @@ def test_non_finite_training_ends_with_3_and_keeps_the_last_good_state(run, reci
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("verb", "stage"), [("distill", "distilled"), ("finetune", "finetuned")])
+@pytest.mark.parametrize(
+    ("verb", "stage", "more"),
+    [
+        ("distill", "distilled", ()), ("finetune", "finetuned", ()),
+        ("finetune", "finetuned", ("--config.finetune.recipe=tread(0, 0) + stochastic_depth(0.2) + sra(1, 2)",)),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_run_again_gives_the_same_bits(run, recipe, grafted, tmp_path, verb, stage, kill):
-    """kill -9, or a polite SIGTERM (exit code 42), somewhere in the middle; then the same command again."""
+def test_killed_and_run_again_gives_the_same_bits(run, recipe, grafted, tmp_path, verb, stage, more, kill):
+    """kill -9, or a polite SIGTERM (exit code 42), somewhere in the middle; then the same command again. Of stage 2 also
+    with a recipe that draws routes and drops, and has a head, which the averaged model teaches."""
     steps = 40
     length = f"--config.{'distill.settings' if verb == 'distill' else 'finetune.loop'}.steps={steps}"
     student = () if verb == "distill" else ("--student", str(grafted / "grafted"))
     every = f"--config.{verb}{'' if verb == 'distill' else '.loop'}.eval_every=0"
-    argv = [verb, "--config", str(recipe), length, every, *student]
+    argv = [verb, "--config", str(recipe), length, every, *student, *more]
     whole = tmp_path / "whole"
     assert run(*argv, "--student", grafted / "grafted", "--workdir", whole)[0] == 0
 
