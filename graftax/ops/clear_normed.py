@@ -6,7 +6,8 @@ import jax
 
 from graftax.ops.attention_normed import MHANormed
 from graftax.ops.base import Overrides, Shapes
-from graftax.ops.clear import check_disc, disc_and_text, pairs_seen
+from graftax.ops.clear import check_disc, visible_pairs
+from graftax.ops.tiles import disc_on, near_and_text, pairs_seen
 from graftax.spec import OpSpec, Option, Sizes
 
 
@@ -28,10 +29,10 @@ class ClearNormed(MHANormed):
         return True
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return disc_and_text(q, k, v, self.sizes.grid, self.radius)
+        return near_and_text(q, k, v, disc_on(self.sizes.grid, self.radius))
 
     def pairs(self) -> int:
-        return pairs_seen(self.sizes, self.radius, self.tokens)
+        return pairs_seen(self.sizes, visible_pairs(self.sizes.grid, self.radius), self.tokens)
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

@@ -19,6 +19,7 @@ from graftax.ops.base import (
     Shapes,
     TorchKey,
     carried,
+    check_grid,
     linear_keys,
 )
 from graftax.ops.hyena import PROJECTION_AXES, PROJECTIONS, filter_cost
@@ -76,6 +77,7 @@ class DiCo(Operator):
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
         check_grid_filter(op, sizes)
+        check_grid(op.kind, sizes)
 
     @classmethod
     def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from graftax.errors import BadInput
-from graftax.ops.base import Overrides, Shapes, TorchKey, check_grid, uniform_fan_in
-from graftax.ops.hyena import PROJECTIONS, Hyena, filter_cost
+from graftax.ops.base import Overrides, Shapes, TorchKey, uniform_fan_in
+from graftax.ops.hyena import PROJECTIONS, Hyena, ShortFilter, filter_cost
+from graftax.ops.tiles import check_image
 from graftax.spec import OpSpec, Option, Sizes
 
 
@@ -48,17 +49,50 @@ class GridFilter(nn.Module):
 
 
 def check_grid_filter(op: OpSpec, sizes: Sizes) -> None:
-    """Raise `BadInput` where the filter has no centre, or there is more than the image."""
+    """Raise `BadInput` where the filter has no centre, or no image."""
     kernel = op.option("kernel")
     if kernel < 1 or kernel % 2 == 0:
         raise BadInput(f"{op.kind} kernel: got {kernel}, expected an odd number, so that it has a centre")
-    check_grid(op.kind, sizes)
+    check_image(op.kind, sizes)
+
+
+def by_stream(u: jax.Array, text: int, words: ShortFilter, image: GridFilter) -> jax.Array:
+    """u (b, m + n, c), m = `text` tokens before those of the image -> the same, each stream through a filter of its own."""
+    return jnp.concatenate([words(u[:, :text]), image(u[:, text:])], axis=1) if text else image(u)
+
+
+def met(u: jax.Array, text: int) -> jax.Array:
+    """u (b, m + n, c), m = `text` tokens before those of the image -> the same, with the mean of the image added to every
+    token of the text, and the text's to every one of the image."""
+    if not text:
+        return u
+    txt, img = u[:, :text], u[:, text:]
+    means = (a.mean(1, keepdims=True, dtype=jnp.float32).astype(u.dtype) for a in (img, txt))
+    return jnp.concatenate([stream + mean for stream, mean in zip((txt, img), means, strict=True)], axis=1)
+
+
+def met_flops(sizes: Sizes, channels: int, ways: int = 2) -> int:
+    """FLOPs per image of `met`, a mean and a sum; `ways`: 1 where nothing asks for the text's tokens."""
+    return ways * channels * sizes.tokens if sizes.text else 0
+
+
+def streams_filter_cost(sizes: Sizes, channels: int, taps: int) -> tuple[int, int]:
+    """Parameters of an image's filter of `taps` x `taps` and of a text's, if there is one, of `taps`; FLOPs per image."""
+    image, words = filter_cost(channels, taps**2, sizes.image), filter_cost(channels, taps, sizes.text)
+    return image[0] + words[0] * (sizes.text > 0), image[1] + words[1]
 
 
 class Hyena2D(Hyena):
     """y = W_out(q * (k * v)) + b with (q, k, v) = split(conv_KxK(W_in u + b)): Hyena-X with a 2-D filter, not causal.
 
-    A token sees the K x K tokens around it in the image.
+    A token sees the K x K tokens around it in the image. Where a text stands before the image, a causal filter of K taps
+    runs along the text instead, and no filter reaches from one to the other. They meet in y = W_out(q * H(k * v)) + b, where
+    H adds to every token the mean of the other stream, padding included: a Hyena's inner filter (arXiv 2302.10866, Section
+    3.1) without weights, 1 on the token itself and 1 / length all over the other stream. So a text is one vector to all of
+    the image, which each token gates: no token looks at a word of its choice. No published model has it.
+
+    Attributes:
+        kernel: side K of the image's filter, odd, and taps of the text's.
     """
 
     kernel: int = 3
@@ -76,12 +110,19 @@ class Hyena2D(Hyena):
 
     def setup_filters(self) -> None:
         self.grid_filter = GridFilter(3 * self.width, self.kernel, self.sizes.grid)
+        self.short_filter = ShortFilter(3 * self.width, self.kernel)  # without a text never called, and so without weights
 
     def featurize(self, u: jax.Array) -> jax.Array:
-        return self.grid_filter(u)
+        return by_stream(u, u.shape[1] - self.sizes.image, self.short_filter, self.grid_filter)
+
+    def inner(self, u: jax.Array) -> jax.Array:
+        return met(u, u.shape[1] - self.sizes.image)
 
     def featurizer_cost(self) -> tuple[int, int]:
-        return filter_cost(3 * self.width, self.kernel**2, self.tokens)
+        return streams_filter_cost(self.sizes, 3 * self.width, self.kernel)
+
+    def inner_cost(self) -> tuple[int, int]:
+        return 0, met_flops(self.sizes, self.width)
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax
 
-from graftax.ops.clear import check_disc, disc_and_text, pairs_seen
+from graftax.ops.clear import check_disc, visible_pairs
 from graftax.ops.joint import JointMHA
+from graftax.ops.tiles import disc_on, near_and_text, pairs_seen
 from graftax.spec import OpSpec, Sizes
 
 
@@ -26,10 +27,10 @@ class JointClear(JointMHA):
         return True
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return disc_and_text(q, k, v, self.sizes.grid, self.radius)
+        return near_and_text(q, k, v, disc_on(self.sizes.grid, self.radius))
 
     def pairs(self) -> int:
-        return pairs_seen(self.sizes, self.radius, self.asking)
+        return pairs_seen(self.sizes, visible_pairs(self.sizes.grid, self.radius), self.asking)
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:

@@ -3,92 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA, attend
-from graftax.ops.base import Overrides, Shapes, check_grid, linear_keys
-from graftax.ops.window import band_mask
+from graftax.ops.base import Overrides, Shapes, linear_keys
+from graftax.ops.tiles import Near, Side, check_image, near_and_text, padded, pairs_seen, squares, window_on
 from graftax.spec import OpSpec, Option, Sizes
 
-TILE = 8
-"""Side of the squares of queries handled together: with gradients the fastest of 2, 4, 8, 16 on CPU (window 2)."""
 
+def grid_attention(q: jax.Array, k: jax.Array, v: jax.Array, near: Near) -> jax.Array:
+    """`near_attention` in squares and without a text, all tiles at once: on small images faster than strip by strip.
 
-@dataclass(frozen=True)
-class Side:
-    """One side of the grid cut into tiles.
-
-    Attributes:
-        length: tokens along it.
-        size: of a tile.
-        window: how far a token sees.
-    """
-
-    length: int
-    size: int
-    window: int
-
-    @property
-    def tiles(self) -> int:
-        """Number of tiles, the last one perhaps beyond the border."""
-        return -(-self.length // self.size)
-
-    def near(self) -> jax.Array:
-        """(tiles, size, size + 2 window): True where a token may look."""
-        return band_mask(self.length, self.window, self.tiles, self.size)[:, 0]
-
-    def offsets(self) -> jax.Array:
-        """(size, size + 2 window): how far behind a token, negative before it, each is that its tile meets."""
-        return jnp.arange(self.size + 2 * self.window) - self.window - jnp.arange(self.size)[:, None]
-
-
-@dataclass(frozen=True)
-class MovedSide(Side):
-    """A side along which all windows are equally long: at the borders they move inwards.
-
-    Attributes:
-        seen: tokens of a window.
-    """
-
-    seen: int
-
-    def near(self) -> jax.Array:
-        start = self.size * jnp.arange(self.tiles)[:, None, None]
-        query, key = start + jnp.arange(self.size)[:, None], start + jnp.arange(self.size + 2 * self.window) - self.window
-        first = jnp.clip(query - self.seen // 2, 0, self.length - self.seen)
-        return (key >= first) & (key < first + self.seen)
-
-
-def moved_side(length: int, tile: int, window: int) -> MovedSide:
-    """A side of `length` tokens, its windows 2 `window` + 1 of them; what a tile meets reaches as far as any window does."""
-    size, seen = min(tile, length), min(2 * window + 1, length)
-    starts = np.arange(0, length, size)
-    first, last = (np.clip(at - seen // 2, 0, length - seen) for at in (starts, np.minimum(starts + size, length) - 1))
-    return MovedSide(length, size, int(max(*(starts - first), *(last + seen - starts - size), 0)), seen)
-
-
-def grid_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, grid: tuple[int, int], window: int, tile: int = TILE, moved: bool = False
-) -> jax.Array:
-    """Attention of every token to those at most `window` rows and `window` columns away, clipped at the image's borders.
-
-    q, k, v (b, n, h, k) -> (b, n, h, k), tokens in raster order on a `grid` of rows x columns. Queries are taken in tiles of
-    s x s, each of which meets (s + 2 window)^2 keys, so memory is n (s + 2 window)^2 per head. Equal to dense attention
-    under that mask. `moved`: windows at the borders move inwards instead (neighbourhood attention, arXiv 2204.07143,
-    Section 3), for which tiles that stand over the border meet more.
+    q, k, v (b, n, h, k) -> (b, n, h, k), tokens in raster order. A tile of s x s queries meets (s + 2 window)^2 keys, so
+    memory is n (s + 2 window)^2 / s^2 of keys and n (s + 2 window)^2 of products per head.
     """
     b, n, h, width = q.shape
-    rows, columns = (
-        moved_side(length, tile, window) if moved else Side(length, min(tile, length), min(window, length - 1))
-        for length in grid
-    )
-    q = _tiles(q.reshape(b, *grid, h, width), rows, columns, margin=False)
-    k, v = (_tiles(a.reshape(b, *grid, h, width), rows, columns, margin=True) for a in (k, v))
+    rows, columns = near.rows, near.columns
+    image = (b, rows.length, columns.length, h, width)
+    q = _tiles(q.reshape(image), rows, columns, margin=False)
+    k, v = (_tiles(a.reshape(image), rows, columns, margin=True) for a in (k, v))
     mask = rows.near()[:, None, :, None, :, None] & columns.near()[None, :, None, :, None, :]
     count, size = rows.tiles * columns.tiles, rows.size * columns.size
     out = attend(q, k, v, mask.reshape(count, 1, size, -1))  # (b, tiles, size, h, k)
@@ -107,49 +44,55 @@ def _tiles(image: jax.Array, rows: Side, columns: Side, *, margin: bool) -> jax.
     return squares(strips, columns, margin=margin).reshape(b, rows.tiles * columns.tiles, -1, h, width)
 
 
-def padded(image: jax.Array, rows: Side, columns: Side, *, margin: bool) -> jax.Array:
-    """(b, rows, columns, h, k) with zeros to fill the last tiles, and `margin` for the windows around the first and last."""
-    around = [side.window * margin for side in (rows, columns)]
-    edges = [(m, m + side.tiles * side.size - side.length) for m, side in zip(around, (rows, columns), strict=True)]
-    return jnp.pad(image, ((0, 0), *edges, (0, 0), (0, 0)))
+def window_and_text(q: jax.Array, k: jax.Array, v: jax.Array, near: Near) -> jax.Array:
+    """`near_and_text` of a square window; `grid_attention` where there is no text."""
+    return near_and_text(q, k, v, near) if k.shape[1] > near.tokens else grid_attention(q, k, v, near)
 
 
-def squares(strips: jax.Array, columns: Side, *, margin: bool) -> jax.Array:
-    """Strips (..., high, padded columns, h, k) cut into tiles, (..., tiles, high wide, h, k)."""
-    lefts = range(0, columns.tiles * columns.size, columns.size)
-    wide = columns.size + 2 * columns.window * margin
-    cut = jnp.stack([strips[..., j : j + wide, :, :] for j in lefts], axis=-5)  # (..., tiles, high, wide, h, k)
-    return cut.reshape(*cut.shape[:-4], -1, *cut.shape[-2:])
+def window_pairs(sizes: Sizes, window: int, asking: int) -> int:
+    """Pairs of a query and a key in `window_and_text`; as for `SWA`, a whole window for every image query, also at the
+    borders. `asking`: queries, m + n or n."""
+    return pairs_seen(sizes, sizes.image * math.prod(min(2 * window + 1, side) for side in sizes.grid), asking)
+
+
+def check_window(op: OpSpec, sizes: Sizes) -> None:
+    """Raise `BadInput` where there is no window, or no image for it."""
+    if op.option("window") < 1:
+        raise BadInput(f"{op.kind} window: got {op.option('window')}, expected 1 or more")
+    check_image(op.kind, sizes)
 
 
 class SWA2D(MHA):
-    """Attention in a (2 window + 1) x (2 window + 1) window of the image, with the same weights as `MHA`.
+    """Attention in a (2 window + 1) x (2 window + 1) window of the image, clipped at its borders, with the same weights as
+    `MHA`. Where a text stands before the image, image queries see all of it besides, and its own see everything, as in
+    `Clear` (arXiv 2412.16112) with a square for the disc.
 
     No published model has it. In PyTorch files its weights have a name of their own, so that they are never taken for
     the raster-order `SWA`; like there, the window is not in the tensors.
+
+    Attributes:
+        window: how far an image token sees, in rows and in columns.
     """
 
     window: int = 2
 
     kind = "swa_2d"
     torch_keys = linear_keys("qkv", "grid_qkv") + linear_keys("proj", "out_proj")
+    moved: ClassVar[bool] = False
 
     @property
     def needs_grid(self) -> bool:
         return True
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return grid_attention(q, k, v, self.sizes.grid, self.window)
+        return window_and_text(q, k, v, window_on(self.sizes.grid, self.window, moved=self.moved))
 
-    def attended(self) -> int:
-        # As for `SWA`, a whole window for every query, also at the borders.
-        return math.prod(min(2 * self.window + 1, side) for side in self.sizes.grid)
+    def pairs(self) -> int:
+        return window_pairs(self.sizes, self.window, self.tokens)
 
     @classmethod
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
-        if op.option("window") < 1:
-            raise BadInput(f"{cls.kind} window: got {op.option('window')}, expected 1 or more")
-        check_grid(cls.kind, sizes)
+        check_window(op, sizes)
 
     @classmethod
     def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
@@ -165,6 +108,4 @@ class Natten(SWA2D):
 
     kind = "natten"
     torch_keys = linear_keys("qkv", "natten_qkv") + linear_keys("proj", "out_proj")
-
-    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return grid_attention(q, k, v, self.sizes.grid, self.window, moved=True)
+    moved = True

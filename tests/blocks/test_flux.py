@@ -86,7 +86,8 @@ def _vec():
     ("kind", "options"),
     [
         ("hyena_x", {"kernel": 4}), ("swa", {"window": 2}), ("mamba2", {}), ("mha", {}),
-        pytest.param("hyena_long", {}, marks=pytest.mark.slow), pytest.param("hyena_se", {}, marks=pytest.mark.slow),
+        ("hyena_2d", {}), ("swa_2d_normed", {"window": 1, "bias": "in"}),
+        *(pytest.param(kind, {}, marks=pytest.mark.slow) for kind in ("hyena_long", "hyena_se", "swa_2d", "natten")),
     ],
 )  # fmt: skip
 def test_mixers_of_sequences_fit_a_block_of_one_stream(kind, options):
@@ -103,9 +104,9 @@ def test_mixers_of_sequences_fit_a_block_of_one_stream(kind, options):
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("swa_2d", {}), ("hyena_2d", {}), ("mha_kv", {"factor": 2}), ("mamba2", {"scan": "cross"})]
+    ("kind", "options"), [("dico", {}), ("mha_kv", {"factor": 2}), ("mamba2", {"scan": "cross"})]
 )
-def test_mixers_of_the_grid_do_not(kind, options):
+def test_mixers_of_the_image_alone_do_not(kind, options):
     with pytest.raises(BadInput, match="works on the image's grid alone, got 3 tokens of text with it"):
         graft(model(), replace("single[0].mixer", kind, **options), KEY)
 

@@ -13,12 +13,15 @@ from graftax.evaluate.latency import latencies, seconds_per_image
 from graftax.evaluate.roofline import WHOLE, distinct_operators, inputs_of, predicted_speedup, roofline, saved_bytes
 from graftax.models import Model, forward, param_shapes
 from graftax.models.cost import count_params, flops
-from graftax.ops import OPERATORS
+from graftax.ops import OPERATORS, build, resolve
 from graftax.ops.base import shapes_of
 from graftax.ops.clear import Clear, visible_pairs
 from graftax.ops.delta import CHUNK
-from graftax.ops.window_2d import SWA2D, TILE
-from graftax.spec import Step
+from graftax.ops.joint_swa_2d import JointSWA2D
+from graftax.ops.swa_2d_normed import SWA2DNormed
+from graftax.ops.tiles import TILE, window_on
+from graftax.ops.window_2d import SWA2D
+from graftax.spec import Sizes, Step, op
 from graftax.surgery import replace
 from graftax.testing import random_params, tiny_spec
 from graftax.train.chips import CHIPS, Chip
@@ -29,7 +32,7 @@ XL = variant("DiT-XL/2")
 def counted_otherwise(kind):
     """What XLA counts beyond the definition, in closed form: whole tiles around each window; pairs outside of discs; three
     real FFTs of s points, at 8 log2 s for each point that goes in (s, s, s / 2 + 1), where the textbook has 2.5 s log2 s."""
-    if kind in ("swa_2d", "natten"):
+    if kind in ("swa_2d", "swa_2d_normed", "natten"):
         window = SWA2D.options()["window"]
         return 4 * XL.width * XL.tokens * ((TILE + 2 * window) ** 2 - (2 * window + 1) ** 2)
     if kind in ("clear", "clear_normed"):  # one dense matrix at this size
@@ -54,6 +57,24 @@ def test_flops_of_every_operator_agree_with_xla(kind):
     inputs = at.inputs(1, jax.ShapeDtypeStruct)
     counted = jax.jit(at.run(None)).lower(shapes_of(at.operator(None)), inputs).cost_analysis()["flops"]
     assert (counted - counted_otherwise(kind)) / at.operator(None).cost().flops == pytest.approx(1, abs=0.02)
+
+
+WITH_TEXT = Sizes(1152, 16, 72, (8, 32), text=64)  # one strip of tiles, as a loop counts once
+
+
+@pytest.mark.parametrize("scion", [
+    *(op(kind, text_out=answers) for kind in ("joint_hyena_2d", "joint_swa_2d") for answers in (True, False)),
+    *map(op, ("hyena_2d", "swa_2d", "swa_2d_normed", "natten")),
+], ids=str)  # fmt: skip
+def test_flops_on_the_grid_behind_a_text_agree_with_xla(scion):
+    operator = build(resolve(scion, OPERATORS[scion.kind].role, WITH_TEXT), WITH_TEXT)
+    inputs, reads = operator.example()
+    compute = jax.jit(lambda params, *inputs: operator.apply({"params": params}, *inputs, **reads))
+    counted = compute.lower(shapes_of(operator), *inputs).cost_analysis()["flops"]
+    if isinstance(operator, (SWA2D, SWA2DNormed, JointSWA2D)):  # tiles meet more than a query sees
+        hidden = window_on(WITH_TEXT.grid, operator.window).met - (2 * operator.window + 1) ** 2
+        counted -= WITH_TEXT.image * hidden * 4 * WITH_TEXT.width
+    assert counted / operator.cost().flops == pytest.approx(1, abs=0.02)
 
 
 def test_flops_of_dit_xl_2_agree_with_xla():

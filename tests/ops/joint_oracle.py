@@ -57,12 +57,35 @@ def attention(q, k, v, mask=True):
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
-def visible(radius):
-    """(11, 11), pair by pair: the 5 tokens of text see and are seen by all, those of the image the nearer ones."""
+def in_disc(radius):
+    return lambda down, across: down**2 + across**2 < radius**2
+
+
+def in_square(window):
+    return lambda down, across: max(abs(down), abs(across)) <= window
+
+
+def visible(near):
+    """(11, 11), pair by pair: the 5 tokens of text see and are seen by all, those of the image by what is `near`, rows and
+    columns away."""
     places = [None] * 5 + [(i, j) for i in range(2) for j in range(3)]
-    return np.array(
-        [[None in (a, b) or (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2 < radius**2 for b in places] for a in places]
-    )
+    return np.array([[None in (a, b) or near(a[0] - b[0], a[1] - b[1]) for b in places] for a in places])
+
+
+def gated_2d(u, words, image):
+    """What a 2-D Hyena makes of q, k and v side by side, u (2, 11, 36): filters of a stream each, tap by tap, gates, and the
+    mean of the other stream in between; (2, 11, 12)."""
+    taps, side = words["kernel"], len(image["kernel"])
+    past = np.concatenate([np.zeros((2, len(taps) - 1, 36)), u[:, :5]], axis=1)
+    txt = words["bias"] + sum(past[:, i : i + 5] * tap for i, tap in enumerate(taps))
+    around = np.zeros((2, 2 + side - 1, 3 + side - 1, 36))
+    around[:, side // 2 : side // 2 + 2, side // 2 : side // 2 + 3] = u[:, 5:].reshape(2, 2, 3, 36)
+    img = sum(around[:, i : i + 2, j : j + 3] * image["kernel"][i, j, 0] for i in range(side) for j in range(side))
+    img = (image["bias"] + img).reshape(2, 6, 36)
+    (q_t, k_t, v_t), (q_i, k_i, v_i) = np.split(txt, 3, axis=-1), np.split(img, 3, axis=-1)
+    held_t, held_i = k_t * v_t, k_i * v_i
+    to_t, to_i = held_i.mean(1, keepdims=True), held_t.mean(1, keepdims=True)
+    return np.concatenate([q_t * (held_t + to_t), q_i * (held_i + to_i)], axis=1)
 
 
 def definition(params, norm, mix):

@@ -9,9 +9,9 @@ import pytest
 from operator_checks import assert_exports, assert_gradients, made, weights_of
 
 from graftax.errors import BadInput
-from graftax.ops import build, clear, resolve
+from graftax.ops import build, resolve
 from graftax.ops.base import shapes_of
-from graftax.ops.clear import disc_attention, visible_pairs
+from graftax.ops.clear import visible_pairs
 from graftax.spec import op
 from graftax.testing import tiny_spec
 
@@ -49,11 +49,6 @@ def definition(x, p, mask):
     return np.einsum("bhqm,bmhk->bqhk", weights, v).reshape(b, n, d) @ p["proj"]["kernel"] + p["proj"]["bias"]
 
 
-@pytest.fixture
-def in_strips(monkeypatch):
-    monkeypatch.setattr(clear, "DENSE_BELOW", dict.fromkeys(clear.DENSE_BELOW, 0))
-
-
 @pytest.mark.parametrize(
     ("grid", "radius", "text"), [((12, 9), 3, 0), ((12, 9), 3, 4), ((4, 5), 3, 4), ((3, 4), 10**6, 2), ((9, 1), 1, 3)]
 )
@@ -64,34 +59,6 @@ def test_equals_masked_attention(grid, radius, text):
     out = jax.jit(operator.apply)({"params": weights}, x)
     expected = definition(x, weights, visible(grid, radius, text))
     assert np.abs(out - expected).max() < 1e-5 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize(
-    ("grid", "radius", "text"), [((9, 11), 4, 3), *(pytest.param(*g, marks=SLOW) for g in (((4, 5), 3, 4), ((9, 1), 1, 0)))]
-)
-@pytest.mark.usefixtures("in_strips")
-def test_strips_and_their_derivatives_equal_those_of_masked_attention(grid, radius, text):
-    n, rng = grid[0] * grid[1], np.random.default_rng(0)
-    q, k, v, g = (jnp.asarray(rng.standard_normal((2, m, 2, 3)), jnp.float32) for m in (n, text + n, text + n, n))
-    mask = visible(grid, radius, text)[text:]
-
-    def value_and_slopes(function):
-        return jax.jit(lambda *args: [function(*args), *jax.vjp(function, *args)[1](g)])(q, k, v)
-
-    strips = value_and_slopes(lambda *args: disc_attention(*args, grid, radius, tile=4))
-    dense = value_and_slopes(lambda *args: clear.attend(*args, mask))
-    for ours, expected in zip(strips, dense, strict=True):
-        np.testing.assert_allclose(ours, expected, atol=1e-5)
-
-
-def test_no_pass_holds_all_pairs():
-    def temporaries(side):
-        n = side**2
-        args = [jax.ShapeDtypeStruct((1, m, 1, 4), jnp.float32) for m in (n, n + 8, n + 8)]
-        loss = lambda *args: disc_attention(*args, (side, side), 5).sum()  # noqa: E731
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*args).compile().memory_analysis().temp_size_in_bytes
-
-    assert temporaries(128) < 4.1 * temporaries(64) < 4 * 4096**2
 
 
 @SLOW

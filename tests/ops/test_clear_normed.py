@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from joint_oracle import IMG, PLACES, ROPE, SIZES, TXT, attention, built, heads_of, turned, visible
+from joint_oracle import IMG, PLACES, ROPE, SIZES, TXT, attention, built, heads_of, in_disc, turned, visible
 
 from graftax import ops
 from graftax.errors import BadInput
@@ -16,7 +16,7 @@ X = np.concatenate([TXT, IMG], axis=1)
 def test_equals_masked_attention():
     operator, params = built("clear_normed", radius=2, qk_norm="rms", bias="in")
     q, k, v = heads_of(X, params, "rms")
-    mixed = attention(turned(q, PLACES), turned(k, PLACES), v, visible(2))
+    mixed = attention(turned(q, PLACES), turned(k, PLACES), v, visible(in_disc(2)))
     np.testing.assert_allclose(call(operator, params, X, rope=ROPE), mixed @ params["proj"]["kernel"], atol=1e-5)
 
 
@@ -32,7 +32,7 @@ def test_cost_counts_the_pairs_that_are_visible():
     operator, params = built("clear_normed", radius=2, bias="in")
     cost = operator.cost()
     assert cost.params == sum(leaf.size for part in params.values() for leaf in part.values())
-    assert cost.op_flops == visible(2).sum() * (4 * 12 + 2 * 2)
+    assert cost.op_flops == visible(in_disc(2)).sum() * (4 * 12 + 2 * 2)
     assert cost.featurizer_flops == 8 * 11 * 12 * 12
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from joint_oracle import IMG, TXT, built, gated_2d
 from operator_checks import assert_exports, assert_gradients, made, weights_of
 
 from graftax.errors import BadInput
@@ -110,6 +111,40 @@ def test_refuses_filters_without_a_centre(kernel):
         made(op("hyena_2d", kernel=kernel), SPEC)
 
 
-def test_refuses_text():
-    with pytest.raises(BadInput, match="hyena_2d: works on the image's grid alone, got 5 tokens of text"):
-        resolve(op("hyena_2d"), "mixer", dataclasses.replace(SPEC.sizes, text=5))
+def test_refuses_a_text_alone():
+    with pytest.raises(BadInput, match="hyena_2d: got 5 tokens of text and no image"):
+        resolve(op("hyena_2d"), "mixer", dataclasses.replace(SPEC.sizes, grid=(0, 0), text=5))
+
+
+# --- A text before the image -------------------------------------------------------------------------------------------
+
+X = np.concatenate([TXT, IMG], axis=1)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_with_a_text_equals_the_definition(kernel):
+    operator, p = built("hyena_2d", kernel=kernel)
+    u = X.astype(np.float64) @ p["in_proj"]["kernel"] + p["in_proj"]["bias"]
+    expected = gated_2d(u, p["short_filter"], p["grid_filter"]) @ p["out_proj"]["kernel"] + p["out_proj"]["bias"]
+    np.testing.assert_allclose(operator.apply({"params": p}, X), expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
+
+
+def test_gradients_with_a_text():
+    operator, weights = built("hyena_2d")
+    assert_gradients(operator, weights, X)
+
+
+def test_cost_with_a_text():
+    operator, params = built("hyena_2d", kernel=5)
+    cost, (m, n, d) = operator.cost(), (5, 6, 12)
+    assert cost.params == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert cost.op_flops == 2 * (m + n) * d + 2 * (m + n) * d  # gates; means and their sums
+    assert cost.featurizer_flops == 8 * (m + n) * d * d + 2 * 3 * d * (5 * m + 25 * n)
+
+
+def test_takes_over_a_filter_along_the_text():
+    operator, fresh = built("hyena_2d")
+    donor, weights = built("hyena_x", kernel=3)
+    taken = operator.transplant(fresh, donor, weights)
+    assert taken["short_filter"] is weights["short_filter"]
+    assert taken["grid_filter"] is fresh["grid_filter"]

@@ -2,11 +2,23 @@
 
 import numpy as np
 import pytest
-from joint_oracle import PLACES, ROPE, SIZES, STREAMS, assert_counted, assert_defined, attention, built, turned, visible
+from joint_oracle import (
+    PLACES,
+    ROPE,
+    SIZES,
+    STREAMS,
+    assert_counted,
+    assert_defined,
+    attention,
+    built,
+    in_disc,
+    turned,
+    visible,
+)
 
 from graftax import ops
 from graftax.errors import BadInput
-from graftax.ops import clear
+from graftax.ops import tiles
 from graftax.spec import op
 from graftax.testing import assert_same_leaves
 
@@ -18,12 +30,12 @@ from graftax.testing import assert_same_leaves
 @pytest.mark.parametrize("in_strips", [False, True])
 def test_equals_masked_attention(options, rope, in_strips, monkeypatch):
     if in_strips:
-        monkeypatch.setattr(clear, "DENSE_BELOW", dict.fromkeys(clear.DENSE_BELOW, 0))
+        monkeypatch.setattr(tiles, "DENSE_BELOW", dict.fromkeys(tiles.DENSE_BELOW, 0))
     operator, params = built("joint_clear", radius=2, **options)
 
     def mix(q, k, v):
         q, k = (q, k) if rope is None else (turned(q, PLACES), turned(k, PLACES))
-        return attention(q, k, v, visible(2))
+        return attention(q, k, v, visible(in_disc(2)))
 
     assert_defined(operator, params, options.get("qk_norm", "none"), mix, rope)
 
@@ -43,7 +55,7 @@ def test_takes_over_joint_attention():
 @pytest.mark.parametrize("text_out", [True, False])
 def test_cost_counts_the_pairs_that_are_visible(text_out):
     operator, _ = built("joint_clear", radius=2, qk_norm="rms", text_out=text_out)
-    pairs = visible(2)[0 if text_out else 5 :].sum()
+    pairs = visible(in_disc(2))[0 if text_out else 5 :].sum()
     assert_counted(operator, pairs * (4 * 12 + 2 * 2))
 
 

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from joint_oracle import IMG, TXT, attention, built, heads_of, in_square, visible
 from operator_checks import assert_exports, assert_gradients, made, weights_of
 
 from graftax.errors import BadInput
 from graftax.ops import resolve
 from graftax.ops import window as window_file
 from graftax.ops.attention import attend
+from graftax.ops.tiles import moved_side, window_on
 from graftax.ops.window import banded_attention
-from graftax.ops.window_2d import grid_attention, moved_side
+from graftax.ops.window_2d import grid_attention
 from graftax.spec import op
 from graftax.testing import tiny_spec
 
@@ -107,7 +109,7 @@ def test_grid_windows_equal_masked_attention(grid, window, tile):
     args, directions = qkv(n), qkv(n)[::-1]
     dense = lambda *args: masked(args, near_2d(grid, window))  # noqa: E731
     expected = both(dense, args, directions)
-    out = both(lambda *args: grid_attention(*args, grid, window, tile), args, directions)
+    out = both(lambda *args: grid_attention(*args, window_on(grid, window, tile)), args, directions)
     np.testing.assert_allclose(out[0], expected[0], atol=3e-6)
     np.testing.assert_allclose(out[1], expected[1], atol=1e-5)
 
@@ -130,7 +132,7 @@ def test_moved_windows_equal_masked_attention(grid, window, tile):
     args, directions, mask = qkv(n), qkv(n)[::-1], nearest_2d(grid, window)
     assert len({*mask.sum(1)}) == 1, "as many for each"
     expected = both(lambda *args: masked(args, mask), args, directions)
-    out = both(lambda *args: grid_attention(*args, grid, window, tile, moved=True), args, directions)
+    out = both(lambda *args: grid_attention(*args, window_on(grid, window, tile, moved=True)), args, directions)
     np.testing.assert_allclose(out[0], expected[0], atol=3e-6)
     np.testing.assert_allclose(out[1], expected[1], atol=1e-5)
 
@@ -144,7 +146,7 @@ def test_tiles_that_fill_the_grid_meet_no_more_keys_when_windows_move():
 @pytest.mark.slow
 def test_grid_windows_in_bfloat16():
     args = qkv(49, dtype=jnp.bfloat16)
-    out = jax.jit(functools.partial(grid_attention, grid=(7, 7), window=2, tile=4))(*args)
+    out = jax.jit(functools.partial(grid_attention, near=window_on((7, 7), 2, tile=4)))(*args)
     assert out.dtype == jnp.bfloat16
     assert abs(out.astype(jnp.float32) - masked(args, near_2d((7, 7), 2))).max() < 0.03
 
@@ -152,7 +154,7 @@ def test_grid_windows_in_bfloat16():
 def test_grid_windows_never_hold_all_pairs():
     def largest(side):
         shape = jax.ShapeDtypeStruct((1, side**2, 1, 4), jnp.float32)
-        loss = lambda q, k, v: grid_attention(q, k, v, (side, side), 2).sum()  # noqa: E731
+        loss = lambda q, k, v: grid_attention(q, k, v, window_on((side, side), 2)).sum()  # noqa: E731
         jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(shape, shape, shape)
         return max(np.prod(var.aval.shape) for eqn in jaxpr.eqns for var in eqn.outvars)
 
@@ -197,5 +199,24 @@ def test_swa_2d_is_not_taken_for_swa():
 def test_swa_2d_refuses():
     with pytest.raises(BadInput, match="swa_2d window: got 0"):
         made(op("swa_2d", window=0), SPEC)
-    with pytest.raises(BadInput, match="swa_2d: works on the image's grid alone, got 5 tokens of text"):
-        resolve(op("swa_2d"), "mixer", dataclasses.replace(SPEC.sizes, text=5))
+    with pytest.raises(BadInput, match="swa_2d: got 5 tokens of text and no image"):
+        resolve(op("swa_2d"), "mixer", dataclasses.replace(SPEC.sizes, grid=(0, 0), text=5))
+
+
+@pytest.mark.parametrize("kind", ["swa_2d", "natten"])
+def test_with_a_text_equals_masked_attention(kind):
+    """The 5 tokens of text see and are seen by all; the 2 x 3 of the image their windows, moved inwards in `natten`."""
+    operator, p = built(kind, window=1)
+    x = np.concatenate([TXT, IMG], axis=1)
+    mask = visible(in_square(1)) if kind == "swa_2d" else np.ones((11, 11), bool)  # 3 columns are in every moved window
+    expected = attention(*heads_of(x, p, "none"), mask) @ p["proj"]["kernel"] + p["proj"]["bias"]
+    np.testing.assert_allclose(operator.apply({"params": p}, x), expected, atol=1e-5)
+    pairs = 5 * 11 + 6 * (5 + 2 * 3)  # whole windows, of which two rows are there
+    assert operator.cost().op_flops == pairs * (4 * 12 + 2 * 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["swa_2d", "natten"])
+def test_gradients_with_a_text(kind):
+    operator, weights = built(kind, window=1)
+    assert_gradients(operator, jax.tree.map(lambda a: a / 2, weights), np.concatenate([TXT, IMG], axis=1), step=0.05)

@@ -1,0 +1,39 @@
+"""Joint attention in a window of the image grid, with the text seen by all."""
+
+from __future__ import annotations
+
+import jax
+
+from graftax.ops.joint import JointMHA
+from graftax.ops.tiles import window_on
+from graftax.ops.window_2d import check_window, window_and_text, window_pairs
+from graftax.spec import OpSpec, Sizes
+
+
+class JointSWA2D(JointMHA):
+    """`JointMHA` whose image queries look at a (2 window + 1) x (2 window + 1) window of the grid, clipped at its borders,
+    and at the whole text; those of the text look at everything: `JointClear` (arXiv 2412.16112) with a square for the disc.
+    With the same weights.
+
+    Attributes:
+        window: how far an image token sees, in rows and in columns.
+    """
+
+    window: int = 2
+
+    kind = "joint_swa_2d"
+
+    @property
+    def needs_grid(self) -> bool:
+        return True
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return window_and_text(q, k, v, window_on(self.sizes.grid, self.window))
+
+    def pairs(self) -> int:
+        return window_pairs(self.sizes, self.window, self.asking)
+
+    @classmethod
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
+        super().check(op, sizes)
+        check_window(op, sizes)

@@ -1,0 +1,46 @@
+"""Attention in a window of the image grid, with normed queries and keys and rotary positions."""
+
+from __future__ import annotations
+
+import jax
+
+from graftax.ops.attention_normed import MHANormed
+from graftax.ops.base import Overrides, Shapes
+from graftax.ops.tiles import window_on
+from graftax.ops.window_2d import check_window, window_and_text, window_pairs
+from graftax.spec import OpSpec, Option, Sizes
+
+
+class SWA2DNormed(MHANormed):
+    """`MHANormed` in which image tokens look at a (2 window + 1) x (2 window + 1) window of the grid, clipped at its
+    borders, and at the whole text before them, which sees everything: `ClearNormed` (arXiv 2412.16112) with a square for the
+    disc, for the single blocks of Flux and AuraFlow. With the same weights.
+
+    Attributes:
+        window: how far an image token sees, in rows and in columns.
+    """
+
+    window: int = 2
+
+    kind = "swa_2d_normed"
+    torch_keys = ()
+
+    @property
+    def needs_grid(self) -> bool:
+        return True
+
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return window_and_text(q, k, v, window_on(self.sizes.grid, self.window))
+
+    def pairs(self) -> int:
+        return window_pairs(self.sizes, self.window, self.tokens)
+
+    @classmethod
+    def check(cls, op: OpSpec, sizes: Sizes) -> None:
+        super().check(op, sizes)
+        check_window(op, sizes)
+
+    @classmethod
+    def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
+        """Never: no file tells it from `MHANormed`."""
+        return None
