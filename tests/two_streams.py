@@ -15,7 +15,7 @@ SIZES = {"input_size": 8, "in_channels": 4, "hidden_size": 24, "num_heads": 2, "
 FLUX = flux_spec(**SIZES, pooled_width=4, double=2, single=1)
 SD3 = sd3_spec(**SIZES, pooled_width=4, depth=2, positions=4, qk_norm="rms")
 SPECS = {"flux": FLUX, "sd3": SD3}
-GRAFTS = {
+GRAFTS = {  # the first word is that of `SPECS`
     "flux": (
         replace("double[0].attn", "joint_hyena_x", init="transplant"),
         replace("double[1].attn", "joint_clear", radius=2, qk_norm="rms", init="transplant"),
@@ -24,12 +24,21 @@ GRAFTS = {
         replace("sd3[0].attn", "joint_linear", qk_norm="rms", init="transplant"),
         replace("sd3_last[0].attn", "joint_clear", radius=2, qk_norm="rms", text_out=False),
     ),
+    "flux on the grid": (
+        replace("double[0].attn", "joint_hyena_2d", init="transplant"),
+        replace("double[1].attn", "joint_swa_2d", window=1, qk_norm="rms", init="transplant"),
+    ),
+    "sd3 on the grid": (
+        replace("sd3[0].attn", "joint_hyena_2d", init="transplant"),
+        replace("sd3_last[0].attn", "joint_swa_2d", window=1, qk_norm="rms", text_out=False),
+    ),
 }
 
 
 @functools.cache
 def teacher(name):
-    return Model(SPECS[name], random_params(SPECS[name], jax.random.key(0)))
+    spec = SPECS[name.split()[0]]
+    return Model(spec, random_params(spec, jax.random.key(0)))
 
 
 @functools.cache

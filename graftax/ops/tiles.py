@@ -116,14 +116,17 @@ def window_on(grid: tuple[int, int], window: int, tile: int = TILE, moved: bool 
     `moved`: windows at the borders move inwards instead (neighbourhood attention, arXiv 2204.07143, Section 3), for which
     tiles that stand over the border meet more."""
     if moved:
-        return Near(*(moved_side(length, tile, window) for length in grid))
-    return Near(*(Side(length, min(tile, length), min(window, length - 1)) for length in grid))
+        rows, columns = (moved_side(length, tile, window) for length in grid)
+    else:
+        rows, columns = (Side(length, min(tile, length), min(window, length - 1)) for length in grid)
+    return Near(rows, columns)
 
 
 def disc_on(grid: tuple[int, int], radius: int, tile: int = TILE) -> Near:
     """Tokens (i', j') that (i, j) sees with (i - i')^2 + (j - j')^2 < radius^2, as in the mask of CLEAR's authors."""
     radius = min(radius, sum(grid))  # sees all already, and its square is an int32
-    return Near(*(Side(length, min(tile, length), min(radius, length) - 1) for length in grid), radius)
+    rows, columns = (Side(length, min(tile, length), min(radius, length) - 1) for length in grid)
+    return Near(rows, columns, radius)
 
 
 def near_attention(q: jax.Array, k: jax.Array, v: jax.Array, near: Near) -> jax.Array:

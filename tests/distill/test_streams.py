@@ -29,7 +29,9 @@ def answers(model):
     return {name: np.asarray(stream[0]) for name, stream in taps["attn/out"].items()}
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3"])
+@pytest.mark.parametrize("name", ["flux", "sd3", *(
+    pytest.param(f"{name} on the grid", marks=pytest.mark.slow) for name in ("flux", "sd3")
+)])  # fmt: skip
 def test_both_streams_are_learnt(name):
     before, loop = student(name), LoopConfig(40, log_every=40, eval_every=20)
     after, history = distill(teacher(name), before, DATA, CONFIG, loop, heldout=DATA, batch_size=8, show=False)
@@ -87,7 +89,8 @@ def test_the_last_layer_of_a_joint_operator_is_no_single_one():
 
 
 def test_operators_of_another_role_are_refused_with_those_that_fit():
-    fits = "joint_clear, joint_gated_delta, joint_gqa, joint_hyena_x, joint_linear, joint_mha, joint_sla"
+    kinds = ("clear", "gated_delta", "gqa", "hyena_2d", "hyena_x", "linear", "mha", "sla", "swa_2d")
+    fits = ", ".join(f"joint_{kind}" for kind in kinds)
     for selector, kind, message in (
         ("double[0].attn", "linear", f"'linear' has the role mixer, expected one with the role joint: {fits}"),
         (

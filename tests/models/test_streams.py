@@ -212,7 +212,8 @@ def test_grafts_change_their_sites_alone():
 
 @pytest.mark.slow
 def test_windows_and_hyenas_fit_the_joined_sequence_and_those_of_images_do_not():
-    for kind, reach in (("swa", {"window": 21}), ("clear", {"radius": 9}), ("swa_2d", {"window": 3})):  # over all 5 + 4 x 4 tokens: attention
+    widest = ("swa", {"window": 21}), ("clear", {"radius": 9}), ("swa_2d", {"window": 3})
+    for kind, reach in widest:  # over all 5 + 4 x 4 tokens: attention
         wide = replace("toy_single[*].mixer", kind, init="transplant", **reach)
         dense = graft(model(), compose(wide, replace("toy_single[0].mixer", "mha")), KEY)
         restored = graft(dense, inverse(model(), "blocks[2].mixer"))

@@ -1,7 +1,7 @@
 """Script: a few steps of small models on meshes over up to 8 simulated devices; prints what came out as JSON.
 
 mesh_run.py few: one model on one device and on 8; many: on other meshes, in bfloat16; operators: blocks of every kind;
-recipes: with all that a training may do besides.
+streams: operators of a text and an image; recipes: with all that a training may do besides.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 import graftax
 from graftax.backbones.dit import dit_spec
-from graftax.diffusion import Process
+from graftax.backbones.flux import flux_spec
 from graftax.errors import BadInput
 from graftax.models import Model
 from graftax.spec import op
@@ -49,7 +49,9 @@ class Fixed:
         self.position += 1
         image = rng.standard_normal((self.size, 8, 8, 4)).astype(np.float32)
         label = rng.integers(0, 10, self.size).astype(np.int32)
-        return {"image": image, "label": label, "features": rng.standard_normal((self.size, 16, 6)).astype(np.float32)}
+        shapes = {"features": (16, 6), "text": (5, 6), "pooled": (4,)}
+        beside = {name: rng.standard_normal((self.size, *shape)).astype(np.float32) for name, shape in shapes.items()}
+        return {"image": image, "label": label, **beside}
 
     def state(self) -> int:
         return self.position
@@ -62,10 +64,11 @@ def run(model: Model, mesh: MeshConfig | None = None, devices: int = 8, accumula
     """A training of three steps: what it logged, what it left, how it lies."""
     records: list = []
     built = mesh.build(jax.devices()[:devices]) if mesh else None
+    frozen = tuple(name for name in FROZEN if name in model.params)
     job = train_job(
-        lambda: training_tree(model.spec, model.params, FROZEN, options.get("recipe", NOTHING)),
-        diffusion_loss(model.spec, Process(), **options), OPTIMISER,
-        frozen=FROZEN, ema_decay=0.5, mesh=built, accumulate=accumulate, **({"rules": mesh.rules} if mesh else {}),
+        lambda: training_tree(model.spec, model.params, frozen, options.get("recipe", NOTHING)),
+        diffusion_loss(model.spec, **options), OPTIMISER,
+        frozen=frozen, ema_decay=0.5, mesh=built, accumulate=accumulate, **({"rules": mesh.rules} if mesh else {}),
     )  # fmt: skip
     state = fit(job, Fixed(), LoopConfig(steps=3, log_every=1), on_record=records.append, show=False)
     report = sharding_report(state, built) if built else None
@@ -86,7 +89,7 @@ def _moments(opt_state: Any) -> list[Any]:
 
 
 def _part(tree: dict) -> float:
-    kernel = max(jax.tree.leaves(tree["blocks"]["dit"]["mlp"]), key=lambda x: x.size)
+    kernel = max(jax.tree.leaves(tree["blocks"]), key=lambda x: x.size)
     return kernel.addressable_shards[0].data.size / kernel.size
 
 
@@ -151,9 +154,9 @@ def many() -> dict:
 
 
 def operators() -> dict:
-    spec = dit_spec(depth=16, **SIZES)
+    spec = dit_spec(depth=17, **SIZES)
     kinds = ["hyena_x", "mamba2", "swa", "hyena_se", "hyena_long", "hyena_2d", "swa_2d", "clear", "linear", "affine"]
-    kinds += ["gqa", "natten", "dico", "gated_delta", op("sla", block=4, topk=0.5)]
+    kinds += ["gqa", "natten", "dico", "gated_delta", op("sla", block=4, topk=0.5), op("swa_2d_normed", window=1)]
     edits = [replace(f"blocks[{i}].mixer", kind) for i, kind in enumerate(kinds, start=1)]
     edits += [
         replace("blocks[3].mlp", "moe"),
@@ -168,5 +171,19 @@ def operators() -> dict:
     return {"one": run(model, plan="unroll"), "all": run(model, MeshConfig(data=2, fsdp=2, tensor=2), plan="unroll")}
 
 
+def streams() -> dict:
+    """Flux's blocks, of two streams and of one, with operators on the grid behind a text."""
+    sizes = {"input_size": 8, "in_channels": 4, "hidden_size": 64, "num_heads": 4}
+    spec = flux_spec(**sizes, double=3, single=5, text_width=6, text_tokens=5, pooled_width=4)
+    joint = ["joint_hyena_2d", op("joint_swa_2d", window=1, qk_norm="rms"), op("joint_clear", radius=2, qk_norm="rms")]
+    edits = [replace(f"double[{i}].attn", kind) for i, kind in enumerate(joint)]
+    single = ["hyena_2d", op("swa_2d", window=1), op("natten", window=1), op("swa_2d_normed", window=1, bias="in")]
+    edits += [replace(f"single[{i}].mixer", kind) for i, kind in enumerate(single)]
+    model = graft(Model(spec, random_params(spec, jax.random.key(0))), compose(*edits), jax.random.key(1))
+    options = {"plan": "unroll", "class_dropout": 0.0}
+    return {"one": run(model, **options), "all": run(model, MeshConfig(data=2, fsdp=2, tensor=2), **options)}
+
+
 if __name__ == "__main__":
-    print(json.dumps({"few": few, "many": many, "operators": operators, "recipes": recipes}[sys.argv[1]]()))
+    modes = {"few": few, "many": many, "operators": operators, "streams": streams, "recipes": recipes}
+    print(json.dumps(modes[sys.argv[1]]()))

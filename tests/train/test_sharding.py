@@ -213,8 +213,9 @@ def test_every_mesh_trains_alike_and_bfloat16_nearly() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_operator_trains_on_a_mesh_as_on_one_device() -> None:
-    runs = mesh_run("operators")
+@pytest.mark.parametrize("mode", ["operators", "streams"])
+def test_every_operator_trains_on_a_mesh_as_on_one_device(mode: str) -> None:
+    runs = mesh_run(mode)
     assert_alike(runs["all"], runs["one"])
 
 

@@ -18,6 +18,10 @@ CONFIG = DiffusionConfig(
 )  # fmt: skip
 
 
+UNANSWERED = ["01/txt/q_norm/scale"]
+"""The queries of a text that gets no answer."""
+
+
 def learnt(model, config):
     """The model after stage 2, which must have lowered the loss."""
     tuned, history = finetune(model, arrays(), config, show=False)
@@ -27,8 +31,11 @@ def learnt(model, config):
 
 @pytest.mark.parametrize(
     ("name", "idle"),
-    [("flux", []), ("sd3", ["01/txt/q_norm/scale"])],  # the queries of a text that gets no answer
-)
+    [
+        ("flux", []), pytest.param("flux on the grid", [], marks=pytest.mark.slow),
+        ("sd3", UNANSWERED), pytest.param("sd3 on the grid", UNANSWERED, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_a_grafted_model_learns_in_all_its_joint_operators(name, idle):
     before = student(name)
     after = learnt(before, CONFIG)
