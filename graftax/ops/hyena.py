@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax.typing import ArrayLike
 
 from graftax.errors import BadInput
@@ -27,7 +28,8 @@ from graftax.ops.base import (
     uniform_fan_in,
 )
 from graftax.ops.conv import causal_conv
-from graftax.ops.placement import place
+from graftax.ops.placement import Axes, on_parts, parts, place
+from graftax.ops.target import core_memory, kernels
 from graftax.spec import OpSpec, Option, Sizes
 
 PROJECTIONS = linear_keys("in_proj", "in_proj") + linear_keys("out_proj", "out_proj")
@@ -77,9 +79,13 @@ class Hyena(Operator):
         raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out_proj(self.gated(x))
+
+    def gated(self, x: jax.Array) -> jax.Array:
+        """q * inner(k * v) of tokens x: (b, n, d) -> (b, n, d)."""
         features = self.featurize(place(self.in_proj(x), "batch", None, "hidden"))
         q, k, v = (place(a, "batch", None, "hidden") for a in jnp.split(features, 3, axis=-1))  # (b, n, d) each
-        return self.out_proj(q * self.inner(k * v))
+        return q * self.inner(k * v)
 
     def featurize(self, u: jax.Array) -> jax.Array:
         """The convolution over q, k and v together: (b, n, 3 d) -> (b, n, 3 d)."""
@@ -162,12 +168,26 @@ def filter_cost(channels: int, taps: int, tokens: int) -> tuple[int, int]:
 class HyenaX(_ShortHyena):
     """y = W_out(q * (k * v)) + b with (q, k, v) = split(conv_K(W_in u + b)).
 
-    A token sees itself and the K - 1 tokens before it in raster order.
+    A token sees itself and the K - 1 tokens before it in raster order. On TPUs all but W_out is one kernel.
     """
 
     kind = "hyena_x"
     has_inner = False
     torch_keys = PROJECTIONS + conv_keys("short_filter", "short_filter")
+
+    def gated(self, x: jax.Array) -> jax.Array:
+        # Tensor parallelism splits q, k and v each by itself, where the kernel has the columns of all three.
+        if self.is_initializing() or not kernels() or parts("hidden") > 1:
+            return super().gated(x)
+        from graftax.ops.pallas.hyena import gated_conv, hyena_takes
+
+        if not hyena_takes(x.shape, self.kernel, core_memory()):
+            return super().gated(x)
+        projection, taps = (layer.variables["params"] for layer in (self.in_proj, self.short_filter))
+        weights = projection["kernel"], projection["bias"], taps["kernel"], taps["bias"]
+        x, *_ = promote_dtype(x, *weights[:2], dtype=self.dtype)
+        axes: list[Axes] = [("batch", None, None), (None, None), (None,), (None, None), (None,)]
+        return on_parts(gated_conv, axes)(x, *weights)
 
 
 class HyenaSE(_ShortHyena):

@@ -18,8 +18,10 @@ Axes = tuple[str | None, ...]
 Hold = Callable[[jax.Array, Axes], jax.Array]
 Function = Callable[..., jax.Array]
 Part = Callable[[Function, Sequence[Axes]], Function]
+Count = Callable[[str], int]
 _hold: ContextVar[Hold | None] = ContextVar("hold", default=None)
 _part: ContextVar[Part | None] = ContextVar("part", default=None)
+_count: ContextVar[Count | None] = ContextVar("count", default=None)
 
 
 def place(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -40,13 +42,19 @@ def on_parts(function: Function, axes: Sequence[Axes]) -> Function:
     return function if part is None else part(function, axes)
 
 
+def parts(axis: str) -> int:
+    """Into how many parts an axis of this name is split where it divides; outside of `placing` 1."""
+    count = _count.get()
+    return 1 if count is None else count(axis)
+
+
 @contextmanager
-def placing(hold: Hold | None, part: Part | None = None) -> Iterator[None]:
-    """While this is open, `place(x, *axes)` is `hold(x, axes)`, and `on_parts` is `part`; None: all as it is. It acts on
-    what is traced meanwhile."""
-    tokens = _hold.set(hold), _part.set(part)
+def placing(hold: Hold | None, part: Part | None = None, count: Count | None = None) -> Iterator[None]:
+    """While this is open, `place(x, *axes)` is `hold(x, axes)`, `on_parts` is `part` and `parts` is `count`; None: all as it
+    is. It acts on what is traced meanwhile."""
+    tokens = _hold.set(hold), _part.set(part), _count.set(count)
     try:
         yield
     finally:
-        _hold.reset(tokens[0])
-        _part.reset(tokens[1])
+        for variable, token in zip((_hold, _part, _count), tokens, strict=True):
+            variable.reset(token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,8 +12,10 @@ from jax.typing import ArrayLike
 from graftax.errors import BadInput
 from graftax.ops.attention import DENSE_BELOW, MHA, attend, full_attention
 from graftax.ops.base import CHANGED, KEPT, Cost, Operator, Overrides, Params, Shapes, carried, linear_keys, silent
+from graftax.ops.kernels import HEADS
 from graftax.ops.linear import EPS, FEATURES, check_feature, linear_attention, linear_flops
-from graftax.ops.target import target
+from graftax.ops.placement import on_parts
+from graftax.ops.target import core_memory, kernels, target
 from graftax.spec import OpSpec, Option, Sizes
 
 COVERS = ("all", "rest")
@@ -33,8 +36,14 @@ def sparse_attention(q: jax.Array, k: jax.Array, v: jax.Array, chosen: jax.Array
     """Softmax attention of each block of queries to the blocks of keys `chosen` (b, h, i, count) for it.
 
     q (b, n, h, k), k and v (b, m, h, k) -> (b, n, h, k). Small inputs are handled at once, others one block of queries after
-    the other, also on the way back, so that memory is linear in n.
+    the other, also on the way back, so that memory is linear in n. On TPUs the same by a kernel.
     """
+    if kernels():
+        from graftax.ops.pallas.sparse import block_sparse_attention, sparse_takes
+
+        if sparse_takes(k.shape, block, k.dtype, core_memory()):
+            run = functools.partial(block_sparse_attention, block=block)
+            return on_parts(run, [HEADS] * 3 + [("batch", "heads", None, None)])(q, k, v, chosen)
     (b, n, h, _), m, count = q.shape, k.shape[1], chosen.shape[-1]
     queries, keys, values = (_blocks(a, block) for a in (q, k, v))  # (b, h, blocks, s, k)
 

@@ -196,12 +196,14 @@ def activations(mesh: AnyMesh | None, rules: AxisRules = RULES) -> AbstractConte
 
     An axis whose size does not divide is left whole.
     """
-    return placing(None) if mesh is None else placing(partial(_hold, mesh, rules), partial(_part, mesh, rules))
+    if mesh is None:
+        return placing(None)
+    return placing(partial(_hold, mesh, rules), partial(_part, mesh, rules), partial(_count, mesh, rules))
 
 
 def kernels(mesh: AnyMesh | None, rules: AxisRules = RULES) -> AbstractContextManager[None]:
     """`activations` for kernels alone, which the compiler cannot split; where all else goes is left to it."""
-    return placing(None, None if mesh is None else partial(_part, mesh, rules))
+    return placing(None) if mesh is None else placing(None, partial(_part, mesh, rules), partial(_count, mesh, rules))
 
 
 def _hold(mesh: AnyMesh, rules: AxisRules, x: jax.Array, names: Sequence[str | None]) -> jax.Array:
@@ -216,6 +218,10 @@ def _part(
         return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
     return run
+
+
+def _count(mesh: AnyMesh, rules: AxisRules, name: str) -> int:
+    return math.prod(mesh.shape[axis] for axis in rules.mesh_axes(name) if axis in mesh.shape)
 
 
 def activation_spec(

@@ -36,7 +36,7 @@ def measure(program: Program, topology: Topology, mesh: MeshConfig) -> dict[str,
     check(program, topology, mesh)
     devices = mesh.build(topology.devices())
     start = time.perf_counter()
-    with compiling_for("tpu"):
+    with compiling_for("tpu", topology.chip.kinds[0]):
         lowered = program.trace(devices, mesh.rules).lower(lowering_platforms=("tpu",))
     try:
         found = _describe(lowered.compile())

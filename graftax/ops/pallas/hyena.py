@@ -33,13 +33,13 @@ COLUMNS = (384, 256, 128)
 Arrays = tuple[jax.Array, ...]
 
 
-def hyena_takes(shape: tuple[int, ...], taps: int, vmem: int) -> bool:
-    """Whether the kernel serves tokens x of this shape (b, n, d), a filter of `taps` taps and chips with `vmem` bytes.
+def hyena_takes(shape: tuple[int, ...], taps: int, memory: int) -> bool:
+    """Whether the kernel serves tokens x of this shape (b, n, d), a filter of `taps` taps and cores with `memory` bytes.
 
     Images of less than half a tile are left to the compiler: most of a step would be padding.
     """
     _, n, d = shape
-    return d % LANES == 0 and taps <= HALO and n >= TILE // 2 and _needed(d) <= vmem
+    return d % LANES == 0 and taps <= HALO and n >= TILE // 2 and _needed(d) <= memory
 
 
 def _needed(d: int) -> int:
@@ -149,10 +149,11 @@ def _forward_kernel(x: Any, weights: Any, bias: Any, taps: Any, taps_bias: Any, 
 
     last = rows[tile:]
     rows[:HALO] = jnp.where(pl.program_id(1) == 0, 0.0, last)
-    tokens = x[0]
-    for start in range(0, d, columns):
-        parts = []
-        for at in _thirds(start, columns, d):
+
+    def chunk(number: Any, _: None) -> None:
+        tokens, parts = x[0], []
+        here, *thirds = _places(number, columns, d)
+        for at in thirds:
             u = jnp.dot(tokens, cast[:, at], preferred_element_type=jnp.float32) + bias[:, at].astype(jnp.float32)
             u = u.astype(x.dtype)
             if keep:
@@ -160,15 +161,17 @@ def _forward_kernel(x: Any, weights: Any, bias: Any, taps: Any, taps_bias: Any, 
             rows[HALO:, at] = u.astype(jnp.float32)
             parts.append(_filtered(rows, at, taps, taps_bias))
         q, k, v = parts
-        out[0, :, start : start + columns] = (q * (k * v)).astype(out.dtype)
+        out[0, :, here] = (q * (k * v)).astype(out.dtype)
+
+    jax.lax.fori_loop(0, d // columns, chunk, None)
 
 
-def _thirds(start: int, columns: int, d: int) -> list[slice]:
-    """The channels from `start` on of q, of k and of v among 3 d."""
-    return [slice(part * d + start, part * d + start + columns) for part in range(3)]
+def _places(number: Any, columns: int, d: int) -> list[Any]:
+    """Where a chunk of channels lies among d, and that of q, of k and of v among 3 d."""
+    return [pl.ds(pl.multiple_of(part * d + number * columns, LANES), columns) for part in (0, 0, 1, 2)]
 
 
-def _filtered(rows: Any, at: slice, taps: Any, taps_bias: Any) -> jax.Array:
+def _filtered(rows: Any, at: Any, taps: Any, taps_bias: Any) -> jax.Array:
     """The causal filter on rows (HALO + tile, c) in the channels `at`: (tile, columns)."""
     count, tile = taps.shape[0], rows.shape[0] - HALO
     out = taps_bias[:, at].astype(jnp.float32)
@@ -204,7 +207,7 @@ def _backward(
             pltpu.VMEM((d, 3 * d), x.dtype),  # the weights in the tokens' type
             pltpu.VMEM((HALO + tile, 3 * d), jnp.float32),  # u of the tile below the last rows of the one before
             pltpu.VMEM((tile + HALO, 3 * d), jnp.float32),  # gradients of the features above those of the next tile
-            pltpu.VMEM((tile, 3 * d), x.dtype),  # gradients of u
+            pltpu.VMEM((tile, d), jnp.float32),  # gradients of the tokens
         ],
         compiler_params=_params(d),
         cost_estimate=_cost(2, weights, x, u, g, *shapes),
@@ -215,7 +218,7 @@ def _backward(
 
 def _backward_kernel(
     x: Any, u: Any, before: Any, g: Any, weights: Any, taps: Any, taps_bias: Any, dx: Any, d_weights: Any, d_bias: Any,
-    d_taps: Any, d_taps_bias: Any, cast: Any, rows: Any, d_rows: Any, d_u: Any, *, n: int,
+    d_taps: Any, d_taps_bias: Any, cast: Any, rows: Any, d_rows: Any, dx_sum: Any, *, n: int,
 ) -> None:  # fmt: skip
     (_, tile, d), columns = x.shape, _columns(x.shape[-1])
     at_tile = pl.num_programs(1) - 1 - pl.program_id(1)
@@ -237,32 +240,39 @@ def _backward_kernel(
     rows[HALO:] = there(u[0].astype(jnp.float32))
     following = d_rows[:HALO]
     d_rows[tile:] = jnp.where(pl.program_id(1) == 0, 0.0, following)
-    for start in range(0, d, columns):
-        thirds = _thirds(start, columns, d)
+    dx_sum[...] = jnp.zeros_like(dx_sum)
+    tokens = there(x[0])
+
+    def chunk(number: Any, _: None) -> None:
+        here, *thirds = _places(number, columns, d)
         q, k, v = (_filtered(rows, at, taps, taps_bias) for at in thirds)
-        grad = there(g[0, :, start : start + columns].astype(jnp.float32))
+        grad = there(g[0, :, here].astype(jnp.float32))
         for at, d_feature in zip(thirds, (grad * (k * v), (grad * q) * v, (grad * q) * k), strict=True):
             d_rows[:tile, at] = d_feature
-            _filter_back(rows, d_rows, at, taps, d_u, d_bias, d_taps)
             d_taps_bias[:, at] += d_feature.sum(0, keepdims=True)
-    # (tile, 3 d) (d, 3 d)^T and (tile, d)^T (tile, 3 d)
-    turned = jax.lax.dot_general(d_u[...], cast[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    dx[0] = turned.astype(dx.dtype)
-    tokens = there(x[0])
-    d_weights[...] += jax.lax.dot_general(
-        tokens, d_u[...], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )  # fmt: skip
+            d_u = _filter_back(rows, d_rows, at, taps, d_taps)
+            d_bias[:, at] += d_u.sum(0, keepdims=True)
+            d_u = d_u.astype(x.dtype)
+            dx_sum[...] += _product(d_u, cast[:, at], 1, 1)  # (tile, columns) (d, columns)^T
+            d_weights[:, at] += _product(tokens, d_u, 0, 0)  # (tile, d)^T (tile, columns)
+
+    jax.lax.fori_loop(0, d // columns, chunk, None)
+    dx[0] = dx_sum[...].astype(dx.dtype)
 
 
-def _filter_back(rows: Any, d_rows: Any, at: slice, taps: Any, d_u: Any, d_bias: Any, d_taps: Any) -> None:
-    """Gradients of u in the channels `at`, the filter run backwards in time, and what the tile adds to those of the filter
-    and of the bias."""
-    count, tile = taps.shape[0], d_u.shape[0]
-    d_feature, total = d_rows[:tile, at], jnp.zeros((tile, at.stop - at.start), jnp.float32)
+def _filter_back(rows: Any, d_rows: Any, at: Any, taps: Any, d_taps: Any) -> jax.Array:
+    """Gradients of u (tile, columns) in the channels `at`, the filter run backwards in time; those of the filter are
+    added to."""
+    count, tile = taps.shape[0], d_rows.shape[0] - HALO
+    d_feature, total = d_rows[:tile, at], jnp.zeros((tile, at.size), jnp.float32)
     for tap in range(count):
         ahead = count - 1 - tap
         total = total + d_rows[ahead : ahead + tile, at] * taps[tap : tap + 1, at].astype(jnp.float32)
         seen = rows[HALO - ahead : HALO - ahead + tile, at]
         d_taps[tap : tap + 1, at] += (d_feature * seen).sum(0, keepdims=True)
-    d_u[:, at] = total.astype(d_u.dtype)
-    d_bias[:, at] += total.sum(0, keepdims=True)
+    return total
+
+
+def _product(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+    """The product of two matrices over these of their axes, in float32."""
+    return jax.lax.dot_general(a, b, (((over_a,), (over_b,)), ((), ())), preferred_element_type=jnp.float32)

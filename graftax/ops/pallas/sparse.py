@@ -3,8 +3,8 @@
 The keys and values of a head lie in the chip's memory whole, so a block that many queries chose is read from outside once;
 a grid step takes some blocks of queries, and for each walks over its chosen blocks with a running softmax (FlashAttention,
 arXiv 2205.14135, Algorithm 1). Numbers of blocks lie in scalar memory, where addresses are computed. On the way back
-gradients of keys and values are summed in the chip's memory at the same places, so nobody asks who chose a block. Short heads
-are laid one behind the other and become one long one, with the numbers of their blocks moved.
+gradients of keys and values are summed in the chip's memory at the same places, so nobody asks who chose a block. Short
+heads are laid one behind the other and become one long one, with the numbers of their blocks moved.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 LANES = 128
-"""Heads are padded to a multiple of this: the width of a TPU's registers."""
+"""The width of a TPU's registers; a narrower head takes as much of the chip's memory."""
 
 ROWS = 16
 """Blocks are whole multiples of this: the rows of a tile of registers in half precision."""
@@ -31,6 +31,9 @@ STEP = 32
 
 AT_ONCE = 512
 """Keys that meet a block of queries at once, about."""
+
+LEAST = 256
+"""Keys of a head, below which the plain form stays."""
 
 TOGETHER = 4096
 """Keys of heads laid one behind the other, at most; a longer head stays alone."""
@@ -51,19 +54,20 @@ class _Sizes(NamedTuple):
     interpret: bool
 
 
-def sparse_takes(keys: int, head_dim: int, block: int, dtype: DTypeLike, vmem: int) -> bool:
-    """Whether the kernels serve heads of so many keys and channels in blocks of this size, on chips with `vmem` bytes."""
-    return block % ROWS == 0 and _needed(-(-keys // block) * block, _padded(head_dim), dtype) <= vmem
+def sparse_takes(shape: tuple[int, ...], block: int, dtype: DTypeLike, memory: int) -> bool:
+    """Whether the kernels serve keys (b, m, h, k) in blocks of this size, on cores with `memory` bytes.
+
+    Few keys are left to the compiler: a step would be over before it is under way.
+    """
+    _, m, _, width = shape
+    return m >= LEAST and block % ROWS == 0 and _needed(-(-m // block) * block, width, dtype) <= memory
 
 
-def _needed(keys: int, width: int, dtype: DTypeLike) -> int:
+def _needed(keys: int, head_dim: int, dtype: DTypeLike) -> int:
     """Bytes of chip memory on the way back: keys, values and their gradients of one head and of the next, and sums in
     float32."""
+    width = -(-head_dim // LANES) * LANES
     return max(keys, TOGETHER) * width * (2 * 4 * jnp.dtype(dtype).itemsize + 2 * 4) + SPARE
-
-
-def _padded(head_dim: int) -> int:
-    return -(-head_dim // LANES) * LANES
 
 
 def block_sparse_attention(
@@ -84,14 +88,14 @@ def block_sparse_attention(
     spare = -rows % _step(rows)
     q, numbers = (jnp.pad(a, ((0, 0), (0, more), (0, 0))) for a, more in ((q, spare * block), (numbers, spare)))
     out = _attention(q, k, v, numbers, _Sizes(block, m, interpret))[:, : rows * block]
-    return out.reshape(b, h, -1, out.shape[-1])[:, :, :n, :width].swapaxes(1, 2)
+    return out.reshape(b, h, -1, width)[:, :, :n].swapaxes(1, 2)
 
 
 def _laid(a: jax.Array, block: int, together: int) -> jax.Array:
-    """(b, n, h, k) -> (b h / together, together x whole blocks of tokens, whole lanes)."""
+    """(b, n, h, k) -> (b h / together, together x whole blocks of tokens, k)."""
     b, n, h, width = a.shape
-    a = jnp.pad(a.swapaxes(1, 2), ((0, 0), (0, 0), (0, -n % block), (0, _padded(width) - width)))
-    return a.reshape(b * h // together, -1, a.shape[-1])
+    a = jnp.pad(a.swapaxes(1, 2), ((0, 0), (0, 0), (0, -n % block), (0, 0)))
+    return a.reshape(b * h // together, -1, width)
 
 
 def _step(rows: int) -> int:
