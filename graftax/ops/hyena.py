@@ -184,10 +184,12 @@ class HyenaX(_ShortHyena):
         if not hyena_takes(x.shape, self.kernel, core_memory()):
             return super().gated(x)
         projection, taps = (layer.variables["params"] for layer in (self.in_proj, self.short_filter))
-        weights = projection["kernel"], projection["bias"], taps["kernel"], taps["bias"]
-        x, *_ = promote_dtype(x, *weights[:2], dtype=self.dtype)
+        weights, bias = projection["kernel"], projection["bias"]
+        x, cast, _ = promote_dtype(x, weights, bias, dtype=self.dtype)
+        if parts("weights") > 1:
+            weights = cast  # before they are gathered; by itself a device casts them on the chip
         axes: list[Axes] = [("batch", None, None), (None, None), (None,), (None, None), (None,)]
-        return on_parts(gated_conv, axes)(x, *weights)
+        return on_parts(gated_conv, axes)(x, weights, bias, taps["kernel"], taps["bias"])
 
 
 class HyenaSE(_ShortHyena):

@@ -56,5 +56,6 @@ def placing(hold: Hold | None, part: Part | None = None, count: Count | None = N
     try:
         yield
     finally:
-        for variable, token in zip((_hold, _part, _count), tokens, strict=True):
-            variable.reset(token)
+        _hold.reset(tokens[0])
+        _part.reset(tokens[1])
+        _count.reset(tokens[2])

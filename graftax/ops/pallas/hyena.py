@@ -49,7 +49,6 @@ def _needed(d: int) -> int:
     return 3 * 4 * 3 * d * d + TILE * 4 * d * (2 * (3 + 3) + 3 * 5)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def gated_conv(
     x: jax.Array, weights: jax.Array, bias: jax.Array, taps: jax.Array, taps_bias: jax.Array, interpret: bool = False
 ) -> jax.Array:
@@ -60,6 +59,13 @@ def gated_conv(
     operator of arXiv 2506.05340, Section 3, without its last projection. Only where `hyena_takes` the sizes. `interpret`
     runs the kernel without a TPU, slowly.
     """
+    return _gated_conv(x, weights, bias, taps, taps_bias, interpret)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _gated_conv(
+    x: jax.Array, weights: jax.Array, bias: jax.Array, taps: jax.Array, taps_bias: jax.Array, interpret: bool
+) -> jax.Array:
     return _forward(x, weights, bias, taps, taps_bias, keep=False, interpret=interpret)[0]
 
 
@@ -76,7 +82,7 @@ def _gated_conv_backward(interpret: bool, saved: Arrays, g: jax.Array) -> Arrays
     return dx, *(d.reshape(a.shape).astype(a.dtype) for d, a in zip(others, (weights, bias, taps, taps_bias), strict=True))
 
 
-gated_conv.defvjp(_gated_conv_forward, _gated_conv_backward)
+_gated_conv.defvjp(_gated_conv_forward, _gated_conv_backward)
 
 
 def _tile(n: int) -> int:

@@ -87,8 +87,8 @@ def block_sparse_attention(
     rows = numbers.shape[1]
     spare = -rows % _step(rows)
     q, numbers = (jnp.pad(a, ((0, 0), (0, more), (0, 0))) for a, more in ((q, spare * block), (numbers, spare)))
-    out = _attention(q, k, v, numbers, _Sizes(block, m, interpret))[:, : rows * block]
-    return out.reshape(b, h, -1, width)[:, :, :n].swapaxes(1, 2)
+    out: jax.Array = _attention(q, k, v, numbers, _Sizes(block, m, interpret))
+    return out[:, : rows * block].reshape(b, h, -1, width)[:, :, :n].swapaxes(1, 2)
 
 
 def _laid(a: jax.Array, block: int, together: int) -> jax.Array:
@@ -120,8 +120,8 @@ def _attention_forward(
 def _attention_backward(
     sizes: _Sizes, saved: tuple[jax.Array, ...], g: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    dq, dk, dv = _backward(*saved, g, sizes)
-    return dq, dk, dv, None
+    q, k, v, numbers, out, logs = saved
+    return *_backward(q, k, v, numbers, out, logs, g, sizes), None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
