@@ -36,10 +36,11 @@ Arrays = tuple[jax.Array, ...]
 def hyena_takes(shape: tuple[int, ...], taps: int, memory: int) -> bool:
     """Whether the kernel serves tokens x of this shape (b, n, d), a filter of `taps` taps and cores with `memory` bytes.
 
-    Images of less than half a tile are left to the compiler: most of a step would be padding.
+    Images of less than half a tile are left to the compiler, since most of a step would be padding, and so is a sixteenth of
+    the memory.
     """
     _, n, d = shape
-    return d % LANES == 0 and taps <= HALO and n >= TILE // 2 and _needed(d) <= memory
+    return d % LANES == 0 and taps <= HALO and n >= TILE // 2 and 16 * _needed(d) <= 15 * memory
 
 
 def _needed(d: int) -> int:

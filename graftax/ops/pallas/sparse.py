@@ -57,10 +57,11 @@ class _Sizes(NamedTuple):
 def sparse_takes(shape: tuple[int, ...], block: int, dtype: DTypeLike, memory: int) -> bool:
     """Whether the kernels serve keys (b, m, h, k) in blocks of this size, on cores with `memory` bytes.
 
-    Few keys are left to the compiler: a step would be over before it is under way.
+    Few keys are left to the compiler: a step would be over before it is under way. So is a sixteenth of the memory.
     """
     _, m, _, width = shape
-    return m >= LEAST and block % ROWS == 0 and _needed(-(-m // block) * block, width, dtype) <= memory
+    needed = _needed(-(-m // block) * block, width, dtype)
+    return m >= LEAST and block % ROWS == 0 and 16 * needed <= 15 * memory
 
 
 def _needed(keys: int, head_dim: int, dtype: DTypeLike) -> int:

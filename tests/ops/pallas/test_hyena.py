@@ -81,6 +81,7 @@ def test_chosen_on_tpus_that_hold_it(monkeypatch):
         assert not uses(made, params)
     assert hyena.hyena_takes((1, 256, 1152), 4, 2**27)
     assert not hyena.hyena_takes((1, 256, 1152), 4, 2**26)
+    assert not hyena.hyena_takes((1, 256, 1536), 4, 2**27)
     assert not hyena.hyena_takes((1, 256, 1100), 4, 2**27)
 
 
