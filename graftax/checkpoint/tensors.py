@@ -48,12 +48,17 @@ def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], Source]:
     are views of the mapped file. Raises `BadInput` on other suffixes and on unreadable or refused files.
     """
     path = existing_file(path)
+    tensors, entry, metadata = read_mapped(path)
+    return tensors, Source(path.name, sha256(path), entry, metadata)
+
+
+def read_mapped(path: Path) -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
+    """Tensors, entry and metadata as `read_tensors` has them, of a file whose numbers are left where they lie."""
     if path.suffix in (*TORCH_SUFFIXES, *OTHER_SUFFIXES):
-        tensors, entry = _state_dict(path, read_torch(path))
-        return tensors, Source(path.name, sha256(path), entry, read_texts(path))
+        return *_state_dict(path, read_torch(path)), read_texts(path)
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
-        return tensors, Source(path.name, sha256(path), metadata=metadata)
+        return tensors, "", metadata
     raise BadInput(
         f"{path}: suffix {path.suffix!r}, expected one of {(*TORCH_SUFFIXES, *OTHER_SUFFIXES, '.safetensors')}"
     )

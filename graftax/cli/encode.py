@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("source", metavar="SOURCE", help="images or texts, see above")
     parser.add_argument("out", metavar="OUT", help="folder to write, or to go on writing")
-    parser.add_argument("--vae", metavar="NAME", help="a VAE's folder as diffusers writes it, or demo")
+    vae = "a VAE's folder as diffusers writes it, its authors' file with latents_stats.pt beside it, or demo"
+    parser.add_argument("--vae", metavar="NAME", help=vae)
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: 256)")
     parser.add_argument("--captions", metavar="STORE", help="the text store of the pictures' captions")
     parser.add_argument("--text", action="store_true", help="encode the texts of SOURCE in place of its images")

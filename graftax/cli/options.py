@@ -144,8 +144,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=100, help="images per compiled call (default: %(default)s)")
     parser.add_argument(
         "--latents", default="auto", metavar="NAME",
-        help="how to decode: none, demo, an autoencoder's folder, or a VAE's or pipeline's as diffusers writes it or hf:// "
-        "(auto: the VAE in the model's own pipeline, else demo where the shapes are the demo's)",
+        help="how to decode: none, demo, an autoencoder's folder, a VAE's or pipeline's as diffusers writes it, a VAE's "
+        "file, or hf:// (auto: the VAE in the model's own pipeline, else demo where the shapes are the demo's)",
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from graftax.evaluate.result import SCORES, Result, environment
 from graftax.evaluate.sample_set import SampleSet, draw_set, remove_set, write_npz
 from graftax.models import Model
 from graftax.nets.small import load_autoencoder, load_classifier
-from graftax.nets.vae_files import STATS, find_vae, read_vae
+from graftax.nets.vae_files import find_vae, read_vae, stats_path
 
 Suite = tuple[adm.Network, adm.Reference]
 
@@ -111,8 +111,8 @@ def decoder_name(model: Model, latents: str, name: str) -> str:
         return "none"
     folder = None if is_shipped(chosen, "autoencoder") else find_vae(chosen)
     if folder:
-        weights, stats = read_vae(folder, decoding.vae_like(model.spec))[2].sha256[:DIGITS], folder / STATS
-        normalised = f" {STATS} {sha256(stats)[:DIGITS]}" if stats.is_file() else ""
+        weights, stats = read_vae(folder, decoding.vae_like(model.spec))[2].sha256[:DIGITS], stats_path(folder)
+        normalised = f" {stats.name} {sha256(stats)[:DIGITS]}" if stats.is_file() else ""
         return f"VAE {called(folder)} {weights}{normalised}"
     return f"autoencoder {Path(chosen).name} {sha256_of_arrays(load_autoencoder(chosen)[1])[:DIGITS]}"
 

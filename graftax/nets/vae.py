@@ -52,6 +52,9 @@ class VAESpec:
         use_quant_conv: whether a 1x1 convolution follows the encoder.
         use_post_quant_conv: whether one precedes the decoder.
         mid_block_add_attention: whether the middle attends over all pixels.
+        down_attention: numbers of the widths, 0 at full resolution, at which attention follows each residual block of the
+            encoder: those of diffusers' AttnDownEncoderBlock2D.
+        up_attention: likewise of the decoder, numbered likewise: AttnUpDecoderBlock2D.
     """
 
     in_channels: int = 3
@@ -65,6 +68,8 @@ class VAESpec:
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    down_attention: tuple[int, ...] = ()
+    up_attention: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         widths = self.block_out_channels
@@ -84,6 +89,8 @@ class VAESpec:
         for name in ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
             if not isinstance(getattr(self, name), bool):
                 raise BadInput(f"VAESpec.{name}: got {getattr(self, name)!r}, expected true or false")
+        for name in ("down_attention", "up_attention"):
+            _check_numbered(name, getattr(self, name), len(widths))
         for name, least in (("scaling_factor", 0.0), ("shift_factor", -math.inf)):
             _check_numbers(name, getattr(self, name), self.latent_channels, least)
 
@@ -91,6 +98,11 @@ class VAESpec:
     def factor(self) -> int:
         """Pixels per latent along each axis."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether models see anything but the raw latents."""
+        return (self.scaling_factor, self.shift_factor) != (1.0, 0.0)
 
     def to_json(self) -> str:
         """One line of JSON that `from_json` reads back to an equal spec."""
@@ -104,6 +116,12 @@ class VAESpec:
             return cls(**{**fields, "block_out_channels": tuple(fields["block_out_channels"])})
         except (AttributeError, TypeError, KeyError, json.JSONDecodeError) as error:
             raise BadInput(f"VAE spec: {error!r} while reading {text[:80]!r}, expected VAESpec fields") from None
+
+
+def _check_numbered(name: str, value: object, count: int) -> None:
+    """Raise `BadInput` unless a field is some of the numbers below `count`, in their order."""
+    if not isinstance(value, tuple) or list(value) != [i for i in range(count) if i in value]:
+        raise BadInput(f"VAESpec.{name}: got {value!r}, expected numbers of widths, rising and below {count}")
 
 
 def _check_numbers(name: str, value: object, channels: int, least: float) -> None:
@@ -124,9 +142,16 @@ SD3 = dataclasses.replace(
 )
 FLUX = dataclasses.replace(SD3, scaling_factor=0.3611, shift_factor=0.1159)
 
+VA_VAE = dataclasses.replace(
+    SD, latent_channels=32, block_out_channels=(128, 128, 256, 256, 512), scaling_factor=1.0, down_attention=(4,),
+    up_attention=(4,),
+)  # fmt: skip
+"""LightningDiT's (Yao et al., arXiv 2501.01423). Its models see latents scaled by the statistics of each channel, which come
+in a file of their own: here they are as they are."""
+
 FAMILIES = {
     "dit": SD, "maskdit": SD, "sd": SD, "pixart-alpha": SD, "sdxl": SDXL, "pixart-sigma": SDXL, "auraflow": SDXL, "sd3": SD3,
-    "flux": FLUX,
+    "flux": FLUX, "lightningdit": VA_VAE,
 }  # fmt: skip
 """The VAE, with the scale and shift of its latents, that the models of each family were trained with."""
 
@@ -228,11 +253,11 @@ def _check_latents(spec: VAESpec, latents: jax.Array | np.ndarray) -> None:
 
 
 def _encoder(spec: VAESpec) -> Encoder:
-    return Encoder(*_sizes(spec), features=2 * spec.latent_channels)
+    return Encoder(*_sizes(spec), spec.down_attention, features=2 * spec.latent_channels)
 
 
 def _decoder(spec: VAESpec) -> Decoder:
-    return Decoder(*_sizes(spec), features=spec.out_channels)
+    return Decoder(*_sizes(spec), spec.up_attention, features=spec.out_channels)
 
 
 def _sizes(spec: VAESpec) -> tuple[tuple[int, ...], int, int, bool]:

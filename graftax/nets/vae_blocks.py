@@ -124,6 +124,7 @@ class Encoder(nn.Module):
         layers: residual blocks of the encoder at each width.
         groups: of the normalisations.
         attention: whether the middle block has one.
+        attended: numbers of the widths at which attention follows each residual block.
         features: output channels.
     """
 
@@ -131,6 +132,7 @@ class Encoder(nn.Module):
     layers: int
     groups: int
     attention: bool
+    attended: tuple[int, ...]
     features: int
 
     @nn.compact
@@ -140,6 +142,8 @@ class Encoder(nn.Module):
         for i, width in enumerate(self.widths):
             for j in range(self.layers):
                 x = ResBlock(width, self.groups, name=f"down_blocks_{i}_resnets_{j}")(x)
+                if i in self.attended:
+                    x = Attention(self.groups, name=f"down_blocks_{i}_attentions_{j}")(x)
             if i < len(self.widths) - 1:
                 step = nn.Conv(width, (3, 3), 2, below_and_right, name=f"down_blocks_{i}_downsample")
                 x = step(x)  # (b, h / 2, w / 2, width)
@@ -155,6 +159,7 @@ class Decoder(nn.Module):
         layers: residual blocks of the encoder at each width.
         groups: of the normalisations.
         attention: whether the middle block has one.
+        attended: numbers of the widths at which attention follows each residual block.
         features: output channels.
     """
 
@@ -162,6 +167,7 @@ class Decoder(nn.Module):
     layers: int
     groups: int
     attention: bool
+    attended: tuple[int, ...]
     features: int
 
     @nn.compact
@@ -171,6 +177,8 @@ class Decoder(nn.Module):
         for i, width in enumerate(reversed(self.widths)):
             for j in range(self.layers + 1):
                 x = ResBlock(width, self.groups, name=f"up_blocks_{i}_resnets_{j}")(x)
+                if len(self.widths) - 1 - i in self.attended:
+                    x = Attention(self.groups, name=f"up_blocks_{i}_attentions_{j}")(x)
             if i < len(self.widths) - 1:
                 x = DoubledConv(width, name=f"up_blocks_{i}_upsample")(x)  # (b, 2 h, 2 w, width)
         return conv3(self.features, "conv_out")(nn.silu(norm(self.groups, "conv_norm_out")(x)))

@@ -10,18 +10,15 @@ from graftax.nets.autoencoder import FACTOR, AutoencoderSpec
 from graftax.nets.vae import VAESpec
 
 
-def encode_flops(spec: VAESpec, pixels: int, attended: bool = False) -> int:
-    """Of `graftax.nets.vae.encode_moments` on one image of `pixels` a side.
-
-    `attended`: every residual block of the lowest resolution is followed by attention, as in VA-VAE (arXiv 2501.01423) and
-    where latent diffusion's configs list that resolution; `graftax.nets` has no such network. Raises `BadInput` where
-    `pixels` is no positive multiple of the spec's factor.
+def encode_flops(spec: VAESpec, pixels: int) -> int:
+    """Of `graftax.nets.vae.encode_moments` on one image of `pixels` a side. Raises `BadInput` where `pixels` is no positive
+    multiple of the spec's factor.
     """
     _check(pixels, spec.factor)
     widths, side, c, total = spec.block_out_channels, pixels, spec.block_out_channels[0], 0
     total += _conv(side, spec.in_channels, c)
     for i, width in enumerate(widths):
-        total += _level(side, c, width, spec.layers_per_block, attended and i == len(widths) - 1)
+        total += _level(side, c, width, spec.layers_per_block, i in spec.down_attention)
         if i < len(widths) - 1:
             side //= 2
             total += _conv(side, width, width)  # the step down
@@ -31,7 +28,7 @@ def encode_flops(spec: VAESpec, pixels: int, attended: bool = False) -> int:
     return total + _conv(side, features, features, 1) * spec.use_quant_conv
 
 
-def decode_flops(spec: VAESpec, pixels: int, attended: bool = False, *, published: bool = False) -> int:
+def decode_flops(spec: VAESpec, pixels: int, *, published: bool = False) -> int:
     """Of `graftax.nets.vae.decode` to one image of `pixels` a side; as `encode_flops`. As `published`, convolutions behind
     steps up meet the large image; here they meet the small one, with 4 / 9 of the products (`vae_blocks.Upsample`)."""
     _check(pixels, spec.factor)
@@ -39,7 +36,7 @@ def decode_flops(spec: VAESpec, pixels: int, attended: bool = False, *, publishe
     total = _conv(side, spec.latent_channels, spec.latent_channels, 1) * spec.use_post_quant_conv
     total += _conv(side, spec.latent_channels, c) + _middle(spec, side)
     for i, width in enumerate(reversed(widths)):
-        total += _level(side, c, width, spec.layers_per_block + 1, attended and i == 0)
+        total += _level(side, c, width, spec.layers_per_block + 1, len(widths) - 1 - i in spec.up_attention)
         if i < len(widths) - 1:
             side *= 2
             total += _conv(side, width, width, 9 if published else 4)  # behind the step up
@@ -75,7 +72,7 @@ def _attention(side: int, c: int) -> int:
 
 
 def _level(side: int, fan_in: int, width: int, blocks: int, attended: bool) -> int:
-    """Residual blocks of one resolution."""
+    """Residual blocks of one resolution, each followed by attention where it is `attended`."""
     first, others = _residual(side, fan_in, width), (blocks - 1) * _residual(side, width, width)
     return first + others + blocks * _attention(side, width) * attended
 

@@ -36,6 +36,7 @@ def test_true_sizes():
     assert (count(tree), count(tree["encoder"]), count(tree["decoder"])) == (83_653_863, 34_163_592, 49_490_179)
     assert count(shapes(vae.FLUX)) == 83_819_683
     assert shapes(vae.FLUX).keys() == {"encoder", "decoder"}
+    assert count(shapes(vae.VA_VAE)) == 69_836_067  # as diffusers' of these sizes has
     images, latents = jax.ShapeDtypeStruct((2, 256, 512, 3), jnp.float32), jax.ShapeDtypeStruct((2, 32, 64, 4), jnp.float32)
     encode, decode = (lambda p, x, run=run: run(vae.SD, p, x) for run in (vae.encode_moments, vae.decode))
     assert jax.eval_shape(encode, tree, images).shape == (2, 32, 64, 8)
@@ -48,14 +49,16 @@ def test_families_have_their_published_scales():
         "dit": (0.18215, 0, 4), "maskdit": (0.18215, 0, 4), "sd": (0.18215, 0, 4),
         "pixart-alpha": (0.18215, 0, 4), "sdxl": (0.13025, 0, 4),
         "pixart-sigma": (0.13025, 0, 4), "auraflow": (0.13025, 0, 4), "sd3": (1.5305, 0.0609, 16),
-        "flux": (0.3611, 0.1159, 16),
+        "flux": (0.3611, 0.1159, 16), "lightningdit": (1, 0, 32),
     }  # fmt: skip
-    assert {spec.factor for spec in vae.FAMILIES.values()} == {8}
+    assert {name: spec.factor for name, spec in vae.FAMILIES.items() if spec.factor != 8} == {"lightningdit": 16}
+    assert [name for name, spec in vae.FAMILIES.items() if not spec.scaled] == ["lightningdit"]
 
 
 def test_spec_survives_json():
     assert vae.VAESpec.from_json(SMALL.to_json()) == SMALL
     assert hash(vae.VAESpec.from_json(SMALL.to_json())) == hash(SMALL)
+    assert vae.VAESpec.from_json(vae.VA_VAE.to_json()) == vae.VA_VAE
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,7 @@ def test_other_json_is_refused(text):
         {"block_out_channels": ()}, {"block_out_channels": (32, 33)}, {"latent_channels": 0}, {"norm_num_groups": True},
         {"scaling_factor": 0.0}, {"scaling_factor": math.nan}, {"shift_factor": None},
         {"scaling_factor": (1.0, 2.0)}, {"scaling_factor": (1.0, 0.0, 1.0, 1.0)}, {"use_quant_conv": 1},
+        {"down_attention": (4,)}, {"down_attention": 3}, {"up_attention": (1, 0)}, {"up_attention": (1, 1)},
     ],
 )  # fmt: skip
 def test_sizes_that_cannot_be_are_refused(changes):

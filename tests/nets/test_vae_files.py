@@ -15,7 +15,7 @@ from graftax.checkpoint.files import sha256
 from graftax.checkpoint.torch_writer import write_torch
 from graftax.errors import BadInput
 from graftax.nets import vae
-from graftax.nets.vae_files import load_vae, read_vae
+from graftax.nets.vae_files import block_types, load_vae, read_vae
 
 SAMPLING = Path(__file__).parents[1] / "goldens" / "lightningdit" / "sampling.npz"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -23,6 +23,12 @@ SIXTEEN = {
     "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 1.5305,
     "shift_factor": 0.0609, "mid_block_add_attention": False,
 }  # fmt: skip
+ATTENDED = {
+    "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+    "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+    "latents_mean": [0.5, -1.0, 0.0, 2.0], "latents_std": [2.0, 1.0, 0.5, 4.0], "scaling_factor": 0.5,
+}  # fmt: skip
+"""As VA-VAE at the lowest resolution; beside it the encoder alone. Statistics as Playground 2.5 has them."""
 OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (2, 24, 16, 3)).astype(np.float32)
 
@@ -32,10 +38,9 @@ def build(**changes):
     from diffusers import AutoencoderKL  # takes seconds, and every process collects this file
 
     torch.manual_seed(0)
-    model = AutoencoderKL(
-        block_out_channels=(16, 32, 32), layers_per_block=1, norm_num_groups=8,
-        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, **changes,
-    ).eval()  # fmt: skip
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
+    sizes = {"block_out_channels": (16, 32, 32), "layers_per_block": 1, "norm_num_groups": 8}
+    model = AutoencoderKL(**{**sizes, **blocks, **changes}).eval()
     with torch.no_grad():
         for weights in model.parameters():
             if weights.ndim == 1:
@@ -70,18 +75,24 @@ def equal(found, expected):
     assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
 
 
-@pytest.mark.parametrize("changes", [{}, pytest.param(SIXTEEN, marks=pytest.mark.slow)], ids=["sd", "sd3, no attention"])
+@pytest.mark.parametrize(
+    "changes", [{}, ATTENDED, pytest.param(SIXTEEN, marks=pytest.mark.slow)], ids=["sd", "va-vae", "sd3, no attention"]
+)
 def test_both_ways_as_diffusers(tmp_path, changes):
     theirs = build(**changes)
     theirs.save_pretrained(tmp_path)
     spec, params = load_vae(tmp_path)
-    shift = spec.shift_factor
-    assert (spec.scaling_factor, shift) == (changes.get("scaling_factor", 0.18215), changes.get("shift_factor", 0.0))
+    scale, shift = changes.get("scaling_factor", 0.18215), np.asarray(changes.get("shift_factor", 0.0))
+    if "latents_mean" in changes:
+        scale, shift = scale / np.asarray(changes["latents_std"]), np.asarray(changes["latents_mean"])
+    np.testing.assert_array_equal(spec.scaling_factor, scale)
+    np.testing.assert_array_equal(spec.shift_factor, shift)
+    assert block_types(spec) == {name: list(theirs.config[name]) for name in ("down_block_types", "up_block_types")}
     latents = np.random.default_rng(1).standard_normal((2, 6, 4, spec.latent_channels)).astype(np.float32)
     with torch.no_grad():
         posterior = theirs.encode(torch.tensor(IMAGES).permute(0, 3, 1, 2)).latent_dist
         expected = torch.cat([posterior.mean, posterior.logvar], 1).permute(0, 2, 3, 1).numpy()
-        raw = torch.tensor(latents).permute(0, 3, 1, 2) / spec.scaling_factor + shift  # as their pipelines do
+        raw = torch.tensor((latents / scale + shift).astype(np.float32)).permute(0, 3, 1, 2)  # as their pipelines do
         pixels = theirs.decode(raw).sample.permute(0, 2, 3, 1).numpy()
     moments = jax.jit(vae.encode_moments, static_argnums=0)(spec, params, IMAGES)
     decoded = jax.jit(vae.decode, static_argnums=0)(spec, params, latents)
@@ -170,8 +181,12 @@ def test_bin_files_pipelines_and_half_precision(theirs, folder, tmp_path):
     [
         ({"_class_name": "AutoencoderTiny"}, "AutoencoderTiny"),
         ({"act_fn": "relu"}, "act_fn: '?relu"),
-        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, "down_block_types"),
-        ({"latents_mean": [0.1] * 4}, "latents_mean"),
+        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 3}, "missing for encoder/down_blocks_0_attentions_0/"),
+        ({"down_block_types": ["CrossAttnDownBlock2D"] * 3}, "down_block_types"),
+        ({"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types: .* expected 3 of"),
+        ({"latents_mean": [0.1] * 4}, "latents_std is 'None', expected 4 finite numbers, positive"),
+        ({"latents_mean": ["a"] * 4, "latents_std": [0.1] * 4}, "latents_mean is .*, expected 4 finite numbers"),
+        ({"latents_mean": [0.1] * 4, "latents_std": [0.1] * 4, "shift_factor": 1.0}, "shift_factor: 1.0 beside latents_"),
         ({"block_out_channels": [16, 32, 50]}, "block_out_channels"),
         ({"block_out_channels": 16}, "block_out_channels: '?16"),
         ({"norm_num_groups": 0}, "norm_num_groups: got 0"),

@@ -1,6 +1,7 @@
 """VAEs with 16 channels and no convolutions around the latents, from diffusers' folder and from the authors' file."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import graftax
+from graftax.backbones.lightningdit.variants import lightningdit_spec
+from graftax.checkpoint.torch_writer import write_torch
 from graftax.data.pixels.decoding import decoder_for, pixels_per_side
+from graftax.data.pixels.encoding import open_encoder
 from graftax.errors import BadInput
+from graftax.evaluate.run import decoder_name
+from graftax.models import Model
 from graftax.nets import vae
 from graftax.nets.vae_files import find_vae, load_vae, read_vae
 
@@ -19,6 +25,8 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 FOLDER, FILE = (GOLDENS / "vae16" / name for name in ("diffusers", "original.safetensors"))
 LIKE = dataclasses.replace(vae.FLUX, norm_num_groups=4)
 """What the authors' file does not say."""
+
+UNTOLD = r"does not say how its latents are scaled, expected latents_stats\.pt beside it or a VAE's folder"
 
 
 def nhwc(array):
@@ -75,9 +83,81 @@ def test_a_file_is_scaled_as_its_models_family(tmp_path, monkeypatch):
     assert pixels_per_side(flux, str(FILE)) == 4
 
 
+@pytest.fixture
+def vavae(tmp_path):
+    """A small VA-VAE twice: as its authors publish it, beside what it was trained with, and as diffusers writes it."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    theirs = AutoencoderKL(
+        block_out_channels=(32, 32, 64), latent_channels=4, layers_per_block=1,
+        down_block_types=["DownEncoderBlock2D"] * 2 + ["AttnDownEncoderBlock2D"],
+        up_block_types=["AttnUpDecoderBlock2D"] + ["UpDecoderBlock2D"] * 2,
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path / "folder")
+    own = {in_authors_names(name, 3): tensor for name, tensor in theirs.state_dict().items()}
+    own = {name: x[:, :, None, None] if ATTENDING.search(name) and x.ndim == 2 else x for name, x in own.items()}
+    beside = ("loss.discriminator.main.0.weight", "loss.logvar", "foundation_model.model.norm.weight", "linear_proj.weight")
+    content = {"state_dict": {**own, **dict.fromkeys(beside, torch.ones(2))}, "epoch": 50}
+    torch.save(content, tmp_path / "vavae.pt")
+    return tmp_path / "vavae.pt", tmp_path / "folder"
+
+
+ATTENDING = re.compile(r"attn(_1|\.\d)\.(q|k|v|proj_out)\.")
+
+
+def in_authors_names(name, levels):
+    """diffusers' name of a tensor as latent diffusion's code has it."""
+    name = re.sub(r"down_blocks\.(\d)", r"down.\1", name)
+    name = re.sub(r"up_blocks\.(\d)", lambda found: f"up.{levels - 1 - int(found[1])}", name)
+    for pattern, theirs in {
+        r"mid_block\.attentions\.0": "mid.attn_1", r"mid_block\.resnets\.0": "mid.block_1",
+        r"mid_block\.resnets\.1": "mid.block_2", "resnets": "block", "attentions": "attn",
+        r"(down|up)samplers\.0": r"\1sample", "group_norm": "norm", r"to_out\.0": "proj_out", r"to_([qkv])": r"\1",
+        "conv_shortcut": "nin_shortcut", "conv_norm_out": "norm_out",
+    }.items():  # fmt: skip
+        name = re.sub(pattern, theirs, name)
+    return name
+
+
+def test_a_vavae_is_read_with_its_statistics(vavae):
+    """What attends is told by names; nothing of losses and of the network that it was aligned with."""
+    file, folder = vavae
+    spec, params = load_vae(folder)
+    assert (spec.down_attention, spec.up_attention) == ((2,), (2,))
+    with pytest.raises(BadInput, match=rf"vavae.pt: {UNTOLD}"):
+        load_vae(file, vae.VA_VAE)
+    mean, std = np.array([1.0, -1, 0, 3]), np.array([0.5, 2, 4, 1])
+    write_torch(file.with_name("latents_stats.pt"), {"mean": mean[None, :, None, None], "std": std[None, :, None, None]})
+    for like in (None, vae.VA_VAE):
+        found, own = load_vae(file, like)
+        assert found == dataclasses.replace(spec, scaling_factor=tuple(1 / std), shift_factor=tuple(mean))
+        assert jax.tree.all(jax.tree.map(np.array_equal, own, params))
+
+
+def test_a_vavae_decodes_and_encodes(vavae):
+    """As `graftax sample --latents FILE` and `graftax encode --vae FILE` open it."""
+    file, folder = vavae
+    write_torch(file.with_name("latents_stats.pt"), {"mean": np.ones(4), "std": np.full(4, 2.0)})
+    model = lightningdit_spec(input_size=2, patch_size=1, hidden_size=8, depth=1, num_heads=1, in_channels=4)
+    assert pixels_per_side(model, str(file)) == 4
+    latents = np.random.default_rng(0).standard_normal((1, 2, 2, 4)).astype(np.float32)
+    decode = decoder_for(model, str(file))
+    assert decode is not None
+    spec, params = load_vae(folder)
+    raw = dataclasses.replace(spec, scaling_factor=1.0)
+    pixels = np.clip(vae.decode(raw, params, latents * 2 + 1), -1, 1)
+    np.testing.assert_allclose(decode(latents), pixels, rtol=0, atol=2e-5)
+    encoder = open_encoder(str(file), 8)
+    assert (encoder.latent_shape, encoder.scale, encoder.shift) == ((2, 2, 4), (0.5,) * 4, (1.0,) * 4)
+    assert "latents_stats.pt" in decoder_name(Model(model, {}), str(file), "")
+
+
 def test_what_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="does not say how its latents are scaled, expected a VAE's folder"):
-        read_vae(FILE)
+    for like in (None, dataclasses.replace(vae.VA_VAE, norm_num_groups=4), dataclasses.replace(vae.SD, norm_num_groups=4)):
+        with pytest.raises(BadInput, match=UNTOLD):
+            read_vae(FILE, like)
     with pytest.raises(BadInput, match=r"multiples of norm_num_groups 32"):
         read_vae(FILE, vae.FLUX)
     with pytest.raises(BadInput, match=r"encoder.down.0.block.0.conv1.weight: missing .* names"):

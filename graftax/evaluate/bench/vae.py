@@ -17,7 +17,7 @@ from graftax.evaluate.bench.rows import Rows
 from graftax.evaluate.bench.timing import interleaved, load
 from graftax.nets import vae
 from graftax.nets.vae import FAMILIES, VAESpec, raw_latents
-from graftax.nets.vae_files import params_from_tensors
+from graftax.nets.vae_files import block_types, params_from_tensors
 
 OURS = "graftax"
 RIVALS = {"diffusers": "contiguous_format", "diffusers, channels last": "channels_last"}
@@ -75,10 +75,10 @@ def _theirs(spec: VAESpec, order: str) -> Any:
     import torch
     from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 
-    count = len(spec.block_out_channels)
-    kinds: Any = {"down_block_types": ("DownEncoderBlock2D",) * count, "up_block_types": ("UpDecoderBlock2D",) * count}
+    sizes: Any = dataclasses.asdict(spec)
+    del sizes["down_attention"], sizes["up_attention"]  # which the kinds of blocks say there
     torch.manual_seed(0)
-    model: Any = AutoencoderKL(**dataclasses.asdict(spec), **kinds)
+    model: Any = AutoencoderKL(**sizes | block_types(spec))
     return model.eval().requires_grad_(False).to(memory_format=getattr(torch, order))
 
 

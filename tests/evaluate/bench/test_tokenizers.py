@@ -14,6 +14,5 @@ def test_rows():
     assert sd["cached_saves_percent"] == pytest.approx(100 * 136.36 / (3 * 118.65 + 136.36), rel=1e-3)
     assert va["cached_saves_percent"] == pytest.approx(100 * 68.97 / (3 * 118.66 + 68.97), rel=1e-3)
     assert sd["gmac"] > 2 * va["gmac"]
-    assert va["xla_gmac"] is va["run_gmac"] is None
-    assert 0.98 * sd["run_gmac"] < sd["xla_gmac"] < sd["run_gmac"] < sd["gmac"]
+    assert all(0.97 * one["run_gmac"] < one["xla_gmac"] < one["run_gmac"] < one["gmac"] for one in (sd, va))
     assert all(row["gmac"] == pytest.approx(row["encode_gmac"] + row["decode_gmac"]) for row in rows.values())
