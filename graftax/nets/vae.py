@@ -35,7 +35,8 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @dataclass(frozen=True)
 class VAESpec:
-    """Sizes of a VAE and the scale of its latents; fields are named as in the config.json of diffusers' AutoencoderKL.
+    """Sizes of a VAE and the scale of its latents; fields are named as in the config.json of diffusers' AutoencoderKL, but
+    for the last two, which its kinds of blocks say.
 
     Models see (raw latents - shift_factor) * scaling_factor. The defaults are Stable Diffusion's. Raises `BadInput` on sizes
     that cannot be.

@@ -23,7 +23,7 @@ from graftax.data.pixels import images
 from graftax.errors import BadInput
 from graftax.models import Meta, Model
 from graftax.nets.small import load_autoencoder
-from graftax.nets.vae_files import find_vae
+from graftax.nets.vae_files import find_vae, stats_path
 from graftax.study.aot import named_spec
 from graftax.testing import random_params, tiny_spec
 
@@ -42,7 +42,8 @@ def write(folder, **files):
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
-    """ours/pipe: a pipeline with everything twice; ours/own: a folder of ours; ours/loose: files alone; ours/set: data."""
+    """ours/pipe: a pipeline with everything twice; ours/own: a folder of ours; ours/loose: files alone; ours/va: a VAE's;
+    ours/set: data."""
     root = tmp_path_factory.mktemp("hub") / "ours"
     spec = tiny_spec(hidden_size=16, depth=2, num_heads=2)
     model = Model(spec, random_params(spec, jax.random.key(0)), Meta())
@@ -61,6 +62,7 @@ def repositories(tmp_path_factory):
     (root / "loose").mkdir()
     graftax.export(model, root / "loose" / "dit.pt")
     (root / "loose" / "autoencoder.safetensors").write_bytes(demo_path("autoencoder.safetensors").read_bytes())
+    write(root / "va", **{"vavae.pt": "v", "latents_stats.pt": "l", "README.md": "words"})
     for i, label in enumerate(("cat", "dog")):
         (root / "set" / "train" / label).mkdir(parents=True)
         Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(root / "set" / "train" / label / "0.png")
@@ -126,6 +128,12 @@ def test_each_part_of_a_pipeline_is_fetched_when_it_is_wanted(hub):
         "tokenizer/spiece.model", "tokenizer/tokenizer.json", "tokenizer/merges.txt", "model_index.json",
     }  # fmt: skip
     assert (called(folder), called(found), pinned(found)) == ("pipe", "vae", f"hf://ours/pipe@{COMMIT}/vae")
+
+
+def test_a_vaes_file_comes_with_the_statistics_beside_it(hub):
+    found = find_vae("hf://ours/va/vavae.pt")
+    assert sorted(hub.downloads()) == ["latents_stats.pt", "vavae.pt"]
+    assert stats_path(found).read_text() == "l"
 
 
 def test_data_come_whole(hub):
