@@ -93,10 +93,11 @@ class MHA(Operator):
     def heads_of(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values of tokens x (b, n, d): (b, n, h, k) each."""
         b, n, _ = x.shape
-        # Output features are ordered (three, heads, head dim).
-        qkv = self.qkv(x).reshape(b, n, 3, self.sizes.heads, self.sizes.head_dim)
+        # Output features are ordered (three, heads, head dim). Heads are told apart last: TPUs pad them, and a kernel that
+        # takes them side by side then gets them as they were.
+        qkv = self.qkv(x).reshape(b, n, 3, self.inner)
         # Going back, the parts of a split are joined; those of slices would be padded and added.
-        parts = (part.squeeze(2) for part in jnp.split(qkv, 3, axis=2))
+        parts = (part.reshape(b, n, self.sizes.heads, self.sizes.head_dim) for part in jnp.split(qkv, 3, axis=2))
         q, k, v = (place(part, "batch", None, "heads", None) for part in parts)
         return q, k, v
 

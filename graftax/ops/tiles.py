@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from graftax.errors import BadInput
 from graftax.ops.attention import DENSE_BELOW, attend, full_attention
+from graftax.ops.pallas.plan import takes
 from graftax.ops.target import target
 from graftax.spec import Sizes
 
@@ -46,6 +47,10 @@ class Side:
         key = start + jnp.arange(self.size + 2 * self.window) - self.window
         return self.sees(start + jnp.arange(self.size)[:, None], key)
 
+    def reach(self, size: int) -> int:
+        """How far what the tokens of tiles of `size` see stands out of their tile."""
+        return self.window
+
     def offsets(self) -> jax.Array:
         """(size, size + 2 window): how far behind a token, negative before it, each is that its tile meets."""
         return jnp.arange(self.size + 2 * self.window) - self.window - jnp.arange(self.size)[:, None]
@@ -65,13 +70,19 @@ class MovedSide(Side):
         first = jnp.clip(query - self.seen // 2, 0, self.length - self.seen)
         return (key >= first) & (key < first + self.seen)
 
+    def reach(self, size: int) -> int:
+        starts = np.arange(0, self.length, size)
+        first, last = (
+            np.clip(at - self.seen // 2, 0, self.length - self.seen)
+            for at in (starts, np.minimum(starts + size, self.length) - 1)
+        )
+        return int(max(*(starts - first), *(last + self.seen - starts - size), 0))
+
 
 def moved_side(length: int, tile: int, window: int) -> MovedSide:
     """A side of `length` tokens, its windows 2 `window` + 1 of them; what a tile meets reaches as far as any window does."""
-    size, seen = min(tile, length), min(2 * window + 1, length)
-    starts = np.arange(0, length, size)
-    first, last = (np.clip(at - seen // 2, 0, length - seen) for at in (starts, np.minimum(starts + size, length) - 1))
-    return MovedSide(length, size, int(max(*(starts - first), *(last + seen - starts - size), 0)), seen)
+    side = MovedSide(length, min(tile, length), window, min(2 * window + 1, length))
+    return replace(side, window=side.reach(side.size))
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,20 @@ class Near:
     def met(self) -> int:
         """Image tokens that a tile of queries meets."""
         return (self.rows.size + 2 * self.rows.window) * (self.columns.size + 2 * self.columns.window)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the image."""
+        return self.rows.length, self.columns.length
+
+    def reach(self, tile: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns by which what the tokens of a tile of rows x columns see stands out of it."""
+        return self.rows.reach(tile[0]), self.columns.reach(tile[1])
+
+    def sees(self, row: jax.Array, column: jax.Array, key_row: jax.Array, key_column: jax.Array) -> jax.Array:
+        """Whether a token sees another, by their places: broadcasts."""
+        both = self.rows.sees(row, key_row) & self.columns.sees(column, key_column)
+        return both if self.radius is None else both & ((row - key_row) ** 2 + (column - key_column) ** 2 < self.radius**2)
 
     def inside(self, down: jax.Array, across: jax.Array) -> jax.Array:
         """Where those that lie `down` (q, k) rows and `across` (p, l) columns away are near enough: to (q, p, k, l)."""
@@ -135,8 +160,13 @@ def near_attention(q: jax.Array, k: jax.Array, v: jax.Array, near: Near) -> jax.
     q (b, n, h, k), in raster order; k and v (b, m + n, h, k), those of the m tokens of text first -> (b, n, h, k). Queries
     are taken in tiles, one strip of tiles after the other, on the way back too; a tile of s x s meets m keys and those of
     (s + 2 window)^2 tokens. A strip's products are all that is held beside the arguments, so that memory is linear in n.
-    Where one tile would meet the whole image, and that is small, it is dense attention with a mask.
+    Where one tile would meet the whole image, and that is small, it is dense attention with a mask. On TPUs the same by a
+    kernel.
     """
+    if takes(q, k, near):
+        from graftax.ops.pallas.grid import window_attention
+
+        return window_attention(q, k, v, near)
     text = k.shape[1] - q.shape[1]
     if near.met >= q.shape[1] and q.shape[1] * k.shape[1] < DENSE_BELOW[target()]:
         return attend(q, k, v, _with_text(near.mask(), text))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA, attend
 from graftax.ops.base import Overrides, Shapes, linear_keys
+from graftax.ops.pallas.plan import takes
+from graftax.ops.pallas.window import Band
 from graftax.ops.target import target
 from graftax.spec import OpSpec, Option, Sizes
 
@@ -29,8 +31,14 @@ def banded_attention(q: jax.Array, k: jax.Array, v: jax.Array, window: int, bloc
     memory is at most n (s + 2 window) per head. Equal to dense attention under the mask |i - j| <= window (the grafting
     paper's SWA, w = 4; reference: flash attention with window_size=(w, w)).
 
-    On CPU the blocks run one after the other and stay in cache; elsewhere, and under differentiation, all at once.
+    On CPU the blocks run one after the other and stay in cache; elsewhere, and under differentiation, all at once. On TPUs
+    the same by a kernel.
     """
+    seen = Band(q.shape[1], window)
+    if takes(q, k, seen):
+        from graftax.ops.pallas.grid import window_attention
+
+        return window_attention(q, k, v, seen)
     size = block or max(24, 2 * window)
     if target() == "cpu" and q.size >= LOOP_FROM and q.shape[1] >= size + 2 * window:
         return _one_by_one(q, k, v, window, size)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from graftax.errors import BadInput
 from graftax.ops.attention import MHA, attend
 from graftax.ops.base import Overrides, Shapes, linear_keys
+from graftax.ops.pallas.plan import takes
 from graftax.ops.tiles import Near, Side, check_image, near_and_text, padded, pairs_seen, squares, window_on
 from graftax.spec import OpSpec, Option, Sizes
 
@@ -19,8 +20,12 @@ def grid_attention(q: jax.Array, k: jax.Array, v: jax.Array, near: Near) -> jax.
     """`near_attention` in squares and without a text, all tiles at once: on small images faster than strip by strip.
 
     q, k, v (b, n, h, k) -> (b, n, h, k), tokens in raster order. A tile of s x s queries meets (s + 2 window)^2 keys, so
-    memory is n (s + 2 window)^2 / s^2 of keys and n (s + 2 window)^2 of products per head.
+    memory is n (s + 2 window)^2 / s^2 of keys and n (s + 2 window)^2 of products per head. On TPUs the same by a kernel.
     """
+    if takes(q, k, near):
+        from graftax.ops.pallas.grid import window_attention
+
+        return window_attention(q, k, v, near)
     b, n, h, width = q.shape
     rows, columns = near.rows, near.columns
     image = (b, rows.length, columns.length, h, width)
