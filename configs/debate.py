@@ -18,9 +18,8 @@ size. What these models decide holds for 0.5 M parameters and 16 tokens. REPA's 
 classifier, which is the judge too, for want of DINOv2's weights: `--config.data.features=FOLDER` names others, of 96 numbers
 for each of 16 tokens.
 
-Expect 6 hours of one CPU core for every question at 2,000 steps, 21 at 8,000: a step's worth of FLOPs takes 0.14 seconds of
-one core (an Intel Xeon with AVX-512), times 22 models of three seeds, and 45 seconds to compile and judge each. Nobody has
-run all of it yet. Interrupted, the same command continues.
+Expect 114 minutes of one CPU core (an Intel Xeon with AVX-512) for every question at 600 steps, whose verdicts stand in
+graftax/study/README.md, and by that 5 hours at 2,000 steps, 18 at 8,000. Interrupted, the same command continues.
 """
 
 from typing import Any

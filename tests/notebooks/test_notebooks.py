@@ -15,7 +15,7 @@ from graftax.checkpoint.shipped import is_there
 FOLDER = Path(__file__).parents[2] / "notebooks"
 SHORT = ("02_surgery",)
 OF_SCENES = ("05_text_to_image", "06_layers_as_painters")
-LONG = ("01_tour", "03_distil_finetune", "04_painters_locality", *OF_SCENES)
+LONG = ("01_tour", "03_distil_finetune", "04_painters_locality", *OF_SCENES, "07_modern_dit")
 NAMES = (*SHORT, *LONG)
 SMOKE = "GRAFTAX_SMOKE"
 
