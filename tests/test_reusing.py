@@ -78,6 +78,7 @@ def test_what_does_not_go_together_is_refused(model, settings, named):
         graftax.sample(model, LABELS, **{**HOW, **settings})
 
 
+@pytest.mark.slow
 def test_the_command_line(run, tmp_path):
     """A table of the shipped model, which samples; and what is refused before anything is drawn."""
     out = tmp_path / "reuse.txt"

@@ -24,6 +24,7 @@ def test_measured_figures_are_printed_and_kept(run, teacher, tmp_path):
     assert (tmp_path / "cost" / "roofline.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_edits_are_counted_beside_the_model_and_said_to_gain(run, tmp_path):
     edit, flags = "replace(blocks[8:20:2,20:28].mixer, hyena_x)", ("--batch=1", "--chip=v6e", "--json")
     code, out, err = run("cost", "pixart-sigma-2048", "--edit", edit, *flags, "--out", tmp_path / "cost")

@@ -75,6 +75,7 @@ def test_scores_are_printed_and_kept(run, refused, pictures, detections):
     assert sha256(pictures / "verdicts.json") == before
 
 
+@pytest.mark.slow
 def test_a_pipeline_draws_them(run, refused, tmp_path, monkeypatch):
     """As `graftax sample` does; what is there is left alone, what is another's refused."""
     pipeline = write_pipeline(tmp_path / "pipeline")

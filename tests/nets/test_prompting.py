@@ -50,6 +50,7 @@ def as_diffusers(pipeline, encoder, **settings):
         close(cond["pooled"], expected[1])
 
 
+@pytest.mark.slow
 def test_stable_diffusion_3(sd3_pipeline):
     pipeline, root = sd3_pipeline
     encoder = graftax.text_encoder(root)

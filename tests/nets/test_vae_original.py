@@ -136,6 +136,7 @@ def test_a_vavae_is_read_with_its_statistics(vavae):
         assert jax.tree.all(jax.tree.map(np.array_equal, own, params))
 
 
+@pytest.mark.slow
 def test_a_vavae_decodes_and_encodes(vavae):
     """As `graftax sample --latents FILE` and `graftax encode --vae FILE` open it."""
     file, folder = vavae

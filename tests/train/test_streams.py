@@ -33,7 +33,8 @@ def learnt(model, config):
     ("name", "idle"),
     [
         ("flux", []), pytest.param("flux on the grid", [], marks=pytest.mark.slow),
-        ("sd3", UNANSWERED), pytest.param("sd3 on the grid", UNANSWERED, marks=pytest.mark.slow),
+        pytest.param("sd3", UNANSWERED, marks=pytest.mark.slow),
+        pytest.param("sd3 on the grid", UNANSWERED, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_grafted_model_learns_in_all_its_joint_operators(name, idle):
