@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,20 @@ class OptimiserConfig:
         part = jnp.clip((count - self.warmup_steps) / span, 0.0, 1.0)
         return peak * warm * 0.5 * (1 + jnp.cos(jnp.pi * part))
 
-    def build(self) -> optax.GradientTransformation:
-        """The optax chain: clip by global norm, then AdamW at `rate`."""
+    def build(self) -> optax.GradientTransformationExtraArgs:
+        """The optax chain: clip by global norm, then AdamW at `rate`. `update` may be told the gradient's `norm`."""
         adamw = optax.adamw(self.rate, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
-        return adamw if self.grad_clip is None else optax.chain(optax.clip_by_global_norm(self.grad_clip), adamw)
+        return optax.with_extra_args_support(adamw) if self.grad_clip is None else optax.chain(_clip(self.grad_clip), adamw)
+
+
+def _clip(largest: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` that may be told the `norm` (), which a step that logs it knows already."""
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, *,
+        norm: jax.Array | None = None, **_: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:  # fmt: skip
+        known = optax.tree.norm(updates) if norm is None else norm
+        return jax.tree.map(lambda g: jnp.where(known < largest, g, g / known.astype(g.dtype) * largest), updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

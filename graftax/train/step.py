@@ -77,10 +77,11 @@ def make_step(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         decay = warmed_decay(ema_decay, state.step) if ema_warmup else ema_decay
-        new = constrain(_advance(state, grads, tx, decay), mesh, rules)
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        # A branch, not a choice of numbers, for which the old state would have to stay beside the new one.
+        new = jax.lax.cond(finite, lambda: _advance(state, grads, norm, tx, decay), lambda: state)
         own = {"loss": loss, "grad_norm": norm, "lr": optimiser.rate(state.step), "finite": finite}
-        return kept, {name: jnp.asarray(value, jnp.float32) for name, value in {**metrics, **own}.items()}
+        logged = {name: jnp.asarray(value, jnp.float32) for name, value in {**metrics, **own}.items()}
+        return constrain(new, mesh, rules), logged
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         # Frozen leaves travel beside the state, undonated: a teacher or the caller may hold the same arrays.
@@ -128,8 +129,10 @@ def _cut(batch: Batch, pieces: int, mesh: Mesh | None) -> Batch:
     return place_batch(cut, mesh, axis=1)
 
 
-def _advance(state: TrainState, grads: Params, tx: optax.GradientTransformation, decay: float | jax.Array) -> TrainState:
-    updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+def _advance(
+    state: TrainState, grads: Params, norm: jax.Array, tx: optax.GradientTransformationExtraArgs, decay: float | jax.Array
+) -> TrainState:
+    updates, opt_state = tx.update(grads, state.opt_state, state.trainable, norm=norm)
     trainable = optax.apply_updates(state.trainable, updates)
     ema = update_ema(state.ema, trainable, decay)  # type: ignore[arg-type]
     return TrainState(state.step + 1, trainable, state.frozen, ema, opt_state)  # type: ignore[arg-type]

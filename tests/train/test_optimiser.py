@@ -41,6 +41,14 @@ def test_clipping_acts_before_the_moments() -> None:
     np.testing.assert_allclose(state[1][0].mu["w"], wanted[0].mu["w"], rtol=1e-6)  # type: ignore[index]
 
 
+def test_a_norm_that_is_told_is_the_one_that_clips() -> None:
+    params, grads = {"w": jnp.zeros(2)}, {"w": jnp.array([30.0, 40.0])}
+    clipped = OptimiserConfig(grad_clip=1.0).build()
+    for norm in (50.0, 100.0):
+        _, state = clipped.update(grads, clipped.init(params), params, norm=jnp.float32(norm))
+        np.testing.assert_allclose(state[1][0].mu["w"], 0.1 * grads["w"] / norm, rtol=1e-6)  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("learning_rate", 0), ("learning_rate", float("nan")), ("warmup_steps", -1), ("schedule", "linear"), ("b1", 1.0),
