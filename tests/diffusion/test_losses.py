@@ -89,6 +89,19 @@ def test_edm_of_the_reference():
     close(flow.training_losses(out, g["loss_img"], t, g["loss_noise"])["loss"], g["loss_elementwise_mean"])
 
 
+def test_rectified_flow_of_tread():
+    """The same network read as a velocity at noise fractions: losses at logit-normal times, and five steps of Euler."""
+    with np.load(MODERN / "tread.npz") as file:
+        g = {name: last(file[name]) for name in file.files if name.startswith("rf_")} | {"y": jnp.asarray(file["y"])}
+    edm, prediction = graftax.load(MODERN / "tread.pt", num_heads=4), Prediction("velocity", "noise", False, path="linear")
+    model, flow = edm.replace(spec=edm.spec.replace(prediction=prediction)), Flow.of(prediction)
+    t = jax.nn.sigmoid(g["rf_z"])
+    x_t = flow.q_sample(g["rf_x_data"], t, g["rf_x_noise"])
+    close(flow.training_losses(model(x_t, t, g["y"]), g["rf_x_data"], t, g["rf_x_noise"])["loss"], g["rf_loss"])
+    drawn = graftax.sample(model, g["y"], sampler="euler", steps=5, cfg_scale=1.0, initial_noise=g["rf_z_init"])
+    close(drawn, g["rf_euler_5"])
+
+
 @pytest.fixture(scope="module")
 def scalars():
     with np.load(MODERN / "scalars.npz") as file:
