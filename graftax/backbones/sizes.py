@@ -9,18 +9,17 @@ from graftax.errors import BadInput
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassModelSizes:
-    """A model of classes: a published one by name, or every size.
+class ModelSizes:
+    """A model of blocks of one kind: a published one by name, or every size.
 
     Attributes:
-        variant: its name; then no size counts beside it but `num_classes`, and the resolution where there is one.
+        variant: its name; then no size counts beside it.
         input_size: side of the (latent) image.
         patch_size: side of a token in it.
         in_channels: of the image.
         hidden_size: width of a token.
         depth: number of blocks.
         num_heads: of attention.
-        num_classes: without the null class.
     """
 
     variant: str | None = None
@@ -30,12 +29,25 @@ class ClassModelSizes:
     hidden_size: int | None = None
     depth: int | None = None
     num_heads: int | None = None
-    num_classes: int = 1000
 
     def sizes(self, *more: str) -> dict[str, Any]:
         """All sizes by name, `more` of the family's own among them. Raises `BadInput` naming those that are missing."""
-        given = {name: getattr(self, name) for name in ("patch_size", "in_channels", "num_classes")}
+        given = {name: getattr(self, name) for name in ("patch_size", "in_channels")}
         return given | required(self, "input_size", "hidden_size", "depth", "num_heads", *more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassModelSizes(ModelSizes):
+    """`ModelSizes` of a model of classes; beside a variant `num_classes` counts too, and the resolution where there is one.
+
+    Attributes:
+        num_classes: without the null class.
+    """
+
+    num_classes: int = 1000
+
+    def sizes(self, *more: str) -> dict[str, Any]:
+        return {**super().sizes(*more), "num_classes": self.num_classes}
 
 
 def required(config: Any, *names: str) -> dict[str, Any]:

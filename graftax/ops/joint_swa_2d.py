@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 
 from graftax.ops.joint import JointMHA
-from graftax.ops.tiles import window_on
-from graftax.ops.window_2d import check_window, window_and_text, window_pairs
+from graftax.ops.tiles import near_and_text, window_on
+from graftax.ops.window_2d import check_window, window_pairs
 from graftax.spec import OpSpec, Sizes
 
 
@@ -28,7 +28,7 @@ class JointSWA2D(JointMHA):
         return True
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return window_and_text(q, k, v, window_on(self.sizes.grid, self.window))
+        return near_and_text(q, k, v, window_on(self.sizes.grid, self.window))
 
     def pairs(self) -> int:
         return window_pairs(self.sizes, self.window, self.asking)

@@ -6,8 +6,8 @@ import jax
 
 from graftax.ops.attention_normed import MHANormed
 from graftax.ops.base import Overrides, Shapes
-from graftax.ops.tiles import window_on
-from graftax.ops.window_2d import check_window, window_and_text, window_pairs
+from graftax.ops.tiles import near_and_text, window_on
+from graftax.ops.window_2d import check_window, window_pairs
 from graftax.spec import OpSpec, Option, Sizes
 
 
@@ -30,7 +30,7 @@ class SWA2DNormed(MHANormed):
         return True
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return window_and_text(q, k, v, window_on(self.sizes.grid, self.window))
+        return near_and_text(q, k, v, window_on(self.sizes.grid, self.window))
 
     def pairs(self) -> int:
         return window_pairs(self.sizes, self.window, self.tokens)

@@ -158,16 +158,20 @@ def near_attention(q: jax.Array, k: jax.Array, v: jax.Array, near: Near) -> jax.
     """Attention of every image token to those `near` it, and to all of a text.
 
     q (b, n, h, k), in raster order; k and v (b, m + n, h, k), those of the m tokens of text first -> (b, n, h, k). Queries
-    are taken in tiles, one strip of tiles after the other, on the way back too; a tile of s x s meets m keys and those of
-    (s + 2 window)^2 tokens. A strip's products are all that is held beside the arguments, so that memory is linear in n.
-    Where one tile would meet the whole image, and that is small, it is dense attention with a mask. On TPUs the same by a
-    kernel.
+    are taken in tiles; a tile of s x s meets m keys and those of (s + 2 window)^2 tokens, so that memory is linear in n. On
+    TPUs the same by a kernel.
+
+    Squares without a text, which are small, take all tiles at once: on small images that is faster. Others take one strip of
+    tiles after the other, on the way back too, and hold a strip's products beside the arguments; where one tile would meet
+    the whole image, and that is small, they are dense attention with a mask.
     """
     if takes(q, k, near):
         from graftax.ops.pallas.grid import window_attention
 
         return window_attention(q, k, v, near)
     text = k.shape[1] - q.shape[1]
+    if not text and near.radius is None:
+        return _at_once(q, k, v, near)
     if near.met >= q.shape[1] and q.shape[1] * k.shape[1] < DENSE_BELOW[target()]:
         return attend(q, k, v, _with_text(near.mask(), text))
     return _strips(q, k, v, near, text)
@@ -200,19 +204,48 @@ def _with_text(mask: jax.Array, text: int) -> jax.Array:
     return jnp.pad(mask, [*[(0, 0)] * (mask.ndim - 1), (text, 0)], constant_values=True)
 
 
+def _at_once(q: jax.Array, k: jax.Array, v: jax.Array, near: Near) -> jax.Array:
+    """`near_attention` in squares and without a text, in one batch of tiles."""
+    rows, columns = near.rows, near.columns
+    image = (q.shape[0], *near.grid, *q.shape[2:])
+    queries = _tiles(q.reshape(image), rows, columns, margin=False)
+    keys, values = (_tiles(a.reshape(image), rows, columns, margin=True) for a in (k, v))
+    mask = rows.near()[:, None, :, None, :, None] & columns.near()[None, :, None, :, None, :]
+    mask = mask.reshape(rows.tiles * columns.tiles, 1, rows.size * columns.size, -1)
+    return _image(attend(queries, keys, values, mask), near)
+
+
+def _tiles(image: jax.Array, rows: Side, columns: Side, *, margin: bool) -> jax.Array:
+    """(b, rows, columns, h, k) -> (b, tiles, tokens of a tile, h, k): with the window around, zeros outside the image."""
+    b, _, _, h, width = image.shape
+    image = _padded(image, rows, columns, margin=margin)
+    tops = range(0, rows.tiles * rows.size, rows.size)
+    high = rows.size + 2 * rows.window * margin
+    strips = jnp.stack([image[:, i : i + high] for i in tops], axis=1)  # (b, tiles, high, columns, h, k)
+    return _squares(strips, columns, margin=margin).reshape(b, rows.tiles * columns.tiles, -1, h, width)
+
+
+def _image(tiles: jax.Array, near: Near) -> jax.Array:
+    """Tiles (b, tiles, tokens of a tile, h, k) put together: (b, n, h, k)."""
+    (b, _, _, h, width), rows, columns = tiles.shape, near.rows, near.columns
+    out = tiles.reshape(b, rows.tiles, columns.tiles, rows.size, columns.size, h, width).swapaxes(2, 3)
+    out = out.reshape(b, rows.tiles * rows.size, columns.tiles * columns.size, h, width)
+    return out[:, : rows.length, : columns.length].reshape(b, near.tokens, h, width)
+
+
 def _strips(q: jax.Array, k: jax.Array, v: jax.Array, near: Near, text: int) -> jax.Array:
     """`near_attention` strip by strip."""
-    b, n, h, width = q.shape
+    b, _, h, width = q.shape
     rows, columns = near.rows, near.columns
     image = (b, rows.length, columns.length, h, width)
-    q = padded(q.reshape(image), rows, columns, margin=False)
+    q = _padded(q.reshape(image), rows, columns, margin=False)
     texts = [a[:, None, :text] for a in (k, v)]  # (b, 1, m, h, k)
-    images = [padded(a[:, text:].reshape(image), rows, columns, margin=True) for a in (k, v)]
+    images = [_padded(a[:, text:].reshape(image), rows, columns, margin=True) for a in (k, v)]
     inside = near.inside(rows.offsets(), columns.offsets())
 
     def cut(a: jax.Array, top: jax.Array, *, margin: bool) -> jax.Array:
         strip = jax.lax.dynamic_slice_in_dim(a, top, rows.size + 2 * rows.window * margin, axis=1)
-        return squares(strip, columns, margin=margin)  # (b, tiles, tokens, h, k)
+        return _squares(strip, columns, margin=margin)  # (b, tiles, tokens, h, k)
 
     @jax.checkpoint
     def strip(one: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -226,19 +259,17 @@ def _strips(q: jax.Array, k: jax.Array, v: jax.Array, near: Near, text: int) -> 
 
     tops = jnp.arange(0, rows.tiles * rows.size, rows.size)
     out = jax.lax.map(strip, (tops, rows.near()))  # (strips, b, tiles, s s, h, k)
-    out = out.reshape(rows.tiles, b, columns.tiles, rows.size, columns.size, h, width).transpose(1, 0, 3, 2, 4, 5, 6)
-    out = out.reshape(b, rows.tiles * rows.size, columns.tiles * columns.size, h, width)
-    return out[:, : rows.length, : columns.length].reshape(b, n, h, width)
+    return _image(jnp.moveaxis(out, 0, 1).reshape(b, rows.tiles * columns.tiles, -1, h, width), near)
 
 
-def padded(image: jax.Array, rows: Side, columns: Side, *, margin: bool) -> jax.Array:
+def _padded(image: jax.Array, rows: Side, columns: Side, *, margin: bool) -> jax.Array:
     """(b, rows, columns, h, k) with zeros to fill the last tiles, and `margin` for the windows around the first and last."""
     around = [side.window * margin for side in (rows, columns)]
     edges = [(m, m + side.tiles * side.size - side.length) for m, side in zip(around, (rows, columns), strict=True)]
     return jnp.pad(image, ((0, 0), *edges, (0, 0), (0, 0)))
 
 
-def squares(strips: jax.Array, columns: Side, *, margin: bool) -> jax.Array:
+def _squares(strips: jax.Array, columns: Side, *, margin: bool) -> jax.Array:
     """Strips (..., high, padded columns, h, k) cut into tiles, (..., tiles, high wide, h, k)."""
     lefts = range(0, columns.tiles * columns.size, columns.size)
     wide = columns.size + 2 * columns.window * margin

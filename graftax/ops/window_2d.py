@@ -6,57 +6,17 @@ import math
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from graftax.errors import BadInput
-from graftax.ops.attention import MHA, attend
+from graftax.ops.attention import MHA
 from graftax.ops.base import Overrides, Shapes, linear_keys
-from graftax.ops.pallas.plan import takes
-from graftax.ops.tiles import Near, Side, check_image, near_and_text, padded, pairs_seen, squares, window_on
+from graftax.ops.tiles import check_image, near_and_text, pairs_seen, window_on
 from graftax.spec import OpSpec, Option, Sizes
 
 
-def grid_attention(q: jax.Array, k: jax.Array, v: jax.Array, near: Near) -> jax.Array:
-    """`near_attention` in squares and without a text, all tiles at once: on small images faster than strip by strip.
-
-    q, k, v (b, n, h, k) -> (b, n, h, k), tokens in raster order. A tile of s x s queries meets (s + 2 window)^2 keys, so
-    memory is n (s + 2 window)^2 / s^2 of keys and n (s + 2 window)^2 of products per head. On TPUs the same by a kernel.
-    """
-    if takes(q, k, near):
-        from graftax.ops.pallas.grid import window_attention
-
-        return window_attention(q, k, v, near)
-    b, n, h, width = q.shape
-    rows, columns = near.rows, near.columns
-    image = (b, rows.length, columns.length, h, width)
-    q = _tiles(q.reshape(image), rows, columns, margin=False)
-    k, v = (_tiles(a.reshape(image), rows, columns, margin=True) for a in (k, v))
-    mask = rows.near()[:, None, :, None, :, None] & columns.near()[None, :, None, :, None, :]
-    count, size = rows.tiles * columns.tiles, rows.size * columns.size
-    out = attend(q, k, v, mask.reshape(count, 1, size, -1))  # (b, tiles, size, h, k)
-    out = out.reshape(b, rows.tiles, columns.tiles, rows.size, columns.size, h, width).swapaxes(2, 3)
-    out = out.reshape(b, rows.tiles * rows.size, columns.tiles * columns.size, h, width)
-    return out[:, : rows.length, : columns.length].reshape(b, n, h, width)
-
-
-def _tiles(image: jax.Array, rows: Side, columns: Side, *, margin: bool) -> jax.Array:
-    """(b, rows, columns, h, k) -> (b, tiles, tokens of a tile, h, k): with the window around, zeros outside the image."""
-    b, _, _, h, width = image.shape
-    image = padded(image, rows, columns, margin=margin)
-    tops = range(0, rows.tiles * rows.size, rows.size)
-    high = rows.size + 2 * rows.window * margin
-    strips = jnp.stack([image[:, i : i + high] for i in tops], axis=1)  # (b, tiles, high, columns, h, k)
-    return squares(strips, columns, margin=margin).reshape(b, rows.tiles * columns.tiles, -1, h, width)
-
-
-def window_and_text(q: jax.Array, k: jax.Array, v: jax.Array, near: Near) -> jax.Array:
-    """`near_and_text` of a square window; `grid_attention` where there is no text."""
-    return near_and_text(q, k, v, near) if k.shape[1] > near.tokens else grid_attention(q, k, v, near)
-
-
 def window_pairs(sizes: Sizes, window: int, asking: int) -> int:
-    """Pairs of a query and a key in `window_and_text`; as for `SWA`, a whole window for every image query, also at the
-    borders. `asking`: queries, m + n or n."""
+    """Pairs of a query and a key in `near_and_text` of a square window; as for `SWA`, a whole window for every image query,
+    also at the borders. `asking`: queries, m + n or n."""
     return pairs_seen(sizes, sizes.image * math.prod(min(2 * window + 1, side) for side in sizes.grid), asking)
 
 
@@ -90,7 +50,7 @@ class SWA2D(MHA):
         return True
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return window_and_text(q, k, v, window_on(self.sizes.grid, self.window, moved=self.moved))
+        return near_and_text(q, k, v, window_on(self.sizes.grid, self.window, moved=self.moved))
 
     def pairs(self) -> int:
         return window_pairs(self.sizes, self.window, self.tokens)

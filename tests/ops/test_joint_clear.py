@@ -1,4 +1,4 @@
-"""Joint attention in a disc: pair by pair under its mask, what it takes over, cost."""
+"""Joint attention in a disc and in a square: pair by pair under its mask, what it takes over, cost."""
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from joint_oracle import (
     attention,
     built,
     in_disc,
+    in_square,
     turned,
     visible,
 )
@@ -22,27 +23,34 @@ from graftax.ops import tiles
 from graftax.spec import op
 from graftax.testing import assert_same_leaves
 
+KINDS = {"joint_clear": ("radius", 2, in_disc(2)), "joint_swa_2d": ("window", 1, in_square(1))}
+"""The option that says how far, a value, and who then sees whom."""
 
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("options", "rope"),
     [({"qk_norm": "rms"}, ROPE), ({"qk_norm": "layer", "bias": "none"}, None), ({"text_out": False}, ROPE)],
 )
 @pytest.mark.parametrize("in_strips", [False, True])
-def test_equals_masked_attention(options, rope, in_strips, monkeypatch):
+def test_equals_masked_attention(kind, options, rope, in_strips, monkeypatch):
+    option, far, near = KINDS[kind]
     if in_strips:
         monkeypatch.setattr(tiles, "DENSE_BELOW", dict.fromkeys(tiles.DENSE_BELOW, 0))
-    operator, params = built("joint_clear", radius=2, **options)
+    operator, params = built(kind, **{option: far}, **options)
 
     def mix(q, k, v):
         q, k = (q, k) if rope is None else (turned(q, PLACES), turned(k, PLACES))
-        return attention(q, k, v, visible(in_disc(2)))
+        return attention(q, k, v, visible(near))
 
     assert_defined(operator, params, options.get("qk_norm", "none"), mix, rope)
 
 
-def test_takes_over_joint_attention():
+@pytest.mark.parametrize("kind", KINDS)
+def test_takes_over_joint_attention(kind):
+    option = KINDS[kind][0]
     donor, weights = built("joint_mha", qk_norm="rms")
-    wide, narrow = (built("joint_clear", radius=radius, qk_norm="rms") for radius in (9, 1))
+    wide, narrow = (built(kind, **{option: far}, qk_norm="rms") for far in (9, 1))
     taken = wide[0].transplant(wide[1], donor, weights)
     assert_same_leaves(taken, weights)
     dense, far, close = (one.apply({"params": weights}, STREAMS, rope=ROPE) for one in (donor, wide[0], narrow[0]))
@@ -59,10 +67,19 @@ def test_cost_counts_the_pairs_that_are_visible(text_out):
     assert_counted(operator, pairs * (4 * 12 + 2 * 2))
 
 
-def test_refuses():
+@pytest.mark.parametrize("text_out", [True, False])
+def test_cost_counts_whole_windows_and_all_of_the_text(text_out):
+    operator, _ = built("joint_swa_2d", window=1, qk_norm="rms", text_out=text_out)
+    pairs = 5 * 11 * text_out + 6 * (5 + 2 * 3)  # a window of 3 x 3 has two rows here
+    assert_counted(operator, pairs * (4 * 12 + 2 * 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_refuses(kind):
+    option = KINDS[kind][0]
     for options, message in (
-        ({"radius": 0}, "joint_clear radius: got 0"),
-        ({"bias": "some"}, "joint_clear bias: got 'some'"),
+        ({option: 0}, f"{kind} {option}: got 0"),
+        ({"bias": "some"}, f"{kind} bias: got 'some'"),
     ):
         with pytest.raises(BadInput, match=message):
-            ops.resolve(op("joint_clear", **options), "joint", SIZES)
+            ops.resolve(op(kind, **options), "joint", SIZES)

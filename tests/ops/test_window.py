@@ -14,9 +14,8 @@ from graftax.errors import BadInput
 from graftax.ops import resolve
 from graftax.ops import window as window_file
 from graftax.ops.attention import attend
-from graftax.ops.tiles import moved_side, window_on
+from graftax.ops.tiles import moved_side, near_attention, window_on
 from graftax.ops.window import banded_attention
-from graftax.ops.window_2d import grid_attention
 from graftax.spec import op
 from graftax.testing import tiny_spec
 
@@ -109,7 +108,7 @@ def test_grid_windows_equal_masked_attention(grid, window, tile):
     args, directions = qkv(n), qkv(n)[::-1]
     dense = lambda *args: masked(args, near_2d(grid, window))  # noqa: E731
     expected = both(dense, args, directions)
-    out = both(lambda *args: grid_attention(*args, window_on(grid, window, tile)), args, directions)
+    out = both(lambda *args: near_attention(*args, window_on(grid, window, tile)), args, directions)
     np.testing.assert_allclose(out[0], expected[0], atol=3e-6)
     np.testing.assert_allclose(out[1], expected[1], atol=1e-5)
 
@@ -132,7 +131,7 @@ def test_moved_windows_equal_masked_attention(grid, window, tile):
     args, directions, mask = qkv(n), qkv(n)[::-1], nearest_2d(grid, window)
     assert len({*mask.sum(1)}) == 1, "as many for each"
     expected = both(lambda *args: masked(args, mask), args, directions)
-    out = both(lambda *args: grid_attention(*args, window_on(grid, window, tile, moved=True)), args, directions)
+    out = both(lambda *args: near_attention(*args, window_on(grid, window, tile, moved=True)), args, directions)
     np.testing.assert_allclose(out[0], expected[0], atol=3e-6)
     np.testing.assert_allclose(out[1], expected[1], atol=1e-5)
 
@@ -146,7 +145,7 @@ def test_tiles_that_fill_the_grid_meet_no_more_keys_when_windows_move():
 @pytest.mark.slow
 def test_grid_windows_in_bfloat16():
     args = qkv(49, dtype=jnp.bfloat16)
-    out = jax.jit(functools.partial(grid_attention, near=window_on((7, 7), 2, tile=4)))(*args)
+    out = jax.jit(functools.partial(near_attention, near=window_on((7, 7), 2, tile=4)))(*args)
     assert out.dtype == jnp.bfloat16
     assert abs(out.astype(jnp.float32) - masked(args, near_2d((7, 7), 2))).max() < 0.03
 
@@ -154,7 +153,7 @@ def test_grid_windows_in_bfloat16():
 def test_grid_windows_never_hold_all_pairs():
     def largest(side):
         shape = jax.ShapeDtypeStruct((1, side**2, 1, 4), jnp.float32)
-        loss = lambda q, k, v: grid_attention(q, k, v, window_on((side, side), 2)).sum()  # noqa: E731
+        loss = lambda q, k, v: near_attention(q, k, v, window_on((side, side), 2)).sum()  # noqa: E731
         jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(shape, shape, shape)
         return max(np.prod(var.aval.shape) for eqn in jaxpr.eqns for var in eqn.outvars)
 

@@ -5,22 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graftax.backbones.pixart.variants import pixart_spec, variant
-from graftax.backbones.sizes import required
+from graftax.backbones.sizes import ModelSizes
 from graftax.spec import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixArtConfig:
+class PixArtConfig(ModelSizes):
     """Sizes of a PixArt: a published one by name alone, or every size.
 
     Attributes:
-        variant: "pixart-sigma-1024" and its like.
-        input_size: side of the (latent) image.
-        patch_size: side of a token in it.
-        in_channels: of the image.
-        hidden_size: width of a token.
-        depth: number of blocks.
-        num_heads: of attention.
         text_width: of a text's tokens.
         text_tokens: of a text.
         words: of the vocabulary that the model reads by a text encoder of its own; 0: texts come embedded.
@@ -29,13 +22,6 @@ class PixArtConfig:
         vocabulary: whose words they are, "scenes".
     """
 
-    variant: str | None = None
-    input_size: int | None = None
-    patch_size: int = 2
-    in_channels: int = 4
-    hidden_size: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
     text_width: int | None = None
     text_tokens: int | None = None
     words: int = 0
@@ -47,8 +33,7 @@ class PixArtConfig:
         """The `ModelSpec`. Raises `BadInput` where sizes are missing or do not fit together."""
         if self.variant is not None:
             return variant(self.variant)
-        sizes = required(self, "input_size", "hidden_size", "depth", "num_heads", "text_width", "text_tokens")
         return pixart_spec(
-            patch_size=self.patch_size, in_channels=self.in_channels, words=self.words, text_blocks=self.text_blocks,
-            text_heads=self.text_heads, vocabulary=self.vocabulary, **sizes,
+            words=self.words, text_blocks=self.text_blocks, text_heads=self.text_heads, vocabulary=self.vocabulary,
+            **self.sizes("text_width", "text_tokens"),
         )  # fmt: skip

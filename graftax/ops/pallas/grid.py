@@ -19,8 +19,8 @@ from jax.custom_batching import custom_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from graftax.ops.kernels import HEADS
-from graftax.ops.pallas.plan import LANES, Plan, plan
+from graftax.ops.kernels import HEADS, LANES
+from graftax.ops.pallas.plan import Plan, plan
 from graftax.ops.pallas.tile import backward_kernel, first_met, forward_kernel
 from graftax.ops.pallas.window import Window
 from graftax.ops.placement import on_parts

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES = 128
-"""Channels are whole multiples of this: the width of a TPU's registers."""
+from graftax.ops.kernels import LANES
 
 HALO = 16
 """Rows of a neighbouring tile at hand: a whole tile of registers in half precision, and a token more than the longest filter

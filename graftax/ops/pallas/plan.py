@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from graftax.ops.kernels import LANES
 from graftax.ops.pallas.window import Window
 from graftax.ops.target import core_memory, kernels
 
-LANES, SUBLANES = 128, 8
-"""Channels and tokens of a register: what arrays are padded to on the chip."""
+SUBLANES = 8
+"""Tokens of a register, whose channels are `LANES`: what arrays are padded to on the chip."""
 
 QUERIES = 128
 """Queries of a tile, as many as a matrix unit of most TPUs has rows; fewer tokens are left to the plain form."""

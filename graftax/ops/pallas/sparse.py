@@ -20,8 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-LANES = 128
-"""The width of a TPU's registers; a narrower head takes as much of the chip's memory."""
+from graftax.ops.kernels import LANES
 
 ROWS = 16
 """Blocks are whole multiples of this: the rows of a tile of registers in half precision."""

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from graftax.ops.pallas.plan import LANES, SUBLANES, Plan
+from graftax.ops.kernels import LANES
+from graftax.ops.pallas.plan import SUBLANES, Plan
 from graftax.ops.pallas.window import Window
 
 LOWEST = -1e30

@@ -16,7 +16,6 @@ from graftax.ops.pallas.window import Band
 from graftax.ops.target import KERNELS, compiling_for
 from graftax.ops.tiles import disc_on, near_attention, window_on
 from graftax.ops.window import banded_attention
-from graftax.ops.window_2d import grid_attention
 
 SLOW = pytest.mark.slow
 V5E = "TPU v5 lite"
@@ -106,7 +105,7 @@ def test_mapped_arrays_are_a_larger_batch():
     "attention",
     [
         lambda q, k, v: banded_attention(q, k, v, 4),
-        lambda q, k, v: grid_attention(q, k, v, window_on((16, 16), 2)),
+        lambda q, k, v: near_attention(q, k, v, window_on((16, 16), 2)),
         lambda q, k, v: near_attention(q, k, v, disc_on((16, 16), 8)),
     ],
 )

@@ -13,7 +13,6 @@ from graftax.ops.placement import place
 from graftax.ops.target import KERNELS, compiling_for
 from graftax.ops.tiles import disc_on, near_attention, window_on
 from graftax.ops.window import banded_attention
-from graftax.ops.window_2d import grid_attention
 from graftax.train import MeshConfig
 from graftax.train.sharding import activation_spec, activations
 
@@ -25,8 +24,8 @@ SIDES = {16: 32, 128: 1}
 
 ATTENTION = {
     "band": lambda side: lambda q, k, v: banded_attention(q, k, v, 4),
-    "square": lambda side: lambda q, k, v: grid_attention(q, k, v, window_on((side, side), 2)),
-    "moved": lambda side: lambda q, k, v: grid_attention(q, k, v, window_on((side, side), 2, moved=True)),
+    "square": lambda side: lambda q, k, v: near_attention(q, k, v, window_on((side, side), 2)),
+    "moved": lambda side: lambda q, k, v: near_attention(q, k, v, window_on((side, side), 2, moved=True)),
     "disc": lambda side: lambda q, k, v: near_attention(q, k, v, disc_on((side, side), 8)),
 }
 
@@ -107,7 +106,7 @@ def test_each_chip_has_its_own_heads_and_images():
 
         def run(*args):
             with activations(built, rules):
-                out, back = jax.vjp(lambda *args: grid_attention(*args, window_on((32, 32), 2)), *args)
+                out, back = jax.vjp(lambda *args: near_attention(*args, window_on((32, 32), 2)), *args)
                 return [place(a, *names) for a in back(out)]
 
         return jax.jit(run).trace(array, array, array)
