@@ -75,6 +75,14 @@ class Flow:
         """What a model is called with at `t`: the path's time itself."""
         return t
 
+    def earlier(self, t: jax.Array, share: jax.Array) -> jax.Array:
+        """Times (b,) with less noise than `t` by a share (b,) of the process, down to the data; of EDM's sigmas by a share
+        of the noise fraction that they stand for, down to the least at which its models are asked."""
+        if self.path != "edm":
+            return jnp.maximum(t - share, 0)
+        fraction = level("edm", t).fraction
+        return time_on("edm", jnp.maximum(fraction - share, jnp.minimum(fraction, self.ends[0])))
+
     def q_sample(self, x0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
         """x_t of x0, noise (b, h, w, c): (b, h, w, c) float32. Raises `BadInput` on shapes that do not fit."""
         _check(x0, t, noise)

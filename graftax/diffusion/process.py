@@ -90,6 +90,11 @@ class Process:
         found = jnp.searchsorted(jnp.asarray(sigma / (alpha + sigma), jnp.float32), fraction)
         return jnp.minimum(found, len(self) - 1).astype(jnp.int32)
 
+    def earlier(self, t: jax.Array, share: jax.Array) -> jax.Array:
+        """Steps (b,) with less noise than `t` by a share (b,) of the process, down to 1: never the first, as in SRA (arXiv
+        2505.02831)."""
+        return jnp.maximum(t - jnp.floor(share * len(self)).astype(t.dtype), 1)
+
     def model_times(self, t: jax.Array) -> jax.Array:
         """What a model is called with at kept steps t (b,): their original indices."""
         return jnp.asarray(self.timestep_map)[t]

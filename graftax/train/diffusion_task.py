@@ -19,7 +19,7 @@ from graftax.models import Cond, forward
 from graftax.models.backbone import find
 from graftax.models.collect import collect, spread
 from graftax.models.policy import Draws
-from graftax.models.prediction import STEPS, as_called
+from graftax.models.prediction import as_called
 from graftax.models.sizes import at_size
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
@@ -147,7 +147,7 @@ class DiffusionLoss:
         self.recipe.check(spec, len(batch["image"]))
 
         def teacher(position: int, back: jax.Array) -> jax.Array:
-            t = earlier(batch["t"], back)
+            t = self.process.earlier(batch["t"], back)
             inputs = self.process, run["ema"], batch["image"], t, cond, batch["noise"]
             _, taps = _called(self.spec, *inputs, **self.options, states=(position,))
             return jax.lax.stop_gradient(image_tokens(spec, position, taps[f"state/{position}"]))
@@ -210,14 +210,6 @@ def heldout_loss(
         return {name: float(np.mean([part[name] for part in found])) for name in found[0]}
 
     return evaluate
-
-
-def earlier(t: jax.Array, back: jax.Array) -> jax.Array:
-    """Times with less noise by a share `back` (b,) of the process: of fractions down to 0, of steps, integers, down to 1, as
-    in SRA, where a step is never the first."""
-    if jnp.issubdtype(t.dtype, jnp.integer):
-        return jnp.maximum(t - jnp.floor(back * STEPS).astype(t.dtype), 1)
-    return jnp.maximum(t - back, 0)
 
 
 def _losses(

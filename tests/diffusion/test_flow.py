@@ -208,3 +208,12 @@ def test_any_number_of_steps_is_as_in_diffusers(steps, shift):
     np.testing.assert_allclose(found, theirs.sigmas, atol=1e-6)
     theirs.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps))
     np.testing.assert_allclose(sampling_of(steps=steps, shift=shift).times, theirs.sigmas, atol=1e-6)
+
+
+def test_earlier_times_end_at_the_data_or_the_least_sigma():
+    """Of EDM's sigmas a share of sigma / (1 + sigma)."""
+    half = jnp.array([0.5, 0.1])
+    np.testing.assert_allclose(Flow().earlier(half, jnp.array([0.2, 0.2])), [0.3, 0], rtol=1e-6)
+    sigmas = jnp.array([1.0, 80.0, 0.1, 0.001])  # fractions 0.5, 0.988, 0.091, below the least
+    found = Flow("edm", "x0").earlier(sigmas, jnp.array([0.25, 0.0, 0.2, 0.2]))
+    np.testing.assert_allclose(found, [1 / 3, 80, 0.002, 0.001], rtol=1e-4)

@@ -183,3 +183,8 @@ def test_shapes_that_do_not_fit_are_refused():
         Process().q_sample(x0, T.astype(float), eps)
     with pytest.raises(BadInput, match="model output"):
         Process().training_losses(out[..., :3], x0, T, eps)
+
+
+def test_earlier_steps_are_whole_and_never_the_first():
+    found = Process().earlier(jnp.array([500, 30]), jnp.array([0.1999, 0.1]))
+    np.testing.assert_array_equal(found, [301, 1])

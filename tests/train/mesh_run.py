@@ -1,7 +1,7 @@
 """Script: a few steps of small models on meshes over up to 8 simulated devices; prints what came out as JSON.
 
 mesh_run.py few: one model on one device and on 8; many: on other meshes, in bfloat16; operators: blocks of every kind;
-streams: operators of a text and an image; recipes: with all that a training may do besides.
+streams: operators of a text and an image; recipes: with all that a training may do besides, each on a model of its own.
 """
 
 from __future__ import annotations
@@ -20,57 +20,43 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import jax.numpy as jnp
 import numpy as np
+from every_recipe import OPTIMISER, SIZES, Fixed, cases
 
 import graftax
 from graftax.backbones.dit import dit_spec
 from graftax.backbones.flux import flux_spec
 from graftax.errors import BadInput
 from graftax.models import Model
+from graftax.ops.base import Params
 from graftax.spec import op
 from graftax.surgery import compose, graft, lora, replace
 from graftax.testing import random_params
 from graftax.train import LoopConfig, MeshConfig, OptimiserConfig, diffusion_loss, fit, train_job, training_tree
-from graftax.train.recipes import NOTHING, Recipe
 from graftax.train.sharding import AxisRules, to_host
 from graftax.train.sharding_report import sharding_report
 
-SIZES = {"input_size": 8, "patch_size": 2, "hidden_size": 64, "num_heads": 4, "num_classes": 10}
-# A large eps: with the usual one Adam's first updates are signs, which turn rounding into whole steps.
-OPTIMISER = OptimiserConfig(learning_rate=0.02, warmup_steps=1, eps=0.1)
 FROZEN = ("pos_embed",)
 
 
-class Fixed:
-    def __init__(self, size: int = 16) -> None:
-        self.size, self.position = size, 0
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(self.position)
-        self.position += 1
-        image = rng.standard_normal((self.size, 8, 8, 4)).astype(np.float32)
-        label = rng.integers(0, 10, self.size).astype(np.int32)
-        shapes = {"features": (16, 6), "text": (5, 6), "pooled": (4,)}
-        beside = {name: rng.standard_normal((self.size, *shape)).astype(np.float32) for name, shape in shapes.items()}
-        return {"image": image, "label": label, **beside}
-
-    def state(self) -> int:
-        return self.position
-
-    def restore(self, state: int) -> None:
-        self.position = state
-
-
 def run(model: Model, mesh: MeshConfig | None = None, devices: int = 8, accumulate: int = 1, **options: Any) -> dict:
+    """A training of a model."""
+    frozen = tuple(name for name in FROZEN if name in model.params)
+    tree, loss = training_tree(model.spec, model.params, frozen), diffusion_loss(model.spec, **options)
+    return trained(tree, loss, Fixed(), mesh, devices, accumulate, frozen)
+
+
+def trained(
+    tree: Params, loss: Any, data: Fixed, mesh: MeshConfig | None, devices: int = 8, accumulate: int = 1,
+    frozen: tuple[str, ...] = (),
+) -> dict:  # fmt: skip
     """A training of three steps: what it logged, what it left, how it lies."""
     records: list = []
     built = mesh.build(jax.devices()[:devices]) if mesh else None
-    frozen = tuple(name for name in FROZEN if name in model.params)
     job = train_job(
-        lambda: training_tree(model.spec, model.params, frozen, options.get("recipe", NOTHING)),
-        diffusion_loss(model.spec, **options), OPTIMISER,
-        frozen=frozen, ema_decay=0.5, mesh=built, accumulate=accumulate, **({"rules": mesh.rules} if mesh else {}),
+        lambda: tree, loss, OPTIMISER, frozen=frozen, ema_decay=0.5, mesh=built, accumulate=accumulate,
+        **({"rules": mesh.rules} if mesh else {}),
     )  # fmt: skip
-    state = fit(job, Fixed(), LoopConfig(steps=3, log_every=1), on_record=records.append, show=False)
+    state = fit(job, data, LoopConfig(steps=3, log_every=1), on_record=records.append, show=False)
     report = sharding_report(state, built) if built else None
     ema = to_host(state.ema)
     return {
@@ -128,16 +114,14 @@ def loaded() -> dict:
 
 
 def recipes() -> dict:
-    spec = dit_spec(depth=3, **SIZES)
-    model = Model(spec, random_params(spec, jax.random.key(0)))
-    aligned = "tread(1, 1) + repa(2, width=6, hidden=8)"
-    whole = Recipe.parse(f"{aligned} + stochastic_depth(0.3) + sra(1, 3) + dispersive(3, group=4)")
-    batch = Recipe.parse(f"{aligned} + stochastic_depth(0.3, mode=batch)")
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
-    return {
-        "one": run(model, recipe=whole), "all": run(model, mesh, recipe=whole),
-        "batch": run(model, recipe=batch), "pieces": run(model, mesh, accumulate=2, recipe=batch),
-    }  # fmt: skip
+    """On one device, and on 8: blocks that are left out for a batch in pieces too."""
+    found, mesh = {}, MeshConfig(data=2, fsdp=2, tensor=2)
+    for name, case in cases().items():
+        one, all_ = (trained(case.tree(), case.loss(), case.data(), built) for built in (None, mesh))
+        found[name] = {"one": one, "all": all_}
+    batch = cases()["batch"]
+    found["batch"]["pieces"] = trained(batch.tree(), batch.loss(), batch.data(), mesh, accumulate=2)
+    return found
 
 
 def many() -> dict:

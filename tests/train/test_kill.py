@@ -7,14 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from every_recipe import cases
 
 from graftax.train.record import read_metrics
 
-SCRIPT = Path(__file__).parent / "linear_job.py"
+FOLDER = Path(__file__).parent
 
 
-def run(*args: object) -> int:
-    return subprocess.run([sys.executable, SCRIPT, *map(str, args)], capture_output=True, timeout=280).returncode
+def run(*args: object, script: str = "linear_job.py") -> int:
+    return subprocess.run([sys.executable, FOLDER / script, *map(str, args)], capture_output=True, timeout=280).returncode
+
+
+def assert_bit_equal(whole: Path, cut: Path) -> None:
+    one, other = (np.load(folder / "final.npz") for folder in (whole, cut))
+    assert len(one.files) > 5
+    for name in one.files:
+        np.testing.assert_array_equal(one[name], other[name])
 
 
 @pytest.mark.timeout(900)  # three processes; seconds on a free machine
@@ -23,8 +31,17 @@ def test_killed_and_rerun_equals_uninterrupted(tmp_path: Path) -> None:
     assert run(tmp_path / "cut", 9) == -signal.SIGKILL
     assert not (tmp_path / "cut/final.npz").exists()
     assert run(tmp_path / "cut") == 0
-    whole, cut = (np.load(tmp_path / name / "final.npz") for name in ("whole", "cut"))
-    assert len(whole.files) > 5
-    for name in whole.files:
-        np.testing.assert_array_equal(whole[name], cut[name])
+    assert_bit_equal(tmp_path / "whole", tmp_path / "cut")
     assert [line["step"] for line in read_metrics(tmp_path / "cut")] == [4, 8, 12, 16, 20]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", sorted(cases()))
+def test_every_recipe_killed_and_rerun_equals_uninterrupted(tmp_path: Path, name: str) -> None:
+    assert run(name, tmp_path / "whole", script="every_recipe.py") == 0
+    assert run(name, tmp_path / "cut", 5, script="every_recipe.py") == -signal.SIGKILL
+    assert not (tmp_path / "cut/final.npz").exists()
+    assert any((tmp_path / "cut/checkpoints").iterdir())
+    assert run(name, tmp_path / "cut", script="every_recipe.py") == 0
+    assert_bit_equal(tmp_path / "whole", tmp_path / "cut")

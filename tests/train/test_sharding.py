@@ -222,10 +222,11 @@ def test_every_operator_trains_on_a_mesh_as_on_one_device(mode: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_recipes_train_on_many_devices_as_on_one() -> None:
-    """Routes, dropped branches and blocks, heads, a teacher and groups of images."""
-    runs = mesh_run("recipes")
-    assert_alike(runs["all"], runs["one"])
-    assert_alike(runs["pieces"], runs["batch"])
+    """Routes, masks, dropped branches and blocks, heads, a teacher, groups of images, features, a tokenizer."""
+    for runs in mesh_run("recipes").values():
+        one = runs.pop("one")
+        for run in runs.values():
+            assert_alike(run, one)
 
 
 def test_one_device_is_a_mesh_too() -> None:

@@ -134,8 +134,6 @@ class AlignmentTap:
         """Raise `BadInput` where the model has not as many blocks, or no class token."""
         if self._token and not spec.option("token", 0):
             raise BadInput(f"{self}: the model has no class token, expected token=false")
-        if isinstance(self.source, Teacher) and spec.prediction.path == "edm":
-            raise BadInput(f"{self}: the model's times are sigmas, expected steps or fractions of the noise")
         for block in (self.block, *([self.source.block] if isinstance(self.source, Teacher) else [])):
             check_block(str(self), block, spec)
 

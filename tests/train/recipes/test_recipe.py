@@ -17,7 +17,7 @@ from graftax.spec import Prediction
 from graftax.surgery import lora
 from graftax.testing import random_params, tiny_spec
 from graftax.train import DiffusionConfig, LoopConfig, MeshConfig, OptimiserConfig, finetune, latest_weights, train
-from graftax.train.diffusion_task import configured_loss, earlier, training_tree
+from graftax.train.diffusion_task import configured_loss, training_tree
 from graftax.train.recipes import Dispersive, Recipe, repa, sra
 from graftax.train.step import RUN
 
@@ -123,12 +123,6 @@ def test_a_mask_needs_predictions_of_clean_images():
         configured_loss(masked().replace(prediction=FLOW), config("mask(0.5)"))
     with pytest.raises(BadInput, match=r"mask\(0.95, .*: leaves none of 16 tokens"):
         configured_loss(masked(), config("mask(0.95)"))
-
-
-def test_a_teacher_needs_times_with_an_end():
-    spec = SPEC.replace(prediction=Prediction("edm", "log_sigma", variance=False))
-    with pytest.raises(BadInput, match=r"sra\(1, 2.*the model's times are sigmas"):
-        configured_loss(spec, config("sra(1, 2)"))
 
 
 def test_data_must_bring_what_is_aligned_to():
@@ -259,8 +253,3 @@ def test_a_model_of_steps_and_noise_from_scratch():
     trained, history = train(spec, DATA, config(recipe), show=False)
     assert np.isfinite(history[-1]["sra"])
     assert "heads" not in trained.params
-
-
-def test_earlier_times_end_where_the_process_does():
-    np.testing.assert_allclose(earlier(jnp.array([0.5, 0.1]), jnp.array([0.2, 0.2])), [0.3, 0])
-    np.testing.assert_array_equal(earlier(jnp.array([500, 30]), jnp.array([0.1999, 0.1])), [301, 1])
