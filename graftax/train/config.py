@@ -49,6 +49,11 @@ class TrainConfig:
         if self.batch_size % self.accumulate:
             raise BadInput(f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}")
 
+    @property
+    def first_share(self) -> float:
+        """What the averaged weights hold of the first ones at the end, 0 to 1; with `ema_warmup` next to nothing."""
+        return 0.0 if self.ema_warmup else self.ema_decay**self.loop.steps
+
     def check_mesh(self, mesh: MeshConfig, devices: int) -> None:
         """Raise `BadInput` where `mesh` does not fit `devices`, or the pieces of a batch do not divide over it."""
         mesh.check(devices, self.batch_size // self.accumulate)

@@ -24,6 +24,7 @@ from graftax.errors import BadInput
 from graftax.models import Meta, Model, init, param_shapes
 from graftax.models.cost import train_flops
 from graftax.ops.base import Params
+from graftax.progress import say
 from graftax.spec import ModelSpec
 from graftax.surgery import check_trainable
 from graftax.surgery.select import select
@@ -40,6 +41,9 @@ from graftax.train.step import train_job
 
 Watch = Callable[[Model], Mapping[str, Any]]
 """From the averaged model to more numbers, and images (h, w, c) uint8, for the record of an evaluation."""
+
+HALF = 0.5
+"""Share of the first weights in the averaged ones above which a training says so."""
 
 FRESH = 0x1417
 """Stream of the run's key that draws the first weights, apart from the keys of the steps."""
@@ -134,6 +138,11 @@ def _run(
         evaluate=evaluate if errors or watch else None, label=label, rules=rules, accumulate=config.accumulate,
         flops_per_image=train_flops(spec, loss.recipe.policy),
     )  # fmt: skip
+    if show and config.first_share > HALF:
+        say(
+            f"note: ema_decay {config.ema_decay} over {config.loop.steps} steps: the averaged weights, the result, hold "
+            f"{config.first_share:.0%} of the first ones; a smaller ema_decay or ema_warmup=true follows sooner"
+        )
     with holding(workdir, folder=True):
         if workdir:
             write_parameters(workdir, table)

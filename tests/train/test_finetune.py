@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,15 @@ def leaf(tree, path):
 def test_held_out_data_are_looked_at_before_the_training():
     with pytest.raises(BadInput, match="data label: float64"):
         finetune(student(), ARRAYS, CONFIG, heldout={**HELDOUT, "label": np.arange(4.0)}, show=False)
+
+
+def test_averages_that_hardly_leave_their_start_are_said(monkeypatch, capsys):
+    def over(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("graftax.train.finetune"), "fit_recorded", over)
+    for decay, warmup in ((0.999, False), (0.999, True), (0.5, False)):
+        with pytest.raises(KeyboardInterrupt):
+            finetune(student(), ARRAYS, dataclasses.replace(CONFIG, ema_decay=decay, ema_warmup=warmup))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "ema_decay" in line]
+    assert "hold 100% of the first ones" in line
