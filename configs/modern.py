@@ -1,4 +1,4 @@
-"""Recipes since DiT on its own architecture, at true size: SiT, REPA, SRA, TREAD, dispersive loss; ImageNet, 256 pixels.
+"""Recipes since DiT, at true size: SiT, REPA, SRA, TREAD, MaskDiT, dispersive loss; ImageNet, 256 pixels.
 
     graftax encode imagenet/train latents/sd --vae sd-vae-ft-ema --size 256
     graftax train --config configs/modern.py:sit,400k,16
@@ -15,7 +15,9 @@ dropped; gradients clipped at 1 by REPA and SRA; b2 0.95 by the dispersive loss.
 its velocity, uniform times. REPA (arXiv 2410.06940): block 8 looks like DINOv2-B. SRA (arXiv 2505.02831): block 8 like
 block 20 of the averaged model at less noise; from epoch 149 on its weight falls to a tenth every 1,000. Dispersive loss
 (arXiv 2506.09027): after 7 blocks, groups of 16, as its first release has it. TREAD (arXiv 2501.04765): half of the tokens
-pass by blocks 2 to 24; EDM's objective, or SiT's. Ours: bfloat16 products, pieces of 16 images a chip.
+pass by blocks 2 to 24; EDM's objective, or SiT's. MaskDiT (arXiv 2306.09305): half of the tokens are masked, EDM's
+objective, 1,024 images a step; its last 100,000 steps, without a mask and at 5e-5, are a `finetune` of what this leaves.
+Ours: bfloat16 products, pieces of 16 images a chip.
 
 Hardware: v5e-8 or v6e-16. Hours there are computed from our FLOP counts at 40 % of peak, SRA's second network with them,
 REPA's encoder not, since its features are there. Expect what the papers report, of 50,000 samples, without guidance and
@@ -31,9 +33,10 @@ with; not run here.
     tread,400k,16       675,111,184         18.72          2.01  7.38       -
     sit_tread,400k,16   675,129,632         18.72          2.01  4.89       -
     repa_tread,400k,16  675,111,184         18.72          2.01     -       -
+    maskdit,2m,16       730,541,200        354.88         38.08  5.69    2.28
 
 Guided: SiT 1.5 by the SDE (2.15 by the ODE), REPA and SRA 1.8 up to a noise fraction of 0.7, the dispersive loss 1.5 (SiT
-without it 6.02). A public attempt at TREAD's figures failed. LightningDiT and DDT have configs of their own.
+without it 6.02), MaskDiT 1.5. A public attempt at TREAD's figures failed. LightningDiT and DDT have configs of their own.
 """
 
 from typing import Any
@@ -57,10 +60,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "tread": {"variant": "TREAD-XL/2", "recipe": TREAD},
     "sit_tread": {"variant": "SiT-XL/2", "recipe": TREAD},
     "repa_tread": {"variant": "REPA-XL/2", "recipe": f"{TREAD} + {REPA}", "optimiser": CLIPPED},
+    "maskdit": {"task": "maskdit", "variant": "MaskDiT-XL/2", "recipe": "mask(0.5)", "batch": 1024},
 }  # fmt: skip
 """What each has of its own."""
 
-STEPS = {"400k": 400_000, "4m": 4_000_000, "7m": 7_000_000}
+STEPS = {"400k": 400_000, "2m": 2_000_000, "4m": 4_000_000, "7m": 7_000_000}
 
 
 def get_config(argument: str = "sit,400k,16") -> ConfigDict:
@@ -71,7 +75,8 @@ def get_config(argument: str = "sit,400k,16") -> ConfigDict:
     own = dict(RECIPES[name])
     optimiser = {"learning_rate": 1e-4, "warmup_steps": 0, "grad_clip": None, **own.pop("optimiser", {})}
     config = imagenet(
-        "dit", own.pop("variant"), "latents/sd", int(chips), STEPS[length], 256, optimiser=optimiser, **own
+        own.pop("task", "dit"), own.pop("variant"), "latents/sd", int(chips), STEPS[length], own.pop("batch", 256),
+        optimiser=optimiser, **own,
     )  # fmt: skip
     config["workdir"] = f"runs/modern/{name}_{length}"
     if REPA in own.get("recipe", ""):

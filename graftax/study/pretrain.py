@@ -18,6 +18,7 @@ from graftax.backbones.ddt.config import DDTConfig
 from graftax.backbones.dit.config import DiTConfig
 from graftax.backbones.flux.config import FluxConfig
 from graftax.backbones.lightningdit.config import LightningDiTConfig
+from graftax.backbones.maskdit.config import MaskDiTConfig
 from graftax.backbones.pixart.config import PixArtConfig
 from graftax.checkpoint import save_model
 from graftax.checkpoint.paths import work_path, write_text
@@ -99,6 +100,19 @@ class DDTPretraining(Pretraining):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskDiTPretraining(Pretraining):
+    """A MaskDiT.
+
+    Attributes:
+        model: its sizes.
+        training: how it is trained.
+    """
+
+    model: MaskDiTConfig
+    training: DiffusionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class PixArtPretraining(Pretraining):
     """A PixArt, which draws what a text says.
 
@@ -151,13 +165,14 @@ class ClassifierPretraining(Pretraining):
 
 
 TASKS: dict[str, type[Pretraining]] = {
-    "dit": DiTPretraining, "lightningdit": LightningDiTPretraining, "ddt": DDTPretraining, "pixart": PixArtPretraining,
-    "flux": FluxPretraining, "autoencoder": AutoencoderPretraining, "classifier": ClassifierPretraining,
+    "dit": DiTPretraining, "lightningdit": LightningDiTPretraining, "ddt": DDTPretraining,
+    "maskdit": MaskDiTPretraining, "pixart": PixArtPretraining, "flux": FluxPretraining,
+    "autoencoder": AutoencoderPretraining, "classifier": ClassifierPretraining,
 }  # fmt: skip
 
 
 ModelPretraining = (
-    DiTPretraining | LightningDiTPretraining | DDTPretraining | PixArtPretraining | FluxPretraining
+    DiTPretraining | LightningDiTPretraining | DDTPretraining | MaskDiTPretraining | PixArtPretraining | FluxPretraining
 )  # fmt: skip
 MODELS = get_args(ModelPretraining)
 """Those of diffusion models."""

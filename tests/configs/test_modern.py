@@ -71,7 +71,8 @@ def test_routes_take_the_published_share():
 def test_hyperparameters_are_the_papers():
     for argument in ROWS:
         training = training_of(argument).training
-        assert (training.batch_size, training.optimiser.learning_rate) == (256, 1e-4)
+        batch = 1024 if argument.startswith("maskdit") else 256
+        assert (training.batch_size, training.optimiser.learning_rate) == (batch, 1e-4)
         assert (training.ema_decay, training.class_dropout, training.optimiser.warmup_steps) == (0.9999, 0.1, 0)
     assert training_of("sit,400k,16").training.optimiser.grad_clip is None
     assert training_of("repa,400k,16").training.optimiser.grad_clip == 1

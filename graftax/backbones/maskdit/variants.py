@@ -22,9 +22,11 @@ def maskdit_spec(
     return spec.with_frame(decoder_width=decoder_width, decoder_depth=decoder_depth, decoder_heads=decoder_heads)
 
 
-def variant(name: str, resolution: int = 256) -> ModelSpec:
+def variant(name: str, resolution: int = 256, classes: int = 1000) -> ModelSpec:
     """Spec of a model by name, "MaskDiT-XL/2" of latents of resolution / 8. Raises `BadInput` on an unknown name."""
     if name not in VARIANTS:
         raise BadInput(f"variant: got {name!r}, expected one of {VARIANTS}{did_you_mean(name, VARIANTS)}")
     depth, width, heads = SIZES[name.removeprefix("MaskDiT-").removesuffix("/2")]
-    return maskdit_spec(input_size=resolution // 8, patch_size=2, hidden_size=width, depth=depth, num_heads=heads)
+    return maskdit_spec(
+        input_size=resolution // 8, patch_size=2, hidden_size=width, depth=depth, num_heads=heads, num_classes=classes
+    )  # fmt: skip

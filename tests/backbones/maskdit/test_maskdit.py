@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import graftax
+from graftax.backbones.maskdit.config import MaskDiTConfig
 from graftax.backbones.maskdit.variants import variant
 from graftax.backbones.maskdit.zoo import ZOO
 from graftax.backbones.zoo import find
@@ -150,3 +151,13 @@ def test_true_size():
     assert flops(spec) == find("maskdit-finetune0").flops == pytest.approx(2 * 125.78e9, rel=1e-3)  # of multiply-adds
     assert flops(spec, policy=Policy(mask=Mask(0.5))) == pytest.approx(2 * 65.45e9, rel=2e-3)  # the decoder's too
     assert all(entry.spec() == spec for entry in ZOO.values())
+
+
+def test_from_scratch_by_name_or_by_every_size():
+    named = MaskDiTConfig(variant="MaskDiT-XL/2", num_classes=10).spec()
+    assert named == variant("MaskDiT-XL/2", classes=10)
+    sizes = {"input_size": 32, "hidden_size": 1152, "depth": 28, "num_heads": 16, "num_classes": 10}
+    decoder = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
+    assert MaskDiTConfig(**sizes, **decoder).spec() == named
+    with pytest.raises(BadInput, match="neither variant nor input_size.*decoder_width, decoder_depth, decoder_heads"):
+        MaskDiTConfig(hidden_size=8, depth=1, num_heads=1).spec()
