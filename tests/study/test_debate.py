@@ -4,19 +4,24 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from graftax import config
+from graftax.checkpoint import save_model
 from graftax.errors import BadInput, NonFinite
 from graftax.evaluate.score import Score
 from graftax.models.cost import flops, train_flops
 from graftax.study import debate as debates
+from graftax.study import stages
 from graftax.study.debate import step_flops
 from graftax.study.debate_config import DebateConfig
+from graftax.testing import random_params
 from graftax.train.recipes import Recipe
 
 FILE = Path(__file__).parents[2] / "configs" / "debate.py"
+SCENES = FILE.with_name("debate_scenes.py")
 SIZES = {"input_size": 8, "in_channels": 1, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 3}
 FLOW = {"lightningdit": {**SIZES, "patch_size": 2, "swiglu": False, "rope": False, "rmsnorm": False}}
 
@@ -34,6 +39,15 @@ def tree(tmp_path, judge, data):
         "judging": {"classifier": str(judge), "judged": 12, "shown": 1, "sample": {"steps": 2, "batch_size": 12}},
         "seeds": (0, 1),
     }
+
+
+@pytest.fixture
+def grafts(tree, tmp_path):
+    """Fields of a debate between two edits of one model."""
+    spec = config.build(DebateConfig, tree).entrants["noise"].spec()
+    save_model(tmp_path / "teacher", spec, random_params(spec, jax.random.key(0)), {})
+    windows = {"edits": ("blocks[*].mixer=swa(window=1)",)}
+    return {**tree, "teacher": str(tmp_path / "teacher"), "entrants": {"flow": {}, "noise": windows}}
 
 
 @pytest.fixture
@@ -62,6 +76,14 @@ def test_seeds_differ_and_nothing_else_changes_an_identity(debate):
     assert len({plan.identity for plan in plans}) == 4
     quiet = dataclasses.replace(debate, claims=())
     assert [plan.identity for plan in contest(quiet).plans()] == [plan.identity for plan in plans]
+
+
+def test_grafts_begin_with_the_teachers_weights(grafts):
+    plain, _, windows, _ = contest(config.build(DebateConfig, grafts)).plans()
+    assert [block["mixer"].kind for block in (*plain.spec.blocks, *windows.spec.blocks)] == ["mha", "mha", "swa", "swa"]
+    save_model(Path(grafts["teacher"]), plain.spec, random_params(plain.spec, jax.random.key(1)), {})
+    other = contest(config.build(DebateConfig, grafts)).plans()
+    assert {plan.identity for plan in other}.isdisjoint({plain.identity, windows.identity})
 
 
 def test_heads_and_the_averaged_model_count():
@@ -108,8 +130,12 @@ def test_each_is_done_once_and_failures_stay(debate, tmp_path, monkeypatch):
 
 def test_refusals(tmp_path):
     tree = {"workdir": "w", "claims": (), "training": {"loop": {"steps": 2}}}
-    with pytest.raises(BadInput, match="2 of dit, lightningdit and ddt, expected one"):
+    with pytest.raises(BadInput, match="2 of dit, lightningdit, ddt, maskdit, pixart, flux, expected one"):
         config.build(DebateConfig, {**tree, "entrants": {"x": {**FLOW, "dit": SIZES}}})
+    with pytest.raises(BadInput, match=r"entrants\['x'\]: expected sizes as one of dit"):
+        config.build(DebateConfig, {**tree, "entrants": {"x": {}}})
+    with pytest.raises(BadInput, match=r"entrants\['x'\]: expected edits alone, of the teacher"):
+        config.build(DebateConfig, {**tree, "entrants": {"x": FLOW}, "teacher": "demo"})
     claim = {"question": "a", "text": "So.", "by": "them", "better": "y", "than": "x"}
     with pytest.raises(BadInput, match="no entrant 'y'"):
         config.build(DebateConfig, {**tree, "entrants": {"x": FLOW}, "claims": (claim,)})
@@ -132,9 +158,29 @@ def test_the_config_asks_all_questions():
             config.read(f"{FILE}:{bad}")
 
 
+def test_entrants_that_cannot_be_drawn_are_refused_at_once(tree):
+    debate = config.build(DebateConfig, {**tree, "flows": "ddim"})
+    with pytest.raises(BadInput, match=r"entrants\['flow'\]: sampler 'ddim'"):
+        contest(debate).plans()
+    assert config.build(DebateConfig, {**tree, "flows": "heun", "flow_steps": 3}).sample(flow=True).steps == 3
+
+
+def test_the_model_of_scenes_is_asked_what_it_can_be():
+    whole = config.build(DebateConfig, config.read(SCENES))
+    assert {claim.question for claim in whole.claims} == set("abcdfg")
+    assert {side for claim in whole.claims for side in (claim.better, claim.than)} == set(whole.entrants)
+    teacher = stages.read_model(whole.teacher).spec
+    work = {name: step_flops(one.spec(teacher), Recipe.parse(one.recipe)) for name, one in whole.entrants.items()}
+    assert work["TREAD"] == pytest.approx(work["stochastic depth by batch"], rel=0.01)
+    assert whole.entrants["flow"].spec(teacher).prediction.is_flow
+    with pytest.raises(BadInput, match="expected QUESTIONS,STEPS"):
+        config.read(f"{SCENES}:e,80")
+
+
 @pytest.mark.slow
-def test_two_steps_of_two_models_from_the_command_line(run, tree, tmp_path):
-    path = tmp_path / "debate.py"
+@pytest.mark.parametrize("fields", ["tree", "grafts"])
+def test_two_steps_of_two_models_from_the_command_line(run, fields, request, tmp_path):
+    tree, path = request.getfixturevalue(fields), tmp_path / "debate.py"
     path.write_text(f"def get_config():\n    return {tree!r}\n")
     code, out, err = run("sweep", "--config", path)
     assert code == 0, err

@@ -159,5 +159,5 @@ def test_from_scratch_by_name_or_by_every_size():
     sizes = {"input_size": 32, "hidden_size": 1152, "depth": 28, "num_heads": 16, "num_classes": 10}
     decoder = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
     assert MaskDiTConfig(**sizes, **decoder).spec() == named
-    with pytest.raises(BadInput, match="neither variant nor input_size.*decoder_width, decoder_depth, decoder_heads"):
+    with pytest.raises(BadInput, match=r"neither variant nor input_size.*decoder_width, decoder_depth, decoder_heads"):
         MaskDiTConfig(hidden_size=8, depth=1, num_heads=1).spec()
