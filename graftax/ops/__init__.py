@@ -30,7 +30,7 @@ from graftax.ops.joint_hyena import JointHyenaX
 from graftax.ops.joint_hyena_2d import JointHyena2D
 from graftax.ops.joint_linear import JointLinear
 from graftax.ops.joint_sla import JointSLA
-from graftax.ops.joint_swa_2d import JointSWA2D
+from graftax.ops.joint_swa_2d import JointNatten, JointSWA2D
 from graftax.ops.linear import LinearAttention
 from graftax.ops.linear_normed import LinearNormed
 from graftax.ops.mamba2 import Mamba2
@@ -42,7 +42,7 @@ from graftax.ops.moe import MoE
 from graftax.ops.norms import LayerNorm, RMSNorm
 from graftax.ops.norms_soft import NoNorm, SoftNorm
 from graftax.ops.sla import SLA
-from graftax.ops.swa_2d_normed import SWA2DNormed
+from graftax.ops.swa_2d_normed import NattenNormed, SWA2DNormed
 from graftax.ops.swa_normed import SWANormed
 from graftax.ops.swiglu import SwiGLU
 from graftax.ops.window import SWA
@@ -50,10 +50,11 @@ from graftax.ops.window_2d import SWA2D, Natten
 from graftax.spec import OpSpec, Option, Sizes
 
 _CLASSES: tuple[type[Operator], ...] = (
-    MHA, MHAKV, MHANormed, MHARope, GQA, CrossMHA, SWA, SWANormed, SWA2D, SWA2DNormed, Natten, Clear, ClearNormed,
-    LinearAttention, LinearNormed, SLA, GatedDelta, Affine,
+    MHA, MHAKV, MHANormed, MHARope, GQA, CrossMHA, SWA, SWANormed, SWA2D, SWA2DNormed, Natten, NattenNormed, Clear,
+    ClearNormed, LinearAttention, LinearNormed, SLA, GatedDelta, Affine,
     HyenaX, HyenaSE, HyenaY, HyenaLong, Hyena2D, DiCo, Mamba2,
-    JointMHA, JointGQA, JointClear, JointSWA2D, JointLinear, JointSLA, JointGatedDelta, JointHyenaX, JointHyena2D,
+    JointMHA, JointGQA, JointClear, JointSWA2D, JointNatten, JointLinear, JointSLA, JointGatedDelta, JointHyenaX,
+    JointHyena2D,
     MLP, MLPHyenaX, MLPHyenaXSplit, MLPLowRank, MoE, SwiGLU, AffineMLP,
     AdaLN, AdaLNNoBias, AdaLNShared, AdaLNSharedLowRank, AdaLNLowRank,
     LayerNorm, RMSNorm, NoNorm, SoftNorm,

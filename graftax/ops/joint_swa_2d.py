@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 
 from graftax.ops.joint import JointMHA
@@ -22,13 +24,14 @@ class JointSWA2D(JointMHA):
     window: int = 2
 
     kind = "joint_swa_2d"
+    moved: ClassVar[bool] = False
 
     @property
     def needs_grid(self) -> bool:
         return True
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return near_and_text(q, k, v, window_on(self.sizes.grid, self.window))
+        return near_and_text(q, k, v, window_on(self.sizes.grid, self.window, moved=self.moved))
 
     def pairs(self) -> int:
         return window_pairs(self.sizes, self.window, self.asking)
@@ -37,3 +40,12 @@ class JointSWA2D(JointMHA):
     def check(cls, op: OpSpec, sizes: Sizes) -> None:
         super().check(op, sizes)
         check_window(op, sizes)
+
+
+class JointNatten(JointSWA2D):
+    """`JointSWA2D` whose windows move inwards at the image's borders, so that every token of it sees equally many, as in
+    `Natten` (arXiv 2204.07143, Section 3).
+    """
+
+    kind = "joint_natten"
+    moved = True

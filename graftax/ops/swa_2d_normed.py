@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 
 from graftax.ops.attention_normed import MHANormed
@@ -24,13 +26,14 @@ class SWA2DNormed(MHANormed):
 
     kind = "swa_2d_normed"
     torch_keys = ()
+    moved: ClassVar[bool] = False
 
     @property
     def needs_grid(self) -> bool:
         return True
 
     def mix(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return near_and_text(q, k, v, window_on(self.sizes.grid, self.window))
+        return near_and_text(q, k, v, window_on(self.sizes.grid, self.window, moved=self.moved))
 
     def pairs(self) -> int:
         return window_pairs(self.sizes, self.window, self.tokens)
@@ -44,3 +47,12 @@ class SWA2DNormed(MHANormed):
     def recognise(cls, shapes: Shapes, overrides: Overrides) -> dict[str, Option] | None:
         """Never: no file tells it from `MHANormed`."""
         return None
+
+
+class NattenNormed(SWA2DNormed):
+    """`SWA2DNormed` whose windows move inwards at the image's borders, so that every token of it sees equally many, as in
+    `Natten` (arXiv 2204.07143, Section 3).
+    """
+
+    kind = "natten_normed"
+    moved = True

@@ -32,7 +32,7 @@ XL = variant("DiT-XL/2")
 def counted_otherwise(kind):
     """What XLA counts beyond the definition, in closed form: whole tiles around each window; pairs outside of discs; three
     real FFTs of s points, at 8 log2 s for each point that goes in (s, s, s / 2 + 1), where the textbook has 2.5 s log2 s."""
-    if kind in ("swa_2d", "swa_2d_normed", "natten"):
+    if kind in ("swa_2d", "swa_2d_normed", "natten", "natten_normed"):
         window = SWA2D.options()["window"]
         return 4 * XL.width * XL.tokens * ((TILE + 2 * window) ** 2 - (2 * window + 1) ** 2)
     if kind in ("clear", "clear_normed"):  # one dense matrix at this size
@@ -64,7 +64,7 @@ WITH_TEXT = Sizes(1152, 16, 72, (8, 32), text=64)  # one strip of tiles, as a lo
 
 @pytest.mark.parametrize("scion", [
     *(op(kind, text_out=answers) for kind in ("joint_hyena_2d", "joint_swa_2d") for answers in (True, False)),
-    *map(op, ("hyena_2d", "swa_2d", "swa_2d_normed", "natten")),
+    *map(op, ("hyena_2d", "swa_2d", "swa_2d_normed", "natten", "natten_normed", "joint_natten")),
 ], ids=str)  # fmt: skip
 def test_flops_on_the_grid_behind_a_text_agree_with_xla(scion):
     operator = build(resolve(scion, OPERATORS[scion.kind].role, WITH_TEXT), WITH_TEXT)

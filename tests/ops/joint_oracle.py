@@ -65,6 +65,10 @@ def in_square(window):
     return lambda down, across: max(abs(down), abs(across)) <= window
 
 
+def in_any(down, across):
+    return True  # all three columns, and both rows, are in every window of 3 x 3 that moves inwards
+
+
 def visible(near):
     """(11, 11), pair by pair: the 5 tokens of text see and are seen by all, those of the image by what is `near`, rows and
     columns away."""

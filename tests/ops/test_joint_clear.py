@@ -1,4 +1,4 @@
-"""Joint attention in a disc and in a square: pair by pair under its mask, what it takes over, cost."""
+"""Joint attention in a disc and in squares: pair by pair under its mask, what it takes over, cost."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from joint_oracle import (
     assert_defined,
     attention,
     built,
+    in_any,
     in_disc,
     in_square,
     turned,
@@ -23,7 +24,11 @@ from graftax.ops import tiles
 from graftax.spec import op
 from graftax.testing import assert_same_leaves
 
-KINDS = {"joint_clear": ("radius", 2, in_disc(2)), "joint_swa_2d": ("window", 1, in_square(1))}
+KINDS = {
+    "joint_clear": ("radius", 2, in_disc(2)),
+    "joint_swa_2d": ("window", 1, in_square(1)),
+    "joint_natten": ("window", 1, in_any),
+}
 """The option that says how far, a value, and who then sees whom."""
 
 
@@ -57,7 +62,7 @@ def test_takes_over_joint_attention(kind):
     for name in STREAMS:
         np.testing.assert_allclose(far[name], dense[name], atol=1e-5)
     np.testing.assert_allclose(close["txt"], dense["txt"], atol=1e-5)  # the text sees all anyway
-    assert abs(close["img"] - dense["img"]).max() > 0.01
+    assert (abs(close["img"] - dense["img"]).max() > 0.01) == (kind != "joint_natten")
 
 
 @pytest.mark.parametrize("text_out", [True, False])
@@ -67,9 +72,10 @@ def test_cost_counts_the_pairs_that_are_visible(text_out):
     assert_counted(operator, pairs * (4 * 12 + 2 * 2))
 
 
+@pytest.mark.parametrize("kind", ["joint_swa_2d", "joint_natten"])
 @pytest.mark.parametrize("text_out", [True, False])
-def test_cost_counts_whole_windows_and_all_of_the_text(text_out):
-    operator, _ = built("joint_swa_2d", window=1, qk_norm="rms", text_out=text_out)
+def test_cost_counts_whole_windows_and_all_of_the_text(text_out, kind):
+    operator, _ = built(kind, window=1, qk_norm="rms", text_out=text_out)
     pairs = 5 * 11 * text_out + 6 * (5 + 2 * 3)  # a window of 3 x 3 has two rows here
     assert_counted(operator, pairs * (4 * 12 + 2 * 2))
 

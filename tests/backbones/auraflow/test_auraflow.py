@@ -185,3 +185,21 @@ def test_modulations_with_biases_compute_the_same(out):
     biased = graft(MODEL, replace("blocks[*].modulation", "adaln"), jax.random.key(1))
     assert relative(biased(X, T, text=TEXT), out) < 1e-5
     assert graft(biased, replace("blocks[*].modulation", "adaln_no_bias"), jax.random.key(1)).spec == SPEC
+
+
+def test_operators_on_the_grid_behind_text_and_registers(out):
+    """As wide as the image they compute the same; narrow, on an image of another size, something else and finite."""
+    joint, single = MODEL.spec.blocks[0]["attn"], MODEL.spec.blocks[-1]["mixer"]
+
+    def windows(window):
+        return compose(
+            replace("aura_joint[0].attn", "joint_swa_2d", window=window, **dict(joint.options), init="transplant"),
+            replace("aura_joint[1].attn", "joint_natten", window=window, **dict(joint.options), init="transplant"),
+            replace("aura_single[0].mixer", "natten_normed", window=window, **dict(single.options), init="transplant"),
+            replace("aura_single[1].mixer", "clear_normed", radius=3 * window, **dict(single.options), init="transplant"),
+        )
+
+    assert relative(graft(MODEL, windows(4), jax.random.key(1))(X, T, text=TEXT), out) < 1e-5
+    narrow = np.asarray(graft(MODEL, windows(1), jax.random.key(1))(X[:, :6], T, text=TEXT))
+    assert np.isfinite(narrow).all()
+    assert relative(narrow, MODEL(X[:, :6], T, text=TEXT)) > 1e-3
