@@ -101,8 +101,8 @@ def write(found: Debated, folder: Path) -> Path:
 def _page(found: Debated, folder: Path, kept: Path) -> Report:
     page = Report(
         "The debate, tested",
-        "What has been said of diffusion transformers, asked of small ones: each is trained from scratch on as many FLOPs "
-        "as the first, with several seeds, and judged alike.",
+        f"What has been said of diffusion transformers, asked of small ones: each is {_begun(found)} on as many FLOPs as "
+        "the first, with several seeds, and judged alike.",
     )
     page.verdict(*verdict(found))
     for question, group in groupby(rulings(found), key=lambda one: one.claim.question):
@@ -149,8 +149,8 @@ def _protocol(page: Report, found: Debated) -> None:
         "How this was measured",
         f"Budget: {found.runs[0].steps:,} steps of {config.training.batch_size} images of {found.runs[0].entrant}, and for "
         "every other model as many steps as cost the same FLOPs: three passes per step under what is left out, the heads of "
-        f"losses, the averaged model where a loss looks at it. {len(config.seeds)} seeds, which draw the first weights and "
-        "all that training draws; every schedule ends with its model's own steps.",
+        f"losses, the averaged model where a loss looks at it. {len(config.seeds)} seeds, which draw new weights and all "
+        "that training draws; every schedule ends with its model's own steps.",
         f"A claim holds, or its opposite, where the means of the {found.examiner.ranked.title} differ by more than "
         f"{ENOUGH:g} standard errors of their difference, from the variance pooled over both models' seeds; else it is not "
         "decidable at this size. Of models that are equal, three seeds each, about one pair in nine is called different so; "
@@ -160,6 +160,11 @@ def _protocol(page: Report, found: Debated) -> None:
         "drawn times whatever those of training.",
         f"All numbers are in {RESULTS} beside this page.",
     )
+
+
+def _begun(found: Debated) -> str:
+    teacher = found.config.teacher
+    return f"an edit of the model {teacher!r}, trained on" if teacher else "trained from scratch"
 
 
 def _by_entrant(found: Debated) -> Iterator[tuple[str, list[Run]]]:

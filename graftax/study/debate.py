@@ -1,4 +1,5 @@
-"""The debate: small models from scratch at equal FLOPs, several seeds each, judged alike, and what is claimed of them.
+"""The debate: small models at equal FLOPs, several seeds each, judged alike, and what is claimed of them. They are trained
+from scratch, or are grafts of one model and trained on from its weights.
 
 The first entrant's steps are the budget. Another takes as many as cost the same by `step_flops`: a route that halves a step
 gives twice the steps, a wider model fewer. A model and seed is trained once and kept in the folder's record.
@@ -20,21 +21,24 @@ from typing import Any
 import jax
 import numpy as np
 
+from graftax import api
 from graftax import config as configs
-from graftax.checkpoint.files import replacing
+from graftax.checkpoint.files import replacing, sha256_of_arrays
 from graftax.data.features import ABOUT, NAME, write_features
 from graftax.data.latents import LatentSet
 from graftax.data.pixels import images as image_data
 from graftax.data.pixels.images import Images
-from graftax.errors import BadInput, NonFinite
+from graftax.draw import check_sampler
+from graftax.errors import BadInput, NonFinite, naming
 from graftax.evaluate import pictures
 from graftax.evaluate.score import Score
 from graftax.models import Model
+from graftax.models.backbone import find
 from graftax.models.cost import count_params, flops, train_flops
 from graftax.nets import classifier, small
 from graftax.progress import say
 from graftax.spec import ModelSpec
-from graftax.study import examiners, sweep
+from graftax.study import examiners, stages, sweep
 from graftax.study.debate_config import DebateConfig
 from graftax.study.examiners import Examiner
 from graftax.train import DiffusionConfig, heldout_loss, train
@@ -51,7 +55,7 @@ class Plan:
 
     Attributes:
         entrant: its name.
-        seed: added to the training's.
+        seed: added to the training's; draws what edits bring.
         spec: of the model.
         training: as the entrant has it.
         work: FLOPs of a step per image.
@@ -165,7 +169,7 @@ def run(config: DebateConfig, folder: Path) -> Debated:
 
 
 class _Contest:
-    """Data and judge of a debate, and what is done with a plan."""
+    """Data, judge and teacher of a debate, and what is done with a plan."""
 
     def __init__(self, config: DebateConfig, folder: Path) -> None:
         self._config, self._folder = config, folder
@@ -173,6 +177,7 @@ class _Contest:
         if not self.data.held_out or config.data.latents == "given":
             raise BadInput("data: the debate wants images, some of them held out")
         examiners.check(config.judging, self.data)
+        self._read = stages.read_model(config.teacher) if config.teacher else None
 
     @functools.cached_property
     def examiner(self) -> Examiner:
@@ -183,9 +188,15 @@ class _Contest:
         """All of them, each entrant's steps worth the first one's."""
         config, budget, found = self._config, 0, []
         for name, entrant in config.entrants.items():
-            spec, recipe = entrant.spec(), Recipe.parse(entrant.recipe)
+            spec = entrant.spec(self._read and self._read.spec)
+            find(spec).check(spec)
+            recipe = Recipe.parse(entrant.recipe)
+            with naming(f"entrants[{name!r}]"):
+                check_sampler(spec.prediction, config.sample(spec.prediction.is_flow).sampler)
             image_data.check_fit(self.data, spec)
             recipe.check(spec, config.training.batch_size // config.training.accumulate)
+            if NAME in recipe.arrays(spec) and not self.data.num_classes and config.data.features is None:
+                raise BadInput(f"entrants[{name!r}]: {recipe}: no features of captions, expected data.features")
             work = step_flops(spec, recipe)
             budget = budget or work * config.training.loop.steps
             steps = max(1, round(budget / work))
@@ -196,9 +207,20 @@ class _Contest:
 
     def _identity(self, name: str, spec: ModelSpec, training: DiffusionConfig) -> str:
         config = self._config
-        trees = [configs.as_tree(part) for part in (training, config.data, config.judging)]
-        text = json.dumps([name, spec.to_json(), config.flows, *trees], sort_keys=True)
+        drawn = config.sample(spec.prediction.is_flow)
+        trees = [configs.as_tree(part) for part in (training, config.data, config.judging, drawn)]
+        begins = [self._read_hash, list(config.entrants[name].edits)] if self._read else []
+        text = json.dumps([name, spec.to_json(), *trees, *begins], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @functools.cached_property
+    def _read_hash(self) -> str:
+        return sha256_of_arrays(self._read.params) if self._read else ""
+
+    @functools.cached_property
+    def _teacher(self) -> Model | None:
+        """On the devices."""
+        return self._read and api.place(self._read)
 
     def run(self, plan: Plan) -> Run:
         """Train, draw, judge; numbers that are not finite are an outcome as well."""
@@ -227,6 +249,11 @@ class _Contest:
     def _trained(self, plan: Plan, work: Path) -> Model:
         training, mesh = plan.training, self._config.mesh
         data = self._featured if NAME in Recipe.parse(training.recipe).arrays(plan.spec) else self.data
+        if (model := self._teacher) is not None:
+            graft = dataclasses.replace(self._config.entrants[plan.entrant].graft, seed=plan.seed)
+            if graft.edits:
+                model, _ = stages.run_graft(model, graft, lambda: self.data)
+            return stages.run_finetune(model, training, data, work, mesh, evaluate=False)[0]
         batches = data.batches(training.batch_size, training.loop.seed)
         return train(plan.spec, batches, training, work, mesh=mesh.build(), rules=mesh.rules)[0]
 

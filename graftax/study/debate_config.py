@@ -1,4 +1,5 @@
-"""What a config file says of a debate: models from scratch, claims about which of two is better, one budget of FLOPs."""
+"""What a config file says of a debate: models from scratch or grafts of one, claims about which of two is better, one budget
+of FLOPs."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from graftax.backbones.ddt.config import DDTConfig
 from graftax.backbones.dit.config import DiTConfig
+from graftax.backbones.flux.config import FluxConfig
 from graftax.backbones.lightningdit.config import LightningDiTConfig
+from graftax.backbones.maskdit.config import MaskDiTConfig
+from graftax.backbones.pixart.config import PixArtConfig
 from graftax.data.config import DataConfig
 from graftax.diffusion.names import Sampler
 from graftax.errors import BadInput, did_you_mean
@@ -16,16 +20,22 @@ from graftax.study.config import Judging
 from graftax.surgery.config import GraftConfig
 from graftax.train import DiffusionConfig, MeshConfig
 
+Sizes = DiTConfig | LightningDiTConfig | DDTConfig | MaskDiTConfig | PixArtConfig | FluxConfig
+FAMILIES = ("dit", "lightningdit", "ddt", "maskdit", "pixart", "flux")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entrant:
-    """One model of a debate, and how its training differs from the others'. Raises `BadInput` unless it is of one family.
+    """One model of a debate, and how its training differs from the others'. Raises `BadInput` where it is of two families.
 
     Attributes:
-        dit: its sizes, if it is a DiT.
+        dit: its sizes, if it is a DiT from scratch.
         lightningdit: likewise.
         ddt: likewise.
-        edits: of its spec, before its first weights are drawn (`graftax.surgery.config`).
+        maskdit: likewise.
+        pixart: likewise.
+        flux: likewise.
+        edits: of its spec, before its first weights are drawn, or of the teacher (`graftax.surgery.config`).
         times: as in `DiffusionConfig`.
         objective: likewise.
         recipe: likewise.
@@ -34,24 +44,37 @@ class Entrant:
     dit: DiTConfig | None = None
     lightningdit: LightningDiTConfig | None = None
     ddt: DDTConfig | None = None
+    maskdit: MaskDiTConfig | None = None
+    pixart: PixArtConfig | None = None
+    flux: FluxConfig | None = None
     edits: tuple[str, ...] = ()
     times: str = ""
     objective: str = "none"
     recipe: str = ""
 
     def __post_init__(self) -> None:
-        if len(self._given) != 1:
-            raise BadInput(f"entrant: {len(self._given)} of dit, lightningdit and ddt, expected one")
+        if len(given := self._given) > 1:
+            raise BadInput(f"entrant: {len(given)} of {', '.join(FAMILIES)}, expected one")
         GraftConfig(edits=self.edits)
 
     @property
-    def _given(self) -> list[DiTConfig | LightningDiTConfig | DDTConfig]:
-        return [one for one in (self.dit, self.lightningdit, self.ddt) if one is not None]
+    def _given(self) -> list[Sizes]:
+        return [sizes for name in FAMILIES if (sizes := getattr(self, name)) is not None]
 
-    def spec(self) -> ModelSpec:
+    @property
+    def sizes(self) -> Sizes | None:
+        """Of a model from scratch; None of an edited teacher."""
+        return next(iter(self._given), None)
+
+    @property
+    def graft(self) -> GraftConfig:
+        """Its edits; a run's seed draws what they bring."""
+        return GraftConfig(edits=self.edits)
+
+    def spec(self, teacher: ModelSpec | None = None) -> ModelSpec:
         """Of the model. Raises `BadInput` where sizes or edits do not fit."""
-        spec = self._given[0].spec()
-        return GraftConfig(edits=self.edits).edit.on(spec) if self.edits else spec
+        spec = teacher or (self.sizes or DiTConfig()).spec()
+        return self.graft.edit.on(spec) if self.edits else spec
 
     def trained(self, training: DiffusionConfig, steps: int, seed: int) -> DiffusionConfig:
         """`training` as this model has it: so many steps, in which a schedule ends, `seed` added to its own."""
@@ -87,17 +110,20 @@ class Disputed:
 
 @dataclass(frozen=True, kw_only=True)
 class DebateConfig:
-    """Small models from scratch, each on as many FLOPs as the first. Raises `BadInput` on claims about others.
+    """Small models, each trained on as many FLOPs as the first. Raises `BadInput` on claims about others, and where some
+    entrants have sizes and some begin with the teacher's weights.
 
     Attributes:
         workdir: folder of its results.
+        teacher: a model's path, "demo" or "scenes", that every entrant edits and trains on; "": all are from scratch.
         entrants: by name, in the order of the table; `training.loop.steps` are the first one's.
         claims: about them.
         training: of all, but for what an entrant has of its own.
         data: what they learn from.
         seeds: each is trained once per number, which is added to the training's seed.
-        judging: of all models; entrants that are flows are drawn by `flows`, in as many steps.
-        flows: sampler of those.
+        judging: of all models.
+        flows: sampler of those that are flows.
+        flow_steps: of that sampler; None: as many as the others'.
         mesh: devices.
         kind: "debate", which tells it from a sweep.
     """
@@ -107,9 +133,11 @@ class DebateConfig:
     claims: tuple[Disputed, ...]
     training: DiffusionConfig
     data: DataConfig = field(default_factory=DataConfig)
+    teacher: str = ""
     seeds: tuple[int, ...] = (0, 1, 2)
     judging: Judging = field(default_factory=Judging)
     flows: Sampler = "euler"
+    flow_steps: int | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     kind: str = "debate"
 
@@ -118,6 +146,10 @@ class DebateConfig:
             raise BadInput("entrants: got none, expected one or more")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise BadInput(f"seeds: got {self.seeds}, expected different integers from 0, one or more")
+        for name, entrant in self.entrants.items():
+            if bool(self.teacher) == (entrant.sizes is not None):
+                wanted = "edits alone, of the teacher" if self.teacher else f"sizes as one of {', '.join(FAMILIES)}"
+                raise BadInput(f"entrants[{name!r}]: expected {wanted}")
         for claim in self.claims:
             for name in (claim.better, claim.than):
                 if name not in self.entrants:
@@ -126,4 +158,7 @@ class DebateConfig:
 
     def sample(self, flow: bool) -> SampleConfig:
         """How a model is drawn."""
-        return replace(self.judging.sample, sampler=self.flows) if flow else self.judging.sample
+        sample = self.judging.sample
+        if not flow:
+            return sample
+        return replace(sample, sampler=self.flows, steps=sample.steps if self.flow_steps is None else self.flow_steps)

@@ -20,6 +20,7 @@ from graftax.distill.steps import merged_steps
 from graftax.errors import BadInput
 from graftax.evaluate.preview import preview
 from graftax.models import Model
+from graftax.models.backbone import find
 from graftax.spec import ModelSpec, Option
 from graftax.study.missing import require_model
 from graftax.surgery import Edit, Report, Site, apply_edit
@@ -72,6 +73,8 @@ def open_to_draw(
 def check_edit(edit: Edit, spec: ModelSpec, data: ReadData | None = None) -> None:
     """Raise `BadInput` where an edit does not fit `spec`, or needs data and gets none. No weights and no device are used."""
     _refuse_twice(edit, spec)
+    after = edit.on(spec)
+    find(after).check(after)
     if weighed(edit, spec) and data is None:
         raise BadInput("graft: init 'transplant' of narrower MLPs looks at their neurons on data, expected --config")
 
