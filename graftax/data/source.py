@@ -57,6 +57,7 @@ class ImageSet:
         num_classes: whether or not all occur.
         class_names: in order.
         text: (n, m) int32, captions as numbers of words, where there are no classes.
+        against: likewise, of captions that are wrong in nearly the same words, where there are such.
     """
 
     images: np.ndarray
@@ -65,6 +66,7 @@ class ImageSet:
     num_classes: int
     class_names: tuple[str, ...]
     text: np.ndarray | None = None
+    against: np.ndarray | None = None
     fit = "centred on black"
 
     def __len__(self) -> int:
@@ -88,8 +90,8 @@ class ImageSet:
 
     def take(self, indices: np.ndarray) -> ImageSet:
         """The same set with only the images at `indices` (m,), in that order."""
-        text = None if self.text is None else self.text[indices]
-        return replace(self, images=self.images[indices], labels=self.labels[indices], text=text)
+        text, against = (None if words is None else words[indices] for words in (self.text, self.against))
+        return replace(self, images=self.images[indices], labels=self.labels[indices], text=text, against=against)
 
 
 def load_source(name_or_path: str | Path, split: str = "train", held_out: float = 0.0, seed: int = 0) -> ImageSet:

@@ -142,7 +142,7 @@ def step_flops(spec: ModelSpec, recipe: Recipe) -> int:
     kernels = sum(leaf.size for leaf in jax.tree.leaves(heads) if leaf.ndim == 2)
     taught = [one.source.block for one in recipe.losses if isinstance(one, AlignmentTap) and isinstance(one.source, Teacher)]
     teachers = sum(flops(spec.replace(program=spec.program[:block]), head=False) for block in taught)
-    return train_flops(spec, recipe.policy) + 3 * 2 * spec.tokens * kernels + teachers
+    return recipe.passes * train_flops(spec, recipe.policy) + 3 * 2 * spec.tokens * kernels + teachers
 
 
 def run(config: DebateConfig, folder: Path) -> Debated:

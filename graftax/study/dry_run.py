@@ -108,10 +108,10 @@ def saved_steps(folder: Path) -> str:
 def _diffusion(
     title: str, spec: ModelSpec, table: str, stage: DiffusionConfig, data: Images, mesh: MeshConfig
 ) -> DryRun:  # fmt: skip
-    for name, shape in Recipe.parse(stage.recipe).arrays(spec).items():
-        if name != FEATURES or data.config.features is None:
-            wanted = f"recipe {stage.recipe!r}: takes {name!r} {shape} of the data"
-            raise BadInput(f"{wanted}, expected {FEATURES!r}, and their folder as data.features")
+    for name, one in Recipe.parse(stage.recipe).arrays(spec).items():
+        if name not in data.besides:
+            wanted = f"recipe {stage.recipe!r}: takes {name!r} {one.shape} of the data"
+            raise BadInput(f"{wanted}, expected {FEATURES!r}, and their folder as data.features, or 'against' of scenes")
     traced = train_program(title, spec, stage).trace(mesh.build(), mesh.rules)
     (state, batch, _), _ = traced.in_avals
     memory = {"state": f"{_bytes(state, mesh)}: weights, averages, moments"}

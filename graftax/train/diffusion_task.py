@@ -27,9 +27,11 @@ from graftax.train.config import DiffusionConfig
 from graftax.train.loop import Batch, Metrics
 from graftax.train.noising import noising_for
 from graftax.train.recipes import NOTHING, Recipe
+from graftax.train.recipes.against import AGAINST
 from graftax.train.recipes.base import HEADS, TOKENIZER
 from graftax.train.recipes.joint import PART, parts
 from graftax.train.recipes.masked import masked_losses
+from graftax.train.recipes.recipe import array_of
 from graftax.train.sharding import RULES, AxisRules, activations, place_batch
 from graftax.train.state import split
 from graftax.train.step import RUN
@@ -107,14 +109,18 @@ class DiffusionLoss:
 
     def draw(self, batch: Batch, key: jax.Array) -> Batch:
         """{"image", "t" (b,), "noise" (b, h, w, c), "cond", "drop" (b,) bool: whose conditions are dropped, "recipe":
-        `Recipe.draw`}."""
+        `Recipe.draw`}, and with hard negatives "against", the wrong captions as "cond" has the right ones."""
         count = len(batch["image"])
         t = self.process.draw(jax.random.fold_in(key, TIME), count, self.times)
         noise = jax.random.normal(jax.random.fold_in(key, NOISE), batch["image"].shape)
         drop = jax.random.bernoulli(jax.random.fold_in(key, DROP), self.class_dropout, (count,))
         cond = dict(find(self.spec).condition(batch))
         beside = self.recipe.draw(at_size(self.spec, batch["image"]), batch, jax.random.fold_in(key, RECIPE))
-        return {"image": batch["image"], "t": t, "noise": noise, "cond": cond, "drop": drop, "recipe": beside}
+        drawn = {"image": batch["image"], "t": t, "noise": noise, "cond": cond, "drop": drop, "recipe": beside}
+        if (term := self.recipe.negatives) is None:
+            return drawn
+        against = array_of(term, batch, AGAINST, term.arrays(self.spec)[AGAINST].shape)
+        return {**drawn, AGAINST: dict(find(self.spec).condition({**batch, "text": against}))}
 
     def given(self, params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         """Loss and metrics of a batch that `draw` made."""
@@ -125,6 +131,11 @@ class DiffusionLoss:
         losses = self._losses(out, x0, t, noise, drawn["policy"])
         found = {name: jnp.mean(value) for name, value in losses.items()}
         loss = found.pop("loss")
+        if term := self.recipe.negatives:
+            other, _ = _called(self.spec, self.process, params, x0, t, batch[AGAINST], noise, **{**options, "states": ()})
+            wrong = self._losses(other, x0, t, noise, drawn["policy"])["mse"]
+            found[AGAINST] = term.value(losses["mse"], wrong, batch["drop"])
+            loss += term.weight * jax.lax.stop_gradient(loss) * found[AGAINST]
         if self.recipe.losses:
             values, more = self._besides(params, batch, cond, taps)
             found, loss = {**found, **values}, loss + more

@@ -136,7 +136,7 @@ def _run(
         ema_warmup=config.ema_warmup, frozen=frozen, mesh=mesh,
         metadata={**metadata, "process": dataclasses.asdict(process), **besides},
         evaluate=evaluate if errors or watch else None, label=label, rules=rules, accumulate=config.accumulate,
-        flops_per_image=train_flops(spec, loss.recipe.policy),
+        flops_per_image=loss.recipe.passes * train_flops(spec, loss.recipe.policy),
     )  # fmt: skip
     if show and config.first_share > HALF:
         say(

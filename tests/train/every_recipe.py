@@ -16,6 +16,7 @@ import numpy as np
 
 from graftax.backbones.dit import dit_spec
 from graftax.backbones.maskdit import maskdit_spec
+from graftax.backbones.pixart import pixart_spec
 from graftax.nets import autoencoder
 from graftax.nets.autoencoder import AutoencoderSpec
 from graftax.ops.base import Params
@@ -38,9 +39,9 @@ class Fixed:
     """Batch i is a function of i; `before(i)` runs first."""
 
     def __init__(
-        self, size: int = 16, shape: tuple[int, ...] = (8, 8, 4), before: Callable[[int], object] = bool
+        self, size: int = 16, shape: tuple[int, ...] = (8, 8, 4), before: Callable[[int], object] = bool, words: bool = False
     ) -> None:  # fmt: skip
-        self.size, self.shape, self.position, self.before = size, shape, 0, before
+        self.size, self.shape, self.position, self.before, self.words = size, shape, 0, before, words
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.before(self.position)
@@ -50,6 +51,8 @@ class Fixed:
         label = rng.integers(0, 10, self.size).astype(np.int32)
         shapes = {"features": (16, 6), "text": (5, 6), "pooled": (4,)}
         beside = {name: rng.standard_normal((self.size, *shape)).astype(np.float32) for name, shape in shapes.items()}
+        if self.words:
+            beside = {name: rng.integers(3, 20, (self.size, 6)).astype(np.int32) for name in ("text", "against")}
         return {"image": image, "label": label, **beside}
 
     def state(self) -> int:
@@ -81,19 +84,23 @@ class Case:
         return {**tree, TOKENIZER: autoencoder.init(SMALL, key)} if self.pixels else tree
 
     def data(self, before: Callable[[int], object] = bool) -> Fixed:
-        return Fixed(shape=(32, 32, 1) if self.pixels else (8, 8, 4), before=before)
+        words = bool(self.spec.option("words", 0))
+        return Fixed(shape=(32, 32, 1) if self.pixels else (8, 8, 4), before=before, words=words)
 
 
 def cases() -> dict[str, Case]:
     """By name; every term of recipes is in one or more."""
     noise, flow = dit_spec(depth=3, **SIZES), Prediction("velocity", "data", variance=False)
     masked = maskdit_spec(depth=2, **SIZES, **DECODER)
+    words = {"text_width": 32, "text_tokens": 6, "words": 20, "text_blocks": 1, "text_heads": 4}
+    reading = pixart_spec(depth=3, **{name: size for name, size in SIZES.items() if name != "num_classes"}, **words)
     joint = dit_spec(depth=3, learn_sigma=False, **SIZES).replace(prediction=flow)
     return {
         "whole": Case(noise, f"{ALIGNED} + stochastic_depth(0.3) + sra(1, 3) + dispersive(3, group=4)"),
         "batch": Case(noise, f"{ALIGNED} + stochastic_depth(0.3, mode=batch)"),
         "masked": Case(masked, "mask(0.5) + repa(1, width=6, hidden=8) + sra(1, 2)"),
         "joint": Case(joint.with_frame(features=1), "features(0.5) + tread(1, 1) + dispersive(3, group=4)"),
+        "reading": Case(reading, "hard_negatives(0.3) + tread(1, 1)"),
         "end_to_end": Case(joint, "repa(2, width=6, hidden=8)", pixels=True),
     }
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from graftax.data.config import DataConfig
+from graftax.data.features import NAME as FEATURES
 from graftax.data.features import WithFeatures, open_features
 from graftax.data.latents import LatentSet, is_latent_set
 from graftax.data.opening import at_hand, open_any, part
@@ -25,6 +26,8 @@ from graftax.nets import autoencoder, small
 from graftax.spec import ModelSpec
 
 Source = Records | LatentSet
+AGAINST = "against"
+"""What batches call captions that are wrong in nearly the same words."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,17 @@ class Images:
         share, transform = (jax.process_index(), jax.process_count()), self.config.transform
         if isinstance(self.raw_train, ImageSet):
             arrays = {"image": self.train, **conditions_of(self.raw_train)}
+            if (against := self.raw_train.against) is not None:
+                arrays[AGAINST] = against
             return stream(self._with_features(Arrays(arrays, transform)), batch_size, seed, *share)
         reader = self._with_features(self._reader(self.raw_train, transform))
         return stream(reader, batch_size, seed, *share, threads=read_threads())
+
+    @property
+    def besides(self) -> tuple[str, ...]:
+        """Arrays that batches have besides images and conditions."""
+        against = isinstance(self.raw_train, ImageSet) and self.raw_train.against is not None
+        return (*([AGAINST] if against else []), *([FEATURES] if self.config.features is not None else []))
 
     def _with_features(self, reader: Reader) -> Reader:
         """A reader of the training images, with their features where the config names some."""

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from graftax.data.scenes.render import render
-from graftax.data.scenes.sample import scene
+from graftax.data.scenes.sample import contrary_of, scene
 from graftax.data.scenes.split import check_split
 from graftax.data.scenes.tokens import ids
 from graftax.data.source import ImageSet
@@ -28,9 +28,13 @@ _CHUNK = 2_000  # scenes that one process draws at a time, 1.5 s of one core; so
 Span = tuple[int, int, str, int]
 """First number, the one after the last, split, seed."""
 
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Images, words, contrary words."""
+
 
 def scenes_in_memory(count: int, split: str = "train", seed: int = 0) -> ImageSet:
-    """The first `count` scenes of a split: images (n, 64, 64, 3) uint8 and their captions as words (n, 16) int32.
+    """The first `count` scenes of a split: images (n, 64, 64, 3) uint8, their captions as words (n, 16) int32, and captions
+    that are wrong in nearly the same words.
 
     A scene is the same whatever `count` is, and however many processes draw. Raises `BadInput` as `scene` does.
     """
@@ -39,23 +43,24 @@ def scenes_in_memory(count: int, split: str = "train", seed: int = 0) -> ImageSe
         raise BadInput(f"scenes: count {count}, seed {seed}; expected at least 1 and 0")
     spans: list[Span] = [(start, min(start + _CHUNK, count), split, seed) for start in range(0, count, _CHUNK)]
     processes = min(len(spans), os.cpu_count() or 1)
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    parts: list[Drawn] = []
     with Progress(count, f"draw scenes, {split}", unit="image", show=len(spans) > 1) as progress:
         for part in map(_drawn, spans) if processes == 1 else _in_processes(spans, processes):
             parts.append(part)
             progress.advance(len(part[0]))
-    images, text = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return ImageSet(images, np.zeros(count, np.int32), SCENES, 0, (), text)
+    images, text, against = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return ImageSet(images, np.zeros(count, np.int32), SCENES, 0, (), text, against)
 
 
-def _in_processes(spans: list[Span], processes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _in_processes(spans: list[Span], processes: int) -> Iterator[Drawn]:
     # Not forked: the parent's threads, XLA's among them, would be left behind in the middle of what they do.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(_drawn, spans)
 
 
-def _drawn(span: Span) -> tuple[np.ndarray, np.ndarray]:
-    """Images and words of the scenes of a span."""
+def _drawn(span: Span) -> Drawn:
+    """Images, words and contrary words of the scenes of a span."""
     start, stop, split, seed = span
-    chosen = [scene(i, split, seed) for i in range(start, stop)]
-    return np.stack([render(each) for each in chosen]), ids([str(each.caption) for each in chosen])
+    chosen = {i: scene(i, split, seed) for i in range(start, stop)}
+    against = [str(contrary_of(each.caption, i, split, seed)) for i, each in chosen.items()]
+    return np.stack([render(each) for each in chosen.values()]), ids([str(e.caption) for e in chosen.values()]), ids(against)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from graftax.data.scenes.caption import CATEGORIES, MIXED, Caption, Group
+from graftax.data.scenes.contrary import contrary
 from graftax.data.scenes.layout import place
 from graftax.data.scenes.split import SPLITS, check_split, is_held_out
 from graftax.data.scenes.vocabulary import COLOURS, EMOJI, KINDS, RELATIONS, SHAPES
@@ -19,7 +20,7 @@ WEIGHTS = {
 }  # fmt: skip
 """How often the categories come in training."""
 
-_PROMPTS = len(SPLITS)  # the stream of prompts, beside those of the splits
+_PROMPTS, _CONTRARY = len(SPLITS), 2 * len(SPLITS)  # streams beside those of the splits
 
 
 def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
@@ -39,6 +40,11 @@ def scene(index: int, split: str = "train", seed: int = 0) -> Scene:
     )
     red, green, blue = (int(value) for value in rng.integers(GROUND[0], GROUND[1] + 1, 3))
     return Scene(caption, tuple(things), (red, green, blue))
+
+
+def contrary_of(caption: Caption, index: int, split: str = "train", seed: int = 0) -> Caption:
+    """The caption that stands against that of scene number `index` (`graftax.data.scenes.contrary`)."""
+    return contrary(caption, _generator(seed, _CONTRARY + SPLITS.index(split), index))
 
 
 def prompts(category: str, count: int, split: str = "heldout", seed: int = 0) -> list[Caption]:

@@ -86,7 +86,7 @@ def train_program(name: str, spec: ModelSpec, config: DiffusionConfig) -> Progra
         batch = _batch(spec, config.batch_size, mesh, loss.recipe.arrays(spec))
         return jax.jit(step, donate_argnums=0).trace(state, batch, _key(mesh))
 
-    flops = config.batch_size * train_flops(spec, loss.recipe.policy)
+    flops = config.batch_size * loss.recipe.passes * train_flops(spec, loss.recipe.policy)
     return Program(name, config.batch_size, flops, trace, config.accumulate)
 
 
@@ -114,13 +114,13 @@ def sample_program(
     return Program("sampling", batch_size, batch_size * passes * flops(spec), trace)
 
 
-def _batch(spec: ModelSpec, size: int, mesh: Mesh, also: Mapping[str, tuple[int, ...]] | None = None) -> Any:
+def _batch(spec: ModelSpec, size: int, mesh: Mesh, also: Mapping[str, jax.ShapeDtypeStruct] | None = None) -> Any:
     """Shapes of images (b, h, w, c) and of labels (b,), or what else such a model sees, split over the batch; of further
     arrays those of one image are given."""
     image = jax.ShapeDtypeStruct((size, *spec.image_shape), jnp.float32)
     label = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
     beside = label if spec.classes else jax.eval_shape(lambda: dict(find(spec).example(spec, size)))
-    more = {name: jax.ShapeDtypeStruct((size, *shape), jnp.float32) for name, shape in (also or {}).items()}
+    more = {name: jax.ShapeDtypeStruct((size, *one.shape), one.dtype) for name, one in (also or {}).items()}
     return _split({"image": image, **beside, **more}, mesh)
 
 

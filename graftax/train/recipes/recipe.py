@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from graftax.blocks import State, as_state, image_tokens
 from graftax.errors import BadInput, did_you_mean
@@ -18,6 +19,7 @@ from graftax.models.policy import PLAIN, Depth, Mask, Policy, Route
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 from graftax.surgery.grammar import Call, read
+from graftax.train.recipes.against import HardNegatives
 from graftax.train.recipes.alignment import repa, sra
 from graftax.train.recipes.base import HEADS, Loss, Seen
 from graftax.train.recipes.dispersive import Dispersive
@@ -27,7 +29,7 @@ T = TypeVar("T")
 EXAMPLE = "tread(2, 24, 0.5) + repa(8)"
 TERMS: dict[str, Callable[..., Any]] = {
     "tread": Route, "mask": Mask, "stochastic_depth": Depth, "repa": repa, "sra": sra, "dispersive": Dispersive,
-    "features": FeatureWeight,
+    "features": FeatureWeight, "hard_negatives": HardNegatives,
 }  # fmt: skip
 """What makes a recipe's terms, by the names they have in texts. To add one: write it, name it here."""
 
@@ -42,27 +44,29 @@ class Recipe:
         policy: what passes of the training leave out.
         losses: on what is inside of the network.
         features: how much what is denoised with the latents counts, of models that do so; None: as much as these.
+        negatives: wrong captions that are told from the right ones; None: none.
     """
 
     policy: Policy = PLAIN
     losses: tuple[Loss, ...] = ()
     features: FeatureWeight | None = None
+    negatives: HardNegatives | None = None
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """The recipe that a text describes, "" nothing. Raises `BadInput` on terms that are none, and what these refuse."""
         terms = [_term(text, part) for part in _parts(text)] if text.strip() else []
         routes = tuple(term for term in terms if isinstance(term, Route))
-        losses = tuple(term for term in terms if not isinstance(term, Route | Mask | Depth | FeatureWeight))
+        losses = tuple(term for term in terms if not isinstance(term, Route | Mask | Depth | FeatureWeight | HardNegatives))
         policy = Policy(routes, _only(text, Depth, terms), _only(text, Mask, terms))
-        return cls(policy, losses, _only(text, FeatureWeight, terms))
+        return cls(policy, losses, _only(text, FeatureWeight, terms), _only(text, HardNegatives, terms))
 
     def __bool__(self) -> bool:
         """Whether it does anything."""
-        return bool(self.policy or self.losses or self.features)
+        return bool(self.policy or self.losses or self.features or self.negatives)
 
     def __str__(self) -> str:
-        besides = (*self.losses, *([self.features] if self.features else []))
+        besides = (*self.losses, *(term for term in (self.features, self.negatives) if term))
         return " + ".join(text for text in (str(self.policy), *map(str, besides)) if text)
 
     @property
@@ -85,9 +89,16 @@ class Recipe:
         """Whether a loss needs the averaged model, or the number of the step."""
         return any(loss.sees_run for loss in self.losses)
 
-    def arrays(self, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-        """Arrays of the data that losses take, with the shape of one image's."""
-        return {name: shape for loss in self.losses for name, shape in loss.arrays(spec).items()}
+    @property
+    def passes(self) -> int:
+        """Through the network with a gradient, of every image."""
+        return 2 if self.negatives else 1
+
+    def arrays(self, spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
+        """Arrays of the data that terms take, one image's."""
+        floats = {name: shape for loss in self.losses for name, shape in loss.arrays(spec).items()}
+        found = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in floats.items()}
+        return found | (self.negatives.arrays(spec) if self.negatives else {})
 
     def check(self, spec: ModelSpec, size: int) -> None:
         """Raise `BadInput` where a term does not fit a model, or batches of `size` images."""
@@ -96,6 +107,8 @@ class Recipe:
             raise BadInput(f"{mask}: {spec.prediction}, expected EDM's, whose clean images are held to masked patches")
         if self.features and not spec.option("features", 0):
             raise BadInput(f"{self.features}: the model denoises nothing beside its latents, expected one that does")
+        if self.negatives:
+            self.negatives.check(spec)
         for loss in self.losses:
             loss.check(spec, size)
             if isinstance(loss, Dispersive) and (route := self.policy.at(loss.block - 1)):
@@ -111,7 +124,7 @@ class Recipe:
         """What the terms need of a batch and of chance, each (b, ...): {"policy": .., "arrays": {loss's name: ..}}."""
         count, found = len(batch["image"]), {}
         for i, (name, loss) in enumerate(self._named()):
-            given = {array: _array(loss, batch, array, shape) for array, shape in loss.arrays(spec).items()}
+            given = {array: array_of(loss, batch, array, shape) for array, shape in loss.arrays(spec).items()}
             found[name] = given | loss.draw(jax.random.fold_in(jax.random.fold_in(key, LOSSES), i), count)
         return {"policy": self.policy.draw(spec, jax.random.fold_in(key, POLICY), count), "arrays": found}
 
@@ -144,7 +157,8 @@ NOTHING = Recipe()
 """Does nothing besides."""
 
 
-def _array(loss: Loss, batch: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> jax.Array:
+def array_of(loss: object, batch: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> jax.Array:
+    """The array of a batch that a term takes. Raises `BadInput` where there is none, or one of another `shape` (b, ..)."""
     if name not in batch:
         raise BadInput(f"data: a batch is {sorted(batch)}, expected {name} (b, {', '.join(map(str, shape))}) for {loss}")
     if batch[name].shape[1:] != shape:

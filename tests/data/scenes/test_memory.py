@@ -24,7 +24,9 @@ def test_scenes_in_memory_are_the_scenes():
 def test_batches_of_a_config_are_pictures_with_words():
     data = images.load(DataConfig(source="scenes", size=64, limit=20))
     batch = next(data.batches(8, seed=0))
-    assert {name: array.shape for name, array in batch.items()} == {"image": (8, 64, 64, 3), "text": (8, 16)}
+    assert {name: array.shape for name, array in batch.items()} == {
+        "image": (8, 64, 64, 3), "text": (8, 16), "against": (8, 16),
+    }  # fmt: skip
     held_out = data.heldout
     assert len(held_out["text"]) == HELD_OUT
     np.testing.assert_array_equal(held_out["text"][7], ids([str(scene(7, "heldout").caption)])[0])

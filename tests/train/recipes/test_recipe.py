@@ -61,7 +61,8 @@ def test_a_text_is_a_recipe_and_a_recipe_a_text():
     masked = Recipe.parse("mask(0.5) + repa(1)")
     assert masked.policy == Policy(mask=Mask(0.5, 0.1))
     assert Recipe.parse(str(masked)) == masked
-    assert (recipe.states, recipe.sees_run, recipe.arrays(SPEC)) == ((0, 1, 2), True, {"features": (16, 6)})
+    features = {"features": jax.ShapeDtypeStruct((16, 6), jnp.float32)}
+    assert (recipe.states, recipe.sees_run, recipe.arrays(SPEC)) == ((0, 1, 2), True, features)
     assert Recipe.parse("repa(1) + sra(2) + repa(3)").names == ("repa", "sra", "repa2")
     assert not Recipe.parse("")
 
