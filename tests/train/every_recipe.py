@@ -26,6 +26,7 @@ from graftax.train import LoopConfig, OptimiserConfig, diffusion_loss, fit, trai
 from graftax.train.recipes import Recipe
 from graftax.train.recipes.base import TOKENIZER
 from graftax.train.recipes.end_to_end import EndToEnd, small_tokenizer
+from graftax.train.recipes.foundation import Foundation
 
 SIZES = {"input_size": 8, "patch_size": 2, "hidden_size": 64, "num_heads": 4, "num_classes": 10}
 DECODER = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}
@@ -39,9 +40,10 @@ class Fixed:
     """Batch i is a function of i; `before(i)` runs first."""
 
     def __init__(
-        self, size: int = 16, shape: tuple[int, ...] = (8, 8, 4), before: Callable[[int], object] = bool, words: bool = False
+        self, size: int = 16, shape: tuple[int, ...] = (8, 8, 4), before: Callable[[int], object] = bool,
+        words: bool = False, tokens: int = 16,
     ) -> None:  # fmt: skip
-        self.size, self.shape, self.position, self.before, self.words = size, shape, 0, before, words
+        self.size, self.shape, self.position, self.before, self.words, self.tokens = size, shape, 0, before, words, tokens
 
     def __next__(self) -> dict[str, np.ndarray]:
         self.before(self.position)
@@ -49,7 +51,7 @@ class Fixed:
         self.position += 1
         image = rng.standard_normal((self.size, *self.shape)).astype(np.float32)
         label = rng.integers(0, 10, self.size).astype(np.int32)
-        shapes = {"features": (16, 6), "text": (5, 6), "pooled": (4,)}
+        shapes = {"features": (self.tokens, 6), "text": (5, 6), "pooled": (4,)}
         beside = {name: rng.standard_normal((self.size, *shape)).astype(np.float32) for name, shape in shapes.items()}
         if self.words:
             beside = {name: rng.integers(3, 20, (self.size, 6)).astype(np.int32) for name in ("text", "against")}
@@ -88,7 +90,22 @@ class Case:
         return Fixed(shape=(32, 32, 1) if self.pixels else (8, 8, 4), before=before, words=words)
 
 
-def cases() -> dict[str, Case]:
+class Aligned:
+    """VA-VAE's loss, of an autoencoder alone."""
+
+    term = Foundation(6)
+
+    def loss(self) -> Any:
+        return self.term.loss(SMALL)
+
+    def tree(self) -> Params:
+        return {**autoencoder.init(SMALL, jax.random.key(0)), **self.term.head(SMALL, jax.random.key(1))}
+
+    def data(self, before: Callable[[int], object] = bool) -> Fixed:
+        return Fixed(shape=(32, 32, 1), before=before, tokens=64)
+
+
+def cases() -> dict[str, Case | Aligned]:
     """By name; every term of recipes is in one or more."""
     noise, flow = dit_spec(depth=3, **SIZES), Prediction("velocity", "data", variance=False)
     masked = maskdit_spec(depth=2, **SIZES, **DECODER)
@@ -102,6 +119,7 @@ def cases() -> dict[str, Case]:
         "joint": Case(joint.with_frame(features=1), "features(0.5) + tread(1, 1) + dispersive(3, group=4)"),
         "reading": Case(reading, "hard_negatives(0.3) + tread(1, 1)"),
         "end_to_end": Case(joint, "repa(2, width=6, hidden=8)", pixels=True),
+        "foundation": Aligned(),
     }
 
 

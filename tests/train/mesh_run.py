@@ -75,7 +75,7 @@ def _moments(opt_state: Any) -> list[Any]:
 
 
 def _part(tree: dict) -> float:
-    kernel = max(jax.tree.leaves(tree["blocks"]), key=lambda x: x.size)
+    kernel = max(jax.tree.leaves(tree.get("blocks", tree)), key=lambda x: x.size)
     return kernel.addressable_shards[0].data.size / kernel.size
 
 
