@@ -89,7 +89,7 @@ def test_the_last_layer_of_a_joint_operator_is_no_single_one():
 
 
 def test_operators_of_another_role_are_refused_with_those_that_fit():
-    kinds = ("clear", "gated_delta", "gqa", "hyena_2d", "hyena_x", "linear", "mha", "sla", "swa_2d")
+    kinds = ("clear", "gated_delta", "gqa", "hyena_2d", "hyena_x", "linear", "mha", "natten", "sla", "swa_2d")
     fits = ", ".join(f"joint_{kind}" for kind in kinds)
     for selector, kind, message in (
         ("double[0].attn", "linear", f"'linear' has the role mixer, expected one with the role joint: {fits}"),
