@@ -167,22 +167,30 @@ CLAIMS: tuple[tuple[str, str, str, str, str, str], ...] = (
 """Question, claim, who said it, who is said to be ahead of whom, what to know beside."""
 
 FIELDS = ("question", "text", "by", "better", "than", "note")
-QUESTIONS = "abcdefgh"
 
 
-def get_config(argument: str = f"{QUESTIONS},2000") -> dict[str, Any]:
-    """Some questions at so many steps of the plain model; a plain dict, since a ConfigDict would sort the entrants."""
+def debated(
+    argument: str, entrants: dict[str, dict[str, Any]], claims: tuple[tuple[str, ...], ...], least: int = 1
+) -> tuple[str, int, dict[str, Any]]:  # fmt: skip
+    """QUESTIONS,STEPS as letters, a number of `least` or more, and the entrants and claims that these ask for; the first
+    entrant is always there. A plain dict, since a ConfigDict would sort them."""
     questions, _, count = argument.partition(",")
-    if not questions or set(questions) - set(QUESTIONS) or not count.isdecimal() or int(count) < 1:
-        raise ValueError(f"got {argument!r}, expected QUESTIONS,STEPS like bc,8000, with letters of {QUESTIONS}")
-    steps = int(count)
-    claims = [dict(zip(FIELDS, claim, strict=True)) for claim in CLAIMS if claim[0] in questions]
-    named = {PLAINLY, *(claim[side] for claim in claims for side in ("better", "than"))}
+    letters = "".join(dict.fromkeys(claim[0] for claim in claims))
+    if not questions or set(questions) - set(letters) or not count.isdecimal() or int(count) < least:
+        wanted = f"QUESTIONS,STEPS like bc,8000: letters of {letters}, {least} or more steps"
+        raise ValueError(f"got {argument!r}, expected {wanted}")
+    asked = tuple(dict(zip(FIELDS, claim, strict=True)) for claim in claims if claim[0] in questions)
+    named = {next(iter(entrants)), *(claim[side] for claim in asked for side in ("better", "than"))}
+    chosen = {name: entrant for name, entrant in entrants.items() if name in named}
+    return questions, int(count), {"kind": "debate", "entrants": chosen, "claims": asked}
+
+
+def get_config(argument: str = "abcdefgh,2000") -> dict[str, Any]:
+    """Some questions at so many steps of the plain model."""
+    questions, steps, debate = debated(argument, ENTRANTS, CLAIMS)
     return {
-        "kind": "debate",
+        **debate,
         "workdir": f"runs/debate/{questions}_{steps}",
-        "entrants": {name: entrant for name, entrant in ENTRANTS.items() if name in named},
-        "claims": tuple(claims),
         "training": {
             "loop": {"steps": steps, "log_every": 100, "save_every": 1000},
             "batch_size": 128,

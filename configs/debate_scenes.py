@@ -27,7 +27,7 @@ graftax/study/README.md. Interrupted, the same command continues.
 from typing import Any
 
 from common import scenes, scenes_judging
-from debate import FIELDS, REPLY, THREAD
+from debate import REPLY, THREAD, debated
 
 PLAINLY = "DDPM, as it was"
 FLOW = ("interface(velocity)", "native()")
@@ -93,23 +93,15 @@ CLAIMS: tuple[tuple[str, str, str, str, str, str], ...] = (
 )
 """As in configs/debate.py."""
 
-QUESTIONS = "abcdfg"
 
-
-def get_config(argument: str = f"{QUESTIONS},80") -> dict[str, Any]:
-    """Some questions at so many steps of the unedited model; a plain dict, since a ConfigDict would sort the entrants."""
-    questions, _, count = argument.partition(",")
-    if not questions or set(questions) - set(QUESTIONS) or not count.isdecimal() or int(count) < 6:
-        raise ValueError(f"got {argument!r}, expected QUESTIONS,STEPS like bc,300: letters of {QUESTIONS}, 6 steps or more")
-    claims = [dict(zip(FIELDS, claim, strict=True)) for claim in CLAIMS if claim[0] in questions]
-    named = {PLAINLY, *(claim[side] for claim in claims for side in ("better", "than"))}
-    stages, judging = scenes(0, int(count), records={"log_every": 20}), scenes_judging(judged=180, shown=1)
+def get_config(argument: str = "abcdfg,80") -> dict[str, Any]:
+    """Some questions at so many steps of the unedited model, more than its rate takes to rise."""
+    questions, steps, debate = debated(argument, ENTRANTS, CLAIMS, least=6)
+    stages, judging = scenes(0, steps, records={"log_every": 20}), scenes_judging(judged=180, shown=1)
     return {
-        "kind": "debate",
-        "workdir": f"runs/debate_scenes/{questions}_{count}",
+        **debate,
+        "workdir": f"runs/debate_scenes/{questions}_{steps}",
         "teacher": stages["teacher"],
-        "entrants": {name: entrant for name, entrant in ENTRANTS.items() if name in named},
-        "claims": tuple(claims),
         "training": {**stages["finetune"], "class_dropout": 0.1},
         "data": stages["data"],
         "seeds": (0, 1, 2),

@@ -15,6 +15,8 @@ from graftax.data.pack import unpack
 from graftax.errors import BadInput
 
 FASHION_MNIST = "fashion_mnist"
+AGAINST = "against"
+"""What batches call captions that are wrong in nearly the same words: (b, m) numbers of words, like "text"."""
 SPLITS = ("train", "test")
 GARMENTS = (
     "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",

@@ -39,7 +39,7 @@ from graftax.nets import classifier, small
 from graftax.progress import say
 from graftax.spec import ModelSpec
 from graftax.study import examiners, stages, sweep
-from graftax.study.debate_config import DebateConfig
+from graftax.study.debate_config import DebateConfig, Entrant
 from graftax.study.examiners import Examiner
 from graftax.train import DiffusionConfig, heldout_loss, train
 from graftax.train.recipes import AlignmentTap, Recipe, Teacher
@@ -188,15 +188,8 @@ class _Contest:
         """All of them, each entrant's steps worth the first one's."""
         config, budget, found = self._config, 0, []
         for name, entrant in config.entrants.items():
-            spec = entrant.spec(self._read and self._read.spec)
-            find(spec).check(spec)
-            recipe = Recipe.parse(entrant.recipe)
             with naming(f"entrants[{name!r}]"):
-                check_sampler(spec.prediction, config.sample(spec.prediction.is_flow).sampler)
-            image_data.check_fit(self.data, spec)
-            recipe.check(spec, config.training.batch_size // config.training.accumulate)
-            if NAME in recipe.arrays(spec) and not self.data.num_classes and config.data.features is None:
-                raise BadInput(f"entrants[{name!r}]: {recipe}: no features of captions, expected data.features")
+                spec, recipe = self._vetted(entrant)
             work = step_flops(spec, recipe)
             budget = budget or work * config.training.loop.steps
             steps = max(1, round(budget / work))
@@ -204,6 +197,18 @@ class _Contest:
                 training = entrant.trained(config.training, steps, seed)
                 found.append(Plan(name, seed, spec, training, work, self._identity(name, spec, training)))
         return tuple(found)
+
+    def _vetted(self, entrant: Entrant) -> tuple[ModelSpec, Recipe]:
+        """Its model and recipe. Raises `BadInput` where these do not fit each other, the data, or how it is drawn."""
+        config, spec, recipe = self._config, entrant.spec(self._read and self._read.spec), Recipe.parse(entrant.recipe)
+        find(spec).check(spec)
+        check_sampler(spec.prediction, config.sample(spec.prediction.is_flow).sampler)
+        image_data.check_fit(self.data, spec)
+        recipe.check(spec, config.training.batch_size // config.training.accumulate)
+        seen = {*self.data.besides, *([NAME] if self.data.num_classes else [])}  # the judge of classes sees features
+        if missing := sorted(recipe.arrays(spec).keys() - seen):
+            raise BadInput(f"recipe {str(recipe)!r}: takes {missing[0]!r} of the data, which have none")
+        return spec, recipe
 
     def _identity(self, name: str, spec: ModelSpec, training: DiffusionConfig) -> str:
         config = self._config

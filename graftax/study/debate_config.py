@@ -7,10 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from graftax.backbones.ddt.config import DDTConfig
 from graftax.backbones.dit.config import DiTConfig
-from graftax.backbones.flux.config import FluxConfig
 from graftax.backbones.lightningdit.config import LightningDiTConfig
-from graftax.backbones.maskdit.config import MaskDiTConfig
-from graftax.backbones.pixart.config import PixArtConfig
 from graftax.data.config import DataConfig
 from graftax.diffusion.names import Sampler
 from graftax.errors import BadInput, did_you_mean
@@ -20,8 +17,8 @@ from graftax.study.config import Judging
 from graftax.surgery.config import GraftConfig
 from graftax.train import DiffusionConfig, MeshConfig
 
-Sizes = DiTConfig | LightningDiTConfig | DDTConfig | MaskDiTConfig | PixArtConfig | FluxConfig
-FAMILIES = ("dit", "lightningdit", "ddt", "maskdit", "pixart", "flux")
+Sizes = DiTConfig | LightningDiTConfig | DDTConfig
+FAMILIES = ("dit", "lightningdit", "ddt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +29,6 @@ class Entrant:
         dit: its sizes, if it is a DiT from scratch.
         lightningdit: likewise.
         ddt: likewise.
-        maskdit: likewise.
-        pixart: likewise.
-        flux: likewise.
         edits: of its spec, before its first weights are drawn, or of the teacher (`graftax.surgery.config`).
         times: as in `DiffusionConfig`.
         objective: likewise.
@@ -44,9 +38,6 @@ class Entrant:
     dit: DiTConfig | None = None
     lightningdit: LightningDiTConfig | None = None
     ddt: DDTConfig | None = None
-    maskdit: MaskDiTConfig | None = None
-    pixart: PixArtConfig | None = None
-    flux: FluxConfig | None = None
     edits: tuple[str, ...] = ()
     times: str = ""
     objective: str = "none"
@@ -71,10 +62,12 @@ class Entrant:
         """Its edits; a run's seed draws what they bring."""
         return GraftConfig(edits=self.edits)
 
-    def spec(self, teacher: ModelSpec | None = None) -> ModelSpec:
-        """Of the model. Raises `BadInput` where sizes or edits do not fit."""
-        spec = teacher or (self.sizes or DiTConfig()).spec()
-        return self.graft.edit.on(spec) if self.edits else spec
+    def spec(self, base: ModelSpec | None = None) -> ModelSpec:
+        """Of the model, `base` the teacher's, None: as its sizes say. Raises `BadInput` where sizes or edits do not fit."""
+        if base is None:
+            assert self.sizes is not None, "asked for by DebateConfig"
+            base = self.sizes.spec()
+        return self.graft.edit.on(base) if self.edits else base
 
     def trained(self, training: DiffusionConfig, steps: int, seed: int) -> DiffusionConfig:
         """`training` as this model has it: so many steps, in which a schedule ends, `seed` added to its own."""

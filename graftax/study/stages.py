@@ -17,7 +17,7 @@ from graftax.distill import PAPER_BATCH, distill, neuron_importance
 from graftax.distill.sites import learnt_sites
 from graftax.distill.stage import DistillStage
 from graftax.distill.steps import merged_steps
-from graftax.errors import BadInput
+from graftax.errors import BadInput, naming
 from graftax.evaluate.preview import preview
 from graftax.models import Model
 from graftax.models.backbone import find
@@ -72,15 +72,16 @@ def open_to_draw(
 
 def check_edit(edit: Edit, spec: ModelSpec, data: ReadData | None = None) -> None:
     """Raise `BadInput` where an edit does not fit `spec`, or needs data and gets none. No weights and no device are used."""
-    _refuse_twice(edit, spec)
-    after = edit.on(spec)
-    find(after).check(after)
+    after = _refuse_twice(edit, spec)
+    with naming(str(edit)):
+        find(after).check(after)
     if weighed(edit, spec) and data is None:
         raise BadInput("graft: init 'transplant' of narrower MLPs looks at their neurons on data, expected --config")
 
 
-def _refuse_twice(edit: Edit, spec: ModelSpec) -> None:
-    """Raise `BadInput` where the edit is impossible on `spec`, or exchanges an operator that it has exchanged before."""
+def _refuse_twice(edit: Edit, spec: ModelSpec) -> ModelSpec:
+    """The spec afterwards. Raises `BadInput` where the edit is impossible on `spec`, or exchanges an operator that it has
+    exchanged before."""
     exchanged: dict[Site, Edit] = {}
     for one in edit.edits if isinstance(edit, Compose) else (edit,):
         after, origin = one.on(spec), one.origin(spec)
@@ -93,6 +94,7 @@ def _refuse_twice(edit: Edit, spec: ModelSpec) -> None:
             there = {(old, new) for new, old in enumerate(origin)}
             exchanged = {Site(new, s.slot): e for s, e in exchanged.items() for old, new in there if old == s.block}
         spec = after
+    return spec
 
 
 def run_graft(teacher: Model, config: GraftConfig, data: ReadData | None = None) -> tuple[Model, Report]:

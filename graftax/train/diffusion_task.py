@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from graftax.blocks import Taps, image_tokens
+from graftax.data.source import AGAINST
 from graftax.diffusion import PLAIN, Noising, Objective, Times, heldout_set
 from graftax.errors import BadInput
 from graftax.models import Cond, forward
@@ -27,7 +28,6 @@ from graftax.train.config import DiffusionConfig
 from graftax.train.loop import Batch, Metrics
 from graftax.train.noising import noising_for
 from graftax.train.recipes import NOTHING, Recipe
-from graftax.train.recipes.against import AGAINST
 from graftax.train.recipes.base import HEADS, TOKENIZER
 from graftax.train.recipes.joint import PART, parts
 from graftax.train.recipes.masked import masked_losses

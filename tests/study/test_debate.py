@@ -130,7 +130,7 @@ def test_each_is_done_once_and_failures_stay(debate, tmp_path, monkeypatch):
 
 def test_refusals(tmp_path):
     tree = {"workdir": "w", "claims": (), "training": {"loop": {"steps": 2}}}
-    with pytest.raises(BadInput, match="2 of dit, lightningdit, ddt, maskdit, pixart, flux, expected one"):
+    with pytest.raises(BadInput, match="2 of dit, lightningdit, ddt, expected one"):
         config.build(DebateConfig, {**tree, "entrants": {"x": {**FLOW, "dit": SIZES}}})
     with pytest.raises(BadInput, match=r"entrants\['x'\]: expected sizes as one of dit"):
         config.build(DebateConfig, {**tree, "entrants": {"x": {}}})
@@ -163,6 +163,20 @@ def test_entrants_that_cannot_be_drawn_are_refused_at_once(tree):
     with pytest.raises(BadInput, match=r"entrants\['flow'\]: sampler 'ddim'"):
         contest(debate).plans()
     assert config.build(DebateConfig, {**tree, "flows": "heun", "flow_steps": 3}).sample(flow=True).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("entrant", "message"),
+    [
+        ({"edits": ("rotary()",)}, "ModelSpec.frame rope: not known"),
+        ({"recipe": "repa(1, width=6)"}, "takes 'features' of the data, which have none"),
+    ],
+)
+def test_what_the_model_of_scenes_cannot_be_is_refused_before_any_training(entrant, message):
+    tree = config.read(f"{SCENES}:g,6")
+    tree = {**tree, "data": {**tree["data"], "limit": 8}, "entrants": {"odd": entrant}, "claims": ()}
+    with pytest.raises(BadInput, match=rf"entrants\['odd'\]: .*{message}"):
+        contest(config.build(DebateConfig, tree)).plans()
 
 
 def test_the_model_of_scenes_is_asked_what_it_can_be():

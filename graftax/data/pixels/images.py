@@ -18,7 +18,7 @@ from graftax.data.latents import LatentSet, is_latent_set
 from graftax.data.opening import at_hand, open_any, part
 from graftax.data.pipeline import Arrays, Batches, Pixels, Reader, read_threads, stream, whole
 from graftax.data.scenes.memory import HELD_OUT, SCENES, TRAINED, scenes_in_memory
-from graftax.data.source import FASHION_MNIST, ImageSet, Records, load_source, prepare, require_npz, split_indices
+from graftax.data.source import AGAINST, FASHION_MNIST, ImageSet, Records, load_source, prepare, require_npz, split_indices
 from graftax.data.text.captions import CaptionedImages
 from graftax.data.text.store import Texts, TextStore, check_text, open_store
 from graftax.errors import BadInput
@@ -26,8 +26,6 @@ from graftax.nets import autoencoder, small
 from graftax.spec import ModelSpec
 
 Source = Records | LatentSet
-AGAINST = "against"
-"""What batches call captions that are wrong in nearly the same words."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Captions told apart: another caption of the same picture, wrong in nearly the same words, must predict it worse.
 
 What a plain loss hardly feels, such as who is left of whom, decides this difference alone: picture and noise are the same on
-both sides. Source: hard negatives for diffusion models (Krojer et al. 2023, "DiffusionITM", arXiv 2305.16397), whose wrong
-captions are pushed away up to a multiple of the right one's error; here up to a share above it, image by image.
+both sides. After the hard negatives of Krojer et al. 2023 ("DiffusionITM", arXiv 2305.16397); the relative margin is ours.
 """
 
 from __future__ import annotations
@@ -12,12 +11,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from graftax.data.source import AGAINST
 from graftax.errors import BadInput
 from graftax.spec import ModelSpec
 from graftax.spec_checks import check_number
-
-AGAINST = "against"
-"""What batches call the wrong captions: (b, m) numbers of words, like "text"."""
 
 
 @dataclass(frozen=True)
