@@ -4,12 +4,15 @@
     graftax bench operators tokens=256,1024,4096 --out runs/operators
     graftax bench --aot v5e:2x4 --config configs/grafting.py:hyena_x,50
     graftax bench --aot v5e:2x4 --config configs/drawing.py:flux-schnell,8
+    graftax bench --aot v5e:2x4 --config configs/grafting.py:hyena_x,50 --keep compiled
 
 Settings are the keyword arguments of the functions in graftax.evaluate.bench.
 
 --aot compiles the steps of a config for a TPU slice (v4:2x2x2, v5e:16x16, v5p:2x2x2, v6e:4x4) that need not be there, at
 true size and without weights: memory of a chip, what chips send each other, whether it fits, and the time at 40 % of peak
-from the model's FLOPs. Computed, not measured. It takes minutes, and pip install graftax[tpu].
+from the model's FLOPs. Computed, not measured. It takes minutes, and pip install graftax[tpu]. --keep leaves the programs in
+a folder: copied to the slice, or to gs://.., and named there by JAX_COMPILATION_CACHE_DIR, it spares the same config's run
+their compilation, under the same versions of jax and libtpu.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--aot", metavar="SLICE", help="compile the steps of --config for this slice")
     parser.add_argument("--step", action="append", default=[], metavar="STEP", help="with --aot: this step, not all")
     parser.add_argument("--config", metavar="FILE", help="with --aot: the experiment, FILE or FILE:ARGUMENT")
+    parser.add_argument("--keep", metavar="FOLDER", help="with --aot: leave the compiled programs there, for the slice")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,8 +42,8 @@ def run(args: argparse.Namespace) -> None:
         if args.name or not args.config:
             raise BadInput("bench --aot: expected --config FILE and no name of a measurement")
         _run_aot(args)
-    elif args.config or args.overrides or args.step:
-        raise BadInput("bench: got --config or --step, which belong to --aot SLICE")
+    elif args.config or args.overrides or args.step or args.keep:
+        raise BadInput("bench: got --config, --step or --keep, which belong to --aot SLICE")
     elif args.name is None:
         raise BadInput("bench: expected the name of a measurement, list, or --aot SLICE")
     else:
@@ -50,8 +54,9 @@ def _run_aot(args: argparse.Namespace) -> None:
     from graftax.evaluate.aot import format_report
     from graftax.study import aot
 
-    rows = aot.compile_steps(args.aot, args.config, args.overrides, args.step)
-    options.answer(args, rows, format_report(rows))
+    keep = options.output(args.keep, overwrite=True, holds=".") if args.keep else None  # others may be in it
+    rows = aot.compile_steps(args.aot, args.config, args.overrides, args.step, keep)
+    options.answer(args, rows, format_report(rows) + (f"\n{aot.kept(keep)}" if keep else ""))
 
 
 def _run_named(args: argparse.Namespace) -> None:

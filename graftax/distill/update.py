@@ -42,7 +42,6 @@ class DistillState:
     opt_state: dict[str, optax.OptState]
 
 
-DistillStep = Callable[[DistillState, Params, Batch, jax.Array], tuple[DistillState, Metrics]]
 
 
 def create_state(
@@ -67,8 +66,8 @@ def sharded_state(
 def make_distill_step(
     teacher: ModelSpec, student: ModelSpec, sites: Sequence[Site | StepSite], process: Noising,
     config: DistillConfig, *, mesh: Mesh | None = None, method: str = "auto", rules: AxisRules = RULES,
-) -> DistillStep:  # fmt: skip
-    """The compiled `step(state, prepared, batch, key) -> (state, metrics)`.
+) -> jax.stages.Wrapped:  # fmt: skip
+    """The jitted `step(state, prepared, batch, key) -> (state, metrics)`.
 
     Each step draws t uniform over the process and fresh noise, runs the frozen teacher once on the noised batch with its
     true classes, and moves every scion towards the teacher's output given the teacher's input (arXiv 2506.05340, Eq. 2).

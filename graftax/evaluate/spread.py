@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from graftax import api
 from graftax.diffusion import Sampling, image_keys
 from graftax.errors import BadInput
 from graftax.evaluate.drawing import require_finite
 from graftax.models import Model
+from graftax.train.sharding import MeshConfig, batch_sharding, replicated
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,6 @@ def spread(model: Model, sampling: Sampling, seed: int, part: int, dtype: str) -
     devices = jax.local_devices()
     if part < 1 or part % len(devices):
         raise BadInput(f"images per part: got {part}, expected a multiple of {len(devices)} devices")
-    sharding = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
-    params = jax.device_put(model.params, NamedSharding(sharding.mesh, PartitionSpec()))
-    return Spread(model.replace(params=params), sampling, seed, part, dtype, sharding)
+    mesh = MeshConfig().build(devices)
+    params = jax.device_put(model.params, replicated(mesh))
+    return Spread(model.replace(params=params), sampling, seed, part, dtype, batch_sharding(mesh))

@@ -49,11 +49,20 @@ from graftax.surgery.report import compare
 from graftax.train import DiffusionConfig, MeshConfig
 
 TAIL = 30  # lines of a failed child's stderr that are shown
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+_NOT_KEPT = "Error writing persistent compilation cache entry"
+"""How jax warns."""
 
 
-def compile_steps(topology: str, path: str, overrides: Sequence[str], only: Sequence[str] = ()) -> list[dict[str, Any]]:
+def compile_steps(
+    topology: str, path: str, overrides: Sequence[str], only: Sequence[str] = (), keep: Path | None = None
+) -> list[dict[str, Any]]:
     """`graftax.evaluate.aot.measure` of the steps of the config at `path`, or of those in `only`, with `warnings`, the
-    compiler's complaints of involuntary rematerialisation. Raises `BadInput` as it does, and where the config does not fit.
+    compiler's complaints of involuntary rematerialisation.
+
+    `keep`: folder in which the compiled programs are left as jax's compilation cache, under the names by which a run of this
+    config on that slice asks for them; None: they are not kept. Raises `BadInput` as `measure` does, where the config does
+    not fit, and where a program cannot be kept.
     """
     slice_, (programs, mesh) = parse_topology(topology), programs_of(configs.read(path, overrides))
     by_name = {program.name: program for program in programs}
@@ -66,9 +75,15 @@ def compile_steps(topology: str, path: str, overrides: Sequence[str], only: Sequ
     rows = []
     with Progress(len(wanted), f"compile for {slice_}", unit="step") as progress:
         for name in wanted:
-            rows.append(_in_child(slice_, name, path, overrides))
+            rows.append(_in_child(slice_, name, path, overrides, keep))
             progress.advance()
     return rows
+
+
+def kept(folder: Path) -> str:
+    """How many programs a folder of `compile_steps` holds, and how a run finds them."""
+    found = [entry.stat().st_size for entry in folder.glob("*-cache")]
+    return f"{folder}: {len(found)} programs, {sum(found) / 1e6:.1f} MB; on the slice: {CACHE}={folder} graftax ..."
 
 
 # --- What a config's steps are -----------------------------------------------------------------------------------------
@@ -151,14 +166,17 @@ def _sampling(spec: ModelSpec, stage: DiffusionConfig, recipe: Recipe | None = N
 # --- Children ----------------------------------------------------------------------------------------------------------
 
 
-def _in_child(topology: Topology, name: str, path: str, overrides: Sequence[str]) -> dict[str, Any]:
+def _in_child(topology: Topology, name: str, path: str, overrides: Sequence[str], keep: Path | None) -> dict[str, Any]:
     command = [sys.executable, "-m", "graftax.study.aot", str(topology), name, path, *overrides]
-    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
+    kept = {CACHE: str(keep or ""), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT, **kept}, capture_output=True, text=True, check=False)
     if done.returncode == BadInput.exit_code:
         raise BadInput(done.stderr.strip().splitlines()[-1])
     if done.returncode:
         tail = "\n".join(done.stderr.splitlines()[-TAIL:])
         raise RuntimeError(f"compiling {name} for {topology} ended with {done.returncode}:\n{tail}")
+    if lost := [line for line in done.stderr.splitlines() if _NOT_KEPT in line]:
+        raise BadInput(f"{keep}: {name} is not kept ({lost[0].partition(_NOT_KEPT)[2].strip()})")
     warnings = [line for line in done.stderr.splitlines() if REMATERIALISATION in line]
     return {**json.loads(done.stdout.splitlines()[-1]), "warnings": warnings}
 

@@ -142,8 +142,12 @@ class MeshConfig:
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-    """First dimension split over `data` and `fsdp`, the rest whole."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    """First dimension split over `data` and `fsdp`, the rest whole.
+
+    Axes of one device are left out, as XLA leaves them out of what it returns: a step's batch comes from a program.
+    """
+    split = tuple(axis for axis in BATCH_AXES if mesh.shape[axis] > 1)
+    return NamedSharding(mesh, PartitionSpec(split or None))
 
 
 def token_sharding(shape: Sequence[int], mesh: AnyMesh) -> NamedSharding:

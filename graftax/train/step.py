@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +21,6 @@ from graftax.train.sharding import RULES, AxisRules, activations, constrain, pla
 from graftax.train.state import TrainState, create_state, merge, split, update_ema, warmed_decay
 
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
-StepFn = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
 Found = tuple[tuple[jax.Array, Metrics], Params]
 """((() loss, metrics), gradient)."""
 
@@ -42,7 +42,7 @@ taken for them."""
 def make_step(
     loss_fn: LossFn, optimiser: OptimiserConfig, *, ema_decay: float = 0.9999, ema_warmup: bool = False,
     mesh: Mesh | None = None, rules: AxisRules = RULES, accumulate: int = 1,
-) -> StepFn:  # fmt: skip
+) -> TrainStep:  # fmt: skip
     """The compiled `step(state, batch, key) -> (state, metrics)`.
 
     `loss_fn(params, batch, key) -> (() loss, {name: () number})` sees the whole tree; gradients are taken for the
@@ -83,12 +83,27 @@ def make_step(
         logged = {name: jnp.asarray(value, jnp.float32) for name, value in {**metrics, **own}.items()}
         return constrain(new, mesh, rules), logged
 
-    def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        # Frozen leaves travel beside the state, undonated: a teacher or the caller may hold the same arrays.
-        moving, metrics = update(dataclasses.replace(state, frozen={}), state.frozen, batch, key)
+    return TrainStep(update)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainStep:
+    """What `make_step` returns: the step, compiled in its first call.
+
+    Attributes:
+        update: (state without its frozen leaves, these, batch, key) -> (state without them, metrics), jitted. Frozen leaves
+            travel beside the state, undonated: a teacher or the caller may hold the same arrays.
+    """
+
+    update: jax.stages.Wrapped
+
+    def __call__(self, state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        moving, metrics = self.update(dataclasses.replace(state, frozen={}), state.frozen, batch, key)
         return dataclasses.replace(moving, frozen=state.frozen), metrics
 
-    return step
+    def trace(self, state: Any, batch: Any, key: Any) -> jax.stages.Traced:
+        """The program of a call, from arrays or from their shapes."""
+        return self.update.trace(dataclasses.replace(state, frozen={}), state.frozen, batch, key)
 
 
 def _gradient(loss_fn: LossFn, accumulate: int, mesh: Mesh | None, rules: AxisRules) -> Callable[..., Found]:

@@ -43,9 +43,11 @@ def tiny(tmp_path):
 def test_a_config_compiles_in_a_child_without_complaints(tiny, capsys):
     """With a batch over two mesh axes and weights over one, whatever is not held in place makes the compiler complain."""
     pytest.importorskip("libtpu")
-    command = ["bench", "--aot", "v5e:2x2", "--config", f"{tiny}:1", "--step", "train", "--json"]
+    kept = tiny.with_name("kept")
+    command = ["bench", "--aot", "v5e:2x2", "--config", f"{tiny}:1", "--step", "train", "--json", "--keep", str(kept)]
     assert main([*command, "--config.training.batch_size=16"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
+    assert [name.name.partition("-")[0] for name in kept.glob("*-cache")] == ["jit_update"]
     assert (row["step"], row["chips"], row["batch"], row["fits"], row["warnings"]) == ("train", "v5e:2x2", 16, True, [])
 
 
@@ -58,6 +60,35 @@ def test_complaints_of_the_compiler_are_collected(tiny, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", run)
     assert aot.compile_steps("v5e:2x4", str(tiny), [], ["train"]) == [{"step": "train", "warnings": [line]}]
+
+
+def test_programs_are_kept_where_they_are_asked_for_and_nowhere_else(tiny, tmp_path, monkeypatch, capsys):
+    def run(command, **options):
+        folder = options["env"]["JAX_COMPILATION_CACHE_DIR"]
+        if folder:
+            Path(folder).mkdir(exist_ok=True)
+            (Path(folder) / "jit_update-1f-cache").write_bytes(bytes(2_500_000))
+        return subprocess.CompletedProcess(command, 0, f'{{"step": "{folder}"}}\n', "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("graftax.evaluate.aot.format_report", lambda rows: rows[0]["step"])
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "the user's own")
+    command = ["bench", "--aot", "v5e:2x4", "--config", str(tiny), "--step", "train"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == "\n"
+    kept = tmp_path / "kept"
+    assert main([*command, "--keep", str(kept)]) == 0
+    told = f"{kept}: 1 programs, 2.5 MB; on the slice: JAX_COMPILATION_CACHE_DIR={kept} graftax ..."
+    assert capsys.readouterr().out == f"{kept}\n{told}\n"
+
+
+def test_a_program_that_is_not_kept_is_said(tiny, tmp_path, monkeypatch):
+    lost = "UserWarning: Error writing persistent compilation cache entry for 'jit_update': OSError: No space left"
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, "{}", f"noise\n{lost}\n")
+    )
+    with pytest.raises(BadInput, match=r"kept: train is not kept \(for 'jit_update': OSError: No space left\)"):
+        aot.compile_steps("v5e:2x4", str(tiny), [], ["train"], tmp_path / "kept")
 
 
 def test_a_child_that_dies_shows_its_last_words(tiny, monkeypatch):
@@ -82,6 +113,8 @@ def test_a_child_that_dies_shows_its_last_words(tiny, monkeypatch):
             "config.kind: got 'sweep', expected recipe or demo",
         ),
         (["forward", "--config", "TINY"], "belong to --aot"),
+        (["forward", "--keep", "there"], "belong to --aot"),
+        (["--aot", "v5e:2x4", "--config", "TINY", "--keep", "TINY"], "a file, expected a folder"),
         ([], "expected the name of a measurement, list, or --aot"),
     ],
 )

@@ -63,7 +63,7 @@ def stage1_program(
         state = _on(state, stacked_shardings(state, mesh, rules))
         prepared = _on(prepared, tree_shardings(prepared, mesh, rules))
         step = make_distill_step(teacher, student, units, process, config, mesh=mesh, rules=rules)
-        return jax.jit(step, donate_argnums=0).trace(state, prepared, _batch(teacher, batch_size, mesh), _key(mesh))
+        return step.trace(state, prepared, _batch(teacher, batch_size, mesh), _key(mesh))
 
     return Program("stage 1", batch_size, batch_size * stage1_flops(teacher, student, units), trace)
 
@@ -84,7 +84,7 @@ def train_program(name: str, spec: ModelSpec, config: DiffusionConfig) -> Progra
             accumulate=config.accumulate,
         )  # fmt: skip
         batch = _batch(spec, config.batch_size, mesh, loss.recipe.arrays(spec))
-        return jax.jit(step, donate_argnums=0).trace(state, batch, _key(mesh))
+        return step.trace(state, batch, _key(mesh))
 
     flops = config.batch_size * loss.recipe.passes * train_flops(spec, loss.recipe.policy)
     return Program(name, config.batch_size, flops, trace, config.accumulate)
