@@ -24,9 +24,7 @@ SCENES_RECORDS = {"log_every": 2}
 """Likewise on the shipped model of scenes."""
 
 
-def demo(
-    stage_1: int = 300, stage_2: int = 300, records: dict[str, int] = RECORDS, **settings: Any
-) -> dict[str, Any]:
+def demo(stage_1: int = 300, stage_2: int = 300, records: dict[str, int] = RECORDS, **settings: Any) -> dict[str, Any]:
     """Teacher, data and both stages on the shipped DiT, so many steps of each; `settings` are those of stage 1."""
     return {
         "teacher": "demo",

@@ -10,6 +10,7 @@ python -m pip install --quiet --disable-pip-version-check --no-deps torch-fideli
 # Tests simulate several devices on the CPU, and their tolerances are those of float32 there.
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 ruff check .
+ruff format --check .
 pyright
 # Two workers fill two cores; --dist loadfile keeps what a file compiles in one process.
 exec pytest -n 2 --dist loadfile "$@"

@@ -15,8 +15,7 @@ def check_names(overrides: Mapping[str, Option], own: Sequence[str]) -> None:
     unknown = sorted(overrides.keys() - known)
     if unknown:
         raise BadInput(
-            f"override {unknown[0]!r}: not known, expected one of {sorted(known)}"
-            f"{did_you_mean(unknown[0], known)}"
+            f"override {unknown[0]!r}: not known, expected one of {sorted(known)}{did_you_mean(unknown[0], known)}"
         )
 
 

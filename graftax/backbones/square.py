@@ -6,9 +6,7 @@ from graftax.errors import BadInput
 from graftax.spec import Sizes
 
 
-def square(
-    *, input_size: int, patch_size: int, hidden_size: int, num_heads: int, context: int = 0, **counts: int
-) -> Sizes:
+def square(*, input_size: int, patch_size: int, hidden_size: int, num_heads: int, context: int = 0, **counts: int) -> Sizes:
     """What operators are built to in a model of images of side `input_size`, `patch_size` of it to a token's.
 
     `context`: tokens of the text that blocks look at. `counts` are the model's other sizes by name, which only have to be

@@ -59,9 +59,7 @@ def read_mapped(path: Path) -> tuple[dict[str, np.ndarray], str, dict[str, str]]
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return tensors, "", metadata
-    raise BadInput(
-        f"{path}: suffix {path.suffix!r}, expected one of {(*TORCH_SUFFIXES, *OTHER_SUFFIXES, '.safetensors')}"
-    )
+    raise BadInput(f"{path}: suffix {path.suffix!r}, expected one of {(*TORCH_SUFFIXES, *OTHER_SUFFIXES, '.safetensors')}")
 
 
 def _state_dict(path: Path, content: dict[Any, Any]) -> tuple[dict[str, np.ndarray], str]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from graftax.evaluate.geneval import Scores
     from graftax.evaluate.result import Result
 
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("folder", metavar="FOLDER", help="pictures of GenEval's prompts")

@@ -23,9 +23,7 @@ TEXT_KEYS = ("image", "text", "text_mask", "pooled", "guidance", "resolution", "
 """What batches of models hold that read a text; all but the first two only where a model takes it."""
 
 
-def as_batches(
-    data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None = None, also: tuple[str, ...] = ()
-) -> Any:
+def as_batches(data: Any, batch_size: int, seed: int = 0, spec: ModelSpec | None = None, also: tuple[str, ...] = ()) -> Any:
     """Endless batches {"image": (b, h, w, c), "label": (b,)}, for models that look at a text `TEXT_KEYS`, with `state()` and
     `restore(state)`, of any of these:
 
@@ -115,9 +113,7 @@ def _array(value: Any) -> Any:
     return np.asarray(value)
 
 
-def _from_memory(
-    arrays: dict[str, Any], batch_size: int, seed: int, keys: tuple[str, ...], also: tuple[str, ...]
-) -> Any:
+def _from_memory(arrays: dict[str, Any], batch_size: int, seed: int, keys: tuple[str, ...], also: tuple[str, ...]) -> Any:
     if not {*keys[:2], *also} <= set(arrays) <= {*keys, *also}:
         raise BadInput(f"data: arrays {sorted(arrays)}, expected {(*keys, *also)}")
     whole = {name: np.asarray(array) for name, array in arrays.items()}

@@ -51,9 +51,7 @@ class TextLink:
             ("written by the encoder", store.manifest.encoder_sha256, self.encoder), ("digest", store.digest, self.digest),
         ):  # fmt: skip
             if found != ours:
-                raise BadInput(
-                    f"text store {store.folder}: {what} {found[:12]}, latent set {folder} expects {ours[:12]}"
-                )
+                raise BadInput(f"text store {store.folder}: {what} {found[:12]}, latent set {folder} expects {ours[:12]}")
         return store
 
 

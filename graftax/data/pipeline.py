@@ -93,6 +93,7 @@ def stream(
         raise BadInput(f"batch_size {batch_size}: expected a positive multiple of process_count {process_count}")
     if not count:
         raise BadInput("data to batch: no records, expected one or more")
+
     def read(number: int) -> Batch:
         share = np.arange(number * batch_size + process_index, (number + 1) * batch_size, process_count)
         epochs, places = np.divmod(share, count)  # of this process's records in the endless order

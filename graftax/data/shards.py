@@ -171,9 +171,7 @@ def open_rows(folder: Path, manifest: ShardedManifest) -> Any:
     what, repair = manifest.what, f"repair it with the same `{manifest.verb}`"
     if manifest.shards is None:
         there = sum((folder / name).exists() for name in manifest.files)
-        raise BadInput(
-            f"{what} {folder}: {there} of {len(manifest.files)} shards, finish with the same `{manifest.verb}`"
-        )
+        raise BadInput(f"{what} {folder}: {there} of {len(manifest.files)} shards, finish with the same `{manifest.verb}`")
     for shard in manifest.shards:
         path = folder / shard.file
         found = path.stat().st_size if path.is_file() else None
@@ -242,9 +240,7 @@ def missing_shards(folder: Path, plan: ShardedManifest, process_index: int, proc
     return own, [i for i in own if not is_sound(folder, described(folder, plan, i))]
 
 
-def write_described(
-    folder: Path, name: str, records: Iterable[np.ndarray], facts: Mapping[str, Sequence[Any]]
-) -> None:
+def write_described(folder: Path, name: str, records: Iterable[np.ndarray], facts: Mapping[str, Sequence[Any]]) -> None:
     """Write one shard, then the file that describes it.
 
     `facts`, fields of `Shard` that have an entry for each record, are complete once `records` is at its end.

@@ -42,8 +42,6 @@ class DistillState:
     opt_state: dict[str, optax.OptState]
 
 
-
-
 def create_state(
     student: ModelSpec, params: Params, sites: Sequence[Site | StepSite], config: DistillConfig
 ) -> DistillState:

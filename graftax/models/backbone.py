@@ -66,9 +66,7 @@ class Backbone(Protocol):
         """What the blocks run on, of images x (b, h, w, c), times t (b,) as the network was trained with, and conditions."""
         ...
 
-    def head(
-        self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None
-    ) -> jax.Array:
+    def head(self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None) -> jax.Array:
         """The output (b, h, w, out_channels) float32 from what the blocks have left."""
         ...
 

@@ -245,7 +245,6 @@ def _check_block(spec: ModelSpec, route: Route | Mask, index: int) -> None:
             )
 
 
-
 def drawn(spec: ModelSpec, policy: Policy, key: jax.Array | Draws | None, count: int) -> Draws:
     """What `policy` leaves out for `count` images: `key` itself where it is drawn already. Raises `BadInput` where there is
     neither a key nor a draw, or the policy does not fit the model."""

@@ -356,9 +356,7 @@ def _run_parallel_scan(
     return state, _flat_rows(taps)
 
 
-def _run_step(
-    spec: ModelSpec, step: Step, weights: Any, scale: Scales, state: State, context: Context, block: BlockFn
-):
+def _run_step(spec: ModelSpec, step: Step, weights: Any, scale: Scales, state: State, context: Context, block: BlockFn):
     """One pass through a step of several blocks, whose definition is `Step`'s. Returns the state and taps (m, b, n, d)."""
     plain, projection = weights
     outs = [block(as_block(spec.blocks[i]), p, state, context, scale) for i, p in zip(step.blocks, plain, strict=True)]
@@ -390,9 +388,7 @@ def _stacked_rows(rows: Sequence[Taps]) -> Taps:
 
 def _joined(rows: Sequence[Taps]) -> Taps:
     """Rows (l, b, n, d) of several segments one after the other."""
-    return {
-        name: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *values) for name, values in _by_name(rows).items()
-    }
+    return {name: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *values) for name, values in _by_name(rows).items()}
 
 
 def _flat_rows(taps: Taps) -> Taps:

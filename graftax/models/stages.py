@@ -39,9 +39,7 @@ class Stages(NamedTuple):
         """The weights of either stage, as `encode` and `decode` take them."""
         return prepare_params(self.encoder, params, plan), prepare_params(self.decoder, params, plan)
 
-    def encode(
-        self, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond, dtype: DTypeLike | None = None
-    ) -> jax.Array:
+    def encode(self, prepared: Params, x: jax.Array, t: jax.Array, cond: Cond, dtype: DTypeLike | None = None) -> jax.Array:
         """What conditions the decoder, (b, n, d) float32: inputs as `graftax.models.forward` takes them."""
         spec = at_size(self.encoder, x)
         state, context = embed(spec, prepared, x, t, cond, dtype)

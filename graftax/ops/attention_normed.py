@@ -137,9 +137,7 @@ class MHANormed(MHA):
             name: {leaf: layer.get(leaf, jnp.zeros_like(old)) for leaf, old in fresh[name].items()} for name, layer in layers
         }
         before = _sizes_before(taken["qkv"], self.sizes)
-        norms = {
-            name: weights.get(name, {**fresh[name], **before[name]}) for name in ("q_norm", "k_norm") if name in fresh
-        }
+        norms = {name: weights.get(name, {**fresh[name], **before[name]}) for name in ("q_norm", "k_norm") if name in fresh}
         alike = all(jax.tree.map(jnp.shape, norm) == jax.tree.map(jnp.shape, fresh[name]) for name, norm in norms.items())
         return {**fresh, **taken, **(norms if alike else {})}
 

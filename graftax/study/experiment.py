@@ -112,9 +112,7 @@ class Experiment:
     of `grafts` do not fit together; `what` names the experiment and, in `grafts`, a graft.
     """
 
-    def __init__(
-        self, config: ExperimentConfig, judging: Judging, what: str, grafts: Mapping[str, GraftConfig]
-    ) -> None:
+    def __init__(self, config: ExperimentConfig, judging: Judging, what: str, grafts: Mapping[str, GraftConfig]) -> None:
         self.config, self.judging, self.clock = config, judging, Stopwatch()
         self._losses: dict[ModelSpec, Callable[[Params], dict[str, float]]] = {}
         require_model(config.teacher)

@@ -69,9 +69,7 @@ def paint(model: Model, settings: Settings, part: Part) -> dict[str, np.ndarray]
     on_span = strategies(spec, [_shown_span(spec)], kinds_of(spec), seeds=(0,), loops=(_best_loops(part),))
     chosen = [*((f"{s.kind}: {s}", s.program) for s in on_span), *((str(s), s.program) for s in single_skips(spec))]
     how = settings.sampling
-    draw = ProgramSampler(
-        model, settings.labels(spec, settings.shown), sampling=how.sampling, rng=jax.random.key(how.seed)
-    )
+    draw = ProgramSampler(model, settings.labels(spec, settings.shown), sampling=how.sampling, rng=jax.random.key(how.seed))
     found = {}
     with Progress(len(chosen) + 1, "images", unit="strategy") as progress:
         for name, program in (("intact", spec.program), *chosen):

@@ -177,9 +177,7 @@ class Toy(ClassConditional):
         c = call(TimestepEmbed(spec.width), params["t_embedder"], t)
         return c + call(LabelEmbed(spec.classes, spec.width), params["y_embedder"], y)
 
-    def head(
-        self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None
-    ) -> jax.Array:
+    def head(self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None) -> jax.Array:
         """The output (b, h, w, out_channels) of the image's tokens."""
         final = FinalLayer(spec.option("patch"), spec.out_channels, spec.sizes.grid, dtype)
         return call(final, params["final"], state["img"], context.vec)
@@ -232,7 +230,6 @@ LAYOUTS: tuple[Layout, ...] = ()
 
 def published(name: str) -> None:
     """Nobody has published one."""
-
 
 
 ops.register(ToyJointMHA)

@@ -141,9 +141,7 @@ class DiffusionLoss:
             found, loss = {**found, **values}, loss + more
         return loss, found
 
-    def _losses(
-        self, out: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array, draws: Draws
-    ) -> dict[str, jax.Array]:
+    def _losses(self, out: jax.Array, x0: jax.Array, t: jax.Array, noise: jax.Array, draws: Draws) -> dict[str, jax.Array]:
         """`training_losses` of all there is, or of the tokens that a mask leaves."""
         spec, policy = self.spec, self.recipe.policy
         if policy.mask and (kept := policy.kept(at_size(spec, x0), draws, 0)) is not None:

@@ -104,9 +104,7 @@ def test_mixers_of_sequences_fit_a_block_of_one_stream(kind, options):
     assert np.isfinite(student(X, T, text=words, pooled=COND["pooled"])).all()
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"), [("dico", {}), ("mha_kv", {"factor": 2}), ("mamba2", {"scan": "cross"})]
-)
+@pytest.mark.parametrize(("kind", "options"), [("dico", {}), ("mha_kv", {"factor": 2}), ("mamba2", {"scan": "cross"})])
 def test_mixers_of_the_image_alone_do_not(kind, options):
     with pytest.raises(BadInput, match="works on the image's grid alone, got 3 tokens of text with it"):
         graft(model(), replace("single[0].mixer", kind, **options), KEY)

@@ -58,5 +58,3 @@ def test_what_has_one_stage_is_refused():
     longer = graft(teacher(depth=3, hidden_size=16, num_heads=2), decouple(1))
     with pytest.raises(BadInput, match=r"a teacher of 2 blocks, expected the DiT that decouple\(\) was applied to"):
         fit_decoupled(OF, longer, Stream(), 1, show=False)
-
-

@@ -19,9 +19,7 @@ XL = variant("DiT-XL/2")
 def grafted(slot, new, ratio=1.0):
     """DiT-XL/2 with `new` in all blocks (ratio 1), every second (0.5), or all but every fourth (0.75)."""
     period = {1.0: 10**6, 0.5: 2, 0.75: 4}[ratio]
-    blocks = tuple(
-        block.with_op(slot, new) if ratio == 1 or i % period else block for i, block in enumerate(XL.blocks)
-    )
+    blocks = tuple(block.with_op(slot, new) if ratio == 1 or i % period else block for i, block in enumerate(XL.blocks))
     return XL.replace(blocks=blocks)
 
 

@@ -1,6 +1,5 @@
 """The program as data: equal to the compiled program whatever the program, one compilation, one copy of the weights."""
 
-
 import jax
 import numpy as np
 import pytest

@@ -134,9 +134,7 @@ def test_the_context_reaches_what_reads_it():
 
 @pytest.mark.slow
 def test_orders_across_kinds_compiled_and_as_data():
-    edits = [
-        random_order(0, 5, seed=1), compose(skip(2, 3), parallel(0, 3, loops=2, alpha=0.5))
-    ]
+    edits = [random_order(0, 5, seed=1), compose(skip(2, 3), parallel(0, 3, loops=2, alpha=0.5))]
     specs = [grafted().spec, *(edit.on(grafted().spec) for edit in edits)]
     compiled = jax.jit(lambda params: [forward(spec, params, X, T, {"y": Y}, plan="unroll")[0] for spec in specs])
     library = Library((grafted().spec,))

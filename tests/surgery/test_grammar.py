@@ -149,7 +149,7 @@ def test_short_and_other_forms(short, edit):
         ("skip(lo=1, lo=2, hi=3)", "lo is given twice"),
         ("tie((1, 2)", "it ends too early|brackets that do not close"),
         ("tie([1 2])", "a list that does not end in ']'"),
-        ("lora('final)", "\"'final\\)\" is not understood"),
+        ("lora('final)", '"\'final\\)" is not understood'),
         ("skip(1; 2)", "'; 2\\)' is not understood"),
         ("skip(1a, 2)", "'1a, 2\\)' is not understood"),
         ("blocks[1].mixer=", "it ends too early"),

@@ -261,7 +261,8 @@ def test_closed_forms_of_small_updates():
 @pytest.mark.parametrize(
     "edit",
     [
-        reverse(LO, HI), random_order(LO, HI, 0),
+        reverse(LO, HI),
+        random_order(LO, HI, 0),
         *(pytest.param(edit, marks=pytest.mark.slow) for edit in (looped_parallel(LO, HI, M), parallel(LO, HI, 1, M))),
     ],
 )

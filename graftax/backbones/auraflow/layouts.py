@@ -177,6 +177,7 @@ class AuraFlowFile(_AuraFlow):
         check_names(overrides, OWN)
         return self.sized(shapes, overrides, 2, heads_of(self.width(shapes), overrides, {WIDTH: HEADS}, "AuraFlow"))
 
+
 class DiffusersAuraFlow(_AuraFlow):
     """A folder of diffusers' AuraFlowTransformer2DModel, or its pipeline's `transformer/`."""
 

@@ -99,9 +99,7 @@ class PixArt:
         sizes = [call(SizeEmbed(spec.width), params[f"{name}_embedder"], cond[name]) for name in MICRO]
         return c + jnp.concatenate(sizes, axis=-1)
 
-    def head(
-        self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None
-    ) -> jax.Array:
+    def head(self, spec: ModelSpec, params: Params, state: State, context: Context, dtype: DTypeLike | None) -> jax.Array:
         """The output (b, h, w, out_channels): predicted noise, then the variance channels."""
         final = FinalLayer(spec.option("patch"), spec.out_channels, spec.sizes.grid, dtype, table=True)
         return place(call(final, params["final"], state["img"], context.vec), "batch", None, None, None)

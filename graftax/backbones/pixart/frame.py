@@ -52,9 +52,7 @@ def declare_text(module: nn.Module, spec: ModelSpec) -> None:
         module.param("null_caption", nn.initializers.normal(width**-0.5), (count, width), jnp.float32)
 
 
-def text_of(
-    spec: ModelSpec, params: Params, cond: Cond, dtype: DTypeLike | None
-) -> tuple[jax.Array, jax.Array | None]:
+def text_of(spec: ModelSpec, params: Params, cond: Cond, dtype: DTypeLike | None) -> tuple[jax.Array, jax.Array | None]:
     """The text (b, m, d) that blocks look at, and which of its tokens are real (b, m), None for all: of the conditions
     `text` (b, m, c) and, where given, `text_mask` (b, m), or of words `text` (b, m)."""
     text, mask = cond["text"], cond.get("text_mask")

@@ -35,6 +35,7 @@ from graftax.progress import Progress, say
 DETERMINISTIC = -30.0
 """Log-variance of latents that are not drawn: a standard deviation of 3e-7."""
 
+
 @dataclass(frozen=True)
 class Encoder:
     """What encodes images.

@@ -44,9 +44,7 @@ Encode = Callable[[Sequence[str]], Mapping[str, Any]]
 """From prompts, b of them, to a model's conditions (b, ...), as a text encoder gives them."""
 
 
-def bound(
-    model: Model, encode: Encode, decode: Decode, protocol: Protocol, null: Mapping[str, Any] | None = None
-) -> Draw:
+def bound(model: Model, encode: Encode, decode: Decode, protocol: Protocol, null: Mapping[str, Any] | None = None) -> Draw:
     """A model with its text encoder and its decoder as one function that draws, as `protocol` says.
 
     `decode` turns the model's arrays (b, h, w, c) into pixels in [-1, 1]; `null`: conditions (1, ...) of the empty prompt,
@@ -62,9 +60,7 @@ def bound(
     return draw
 
 
-def drawn_by(
-    name: str, model: Model, protocol: Protocol, prompts: Sequence[Prompt], file: str, each: int = EACH
-) -> Drawn:
+def drawn_by(name: str, model: Model, protocol: Protocol, prompts: Sequence[Prompt], file: str, each: int = EACH) -> Drawn:
     """What a folder of these prompts is noted to be drawn by; `file` is what they are called."""
     protocol = dataclasses.replace(protocol, count=len(prompts) * each, reference=prompts_name(prompts, file))
     return Drawn(name, sha256_of_arrays(model.params), model.spec, protocol, each)

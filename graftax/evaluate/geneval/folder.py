@@ -1,8 +1,8 @@
 """Pictures in the folder that the official GenEval evaluator reads, and what drew them.
 
-    FOLDER/00000/metadata.jsonl      the prompt's line of evaluation_metadata.jsonl
-    FOLDER/00000/samples/0000.png    its pictures, four unless told otherwise
-    FOLDER/geneval.json              model and protocol; the evaluator passes over what is not called by a number
+FOLDER/00000/metadata.jsonl      the prompt's line of evaluation_metadata.jsonl
+FOLDER/00000/samples/0000.png    its pictures, four unless told otherwise
+FOLDER/geneval.json              model and protocol; the evaluator passes over what is not called by a number
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The judge of scenes (`graftax.data.scenes`): reads pictures back into things, and gives GenEval's table by its rules.
 
-    captions = prompt_set(100)
-    print(score(images, captions).table())
+captions = prompt_set(100)
+print(score(images, captions).table())
 """
 
 from graftax.evaluate.scenes.folder import score_folder

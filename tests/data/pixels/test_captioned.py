@@ -58,6 +58,7 @@ def latents(pictures, store, tmp_path_factory):
 
 def shades(name, size):
     """An encoder to latents (2, 2, 1): the mean of each quarter."""
+
     def moments(params, pixels):
         mean = pixels.reshape(len(pixels), 2, size // 2, 2, size // 2, 3).mean((2, 4, 5))[..., None]
         return jnp.concatenate([mean, jnp.full_like(mean, DETERMINISTIC)], axis=-1)
