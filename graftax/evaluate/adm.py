@@ -22,6 +22,7 @@ from graftax.evaluate.inception_score import InceptionScore
 from graftax.evaluate.metrics import Gaussian, Moments, frechet_distance
 from graftax.evaluate.precision_recall import NEIGHBOURS as K
 from graftax.evaluate.precision_recall import precision_recall
+from graftax.nets.convolving import compile_options
 from graftax.nets.inception import HEAD, POOL_FEATURES, SPATIAL_FEATURES, features
 from graftax.nets.inception_files import load_inception
 
@@ -155,7 +156,8 @@ def _pass(network: Network, images: ImageFile, metrics: Sequence[str], batch: in
     score = InceptionScore() if "IS" in metrics else None
     kept = np.empty((len(images), MOMENTS["FID"][1]), np.float32) if set(metrics) & set(NEIGHBOURS) else None
     start = 0
-    for found in extract(Partial(features, network.params), images, batch=batch, label=label, show=show):
+    run = Partial(features, network.params)
+    for found in extract(run, images, batch=batch, label=label, show=show, options=compile_options()):
         rows = {"FID": found.pool, "sFID": found.spatial}
         for name, stream in streams.items():
             stream.add(rows[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,13 +26,14 @@ BATCH = 64
 
 
 def extract(
-    features: Features, images: ImageFile | np.ndarray, *, batch: int = BATCH, label: str = "features", show: bool = False
-) -> Iterator[Any]:
+    features: Features, images: ImageFile | np.ndarray, *, batch: int = BATCH, label: str = "features", show: bool = False,
+    options: Mapping[str, str] | None = None,
+) -> Iterator[Any]:  # fmt: skip
     """The trees that `features` gives for consecutive images, as numpy arrays with up to `batch` rows.
 
     Every call sees equally many images, a multiple of the devices, padded where the last are fewer: there is one
-    compilation. The devices work on one batch while the caller uses the one before. Raises `BadInput` without images and
-    where `batch` is below 1.
+    compilation, with `options` as jax.jit takes them. The devices work on one batch while the caller uses the one before.
+    Raises `BadInput` without images and where `batch` is below 1.
     """
     if batch < 1 or not len(images):
         raise BadInput(f"{label}: {len(images)} images in batches of {batch}, expected 1 or more of both")
@@ -41,7 +42,7 @@ def extract(
     spread = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
     function = features if isinstance(features, Partial) else Partial(features)
     function = jax.device_put(function, NamedSharding(spread.mesh, PartitionSpec()))
-    run, waiting = jax.jit(lambda function, x: function(x)), None
+    run, waiting = jax.jit(lambda function, x: function(x), compiler_options=dict(options or {})), None
     with Progress(len(images), label, unit="image", show=show) as progress:
         for chunk in _chunks(images, batch):
             whole = np.concatenate([chunk, np.zeros((batch - len(chunk), *chunk.shape[1:]), chunk.dtype)])

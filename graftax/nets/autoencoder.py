@@ -23,6 +23,7 @@ import numpy as np
 from flax import linen as nn
 
 from graftax.errors import BadInput
+from graftax.nets.convolving import compile_options
 
 Params = dict[str, Any]
 Batch = Mapping[str, Any]  # name -> (b, ...) array
@@ -229,7 +230,7 @@ def psnr(mean_squared_error: jax.Array) -> jax.Array:
 def with_latent_stats(spec: AutoencoderSpec, params: Params, images: np.ndarray, batch_size: int = 500) -> Params:
     """The same parameters with `latent_stats` measured over `images` (n, h, w, c) in [-1, 1]."""
     _check("images for latent statistics", images, spec.image_shape)
-    run = jax.jit(lambda x: _encode(spec, params, x))
+    run = jax.jit(lambda x: _encode(spec, params, x), compiler_options=compile_options())
     raw = np.concatenate([np.asarray(run(images[i : i + batch_size])) for i in range(0, len(images), batch_size)])
     mean, std = _moments(jnp.asarray(raw))
     return {**params, "latent_stats": {"mean": mean, "std": std}}

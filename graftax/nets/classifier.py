@@ -19,6 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from graftax.errors import BadInput
+from graftax.nets.convolving import compile_options
 
 Params = dict[str, Any]
 Batch = Mapping[str, Any]  # name -> (b, ...) array
@@ -160,7 +161,7 @@ def classify(
     """Logits (n, num_classes) and features (n, features), float32, of images (n, h, w, c) in [-1, 1], in chunks."""
     if images.ndim != 4 or images.shape[1:] != spec.image_shape or not len(images):
         raise BadInput(f"images to classify: shape {images.shape}, expected at least one of shape {spec.image_shape}")
-    run = jax.jit(lambda x: Classifier(spec).apply({"params": params}, x))
+    run = jax.jit(lambda x: Classifier(spec).apply({"params": params}, x), compiler_options=compile_options())
     parts: list[Any] = [run(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
     return np.concatenate([np.asarray(p[0]) for p in parts]), np.concatenate([np.asarray(p[1]) for p in parts])
 

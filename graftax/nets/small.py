@@ -20,6 +20,7 @@ from graftax.checkpoint.tensors import read_safetensors, write_safetensors
 from graftax.errors import BadInput
 from graftax.nets.autoencoder import AutoencoderSpec
 from graftax.nets.classifier import ClassifierSpec
+from graftax.nets.convolving import compile_options
 
 Params = dict[str, Any]
 SPECS = {"autoencoder": AutoencoderSpec, "classifier": ClassifierSpec}
@@ -63,6 +64,6 @@ def in_chunks(
     size: int = 500, seen: Callable[[np.ndarray], np.ndarray] = lambda chunk: chunk,
 ) -> np.ndarray:  # fmt: skip
     """function(spec, params, seen(arrays (n, ...))) -> (n, *shape) float32, in compiled pieces of `size`."""
-    run = jax.jit(functools.partial(function, spec))
+    run = jax.jit(functools.partial(function, spec), compiler_options=compile_options())
     parts = [np.asarray(run(params, seen(arrays[i : i + size]))) for i in range(0, len(arrays), size)]
     return np.concatenate(parts) if parts else np.zeros((0, *shape), np.float32)

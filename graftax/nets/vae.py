@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from graftax.errors import BadInput
+from graftax.nets.convolving import compile_options
 from graftax.nets.tiles import in_tiles
 from graftax.nets.vae_blocks import Decoder, Encoder, conv1
 
@@ -233,14 +235,15 @@ def decode_tiled(
     _check_latents(spec, latents)
 
     def run(part: np.ndarray) -> np.ndarray:
-        return np.asarray(_decode_tile(spec, params, part))
+        return np.asarray(decode_compiled()(spec, params, part))
 
     return in_tiles(run, np.asarray(latents), tile, overlap, spec.factor)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode_tile(spec: VAESpec, params: Params, latents: jax.Array) -> jax.Array:
-    return decode(spec, params, latents)
+@functools.cache
+def decode_compiled() -> Callable[[VAESpec, Params, jax.Array | np.ndarray], jax.Array]:
+    """`decode`, compiled as suits it where it runs."""
+    return jax.jit(decode, static_argnums=0, compiler_options=compile_options())
 
 
 def _pointwise(p: Params, x: jax.Array) -> jax.Array:

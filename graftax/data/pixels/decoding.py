@@ -96,14 +96,11 @@ def _vae_decoder(folder: Path, model: ModelSpec) -> Decode:
     return lambda drawn: decode_all(spec, params, drawn[..., :channels])  # without features that are drawn with them
 
 
-_decode = jax.jit(vae.decode, static_argnums=0)
-
-
 def decode_all(spec: VAESpec, params: vae.Params, latents: np.ndarray) -> np.ndarray:
     """Pixels (n, f h, f w, c) in [-1, 1] of latents (n, h, w, latent_channels) as models see them, a few at a time."""
     tiled = max(latents.shape[1:3]) > WHOLE_UP_TO
     size = 1 if tiled else min(PER_CALL, len(latents))
-    run = vae.decode_tiled if tiled else _decode
+    run = vae.decode_tiled if tiled else vae.decode_compiled()
     padded = np.resize(latents, (-(-len(latents) // size) * size, *latents.shape[1:]))  # whole batches: one compilation
     parts = []
     with Progress(len(latents), "decode", unit="image", show=len(padded) > size) as progress:

@@ -28,6 +28,7 @@ from graftax.data.text.captions import open_captioned
 from graftax.data.text.store import open_store
 from graftax.errors import BadInput
 from graftax.nets import autoencoder, small
+from graftax.nets.convolving import compile_options
 from graftax.nets.vae import PerChannel, encode_moments
 from graftax.nets.vae_files import find_vae, read_vae
 from graftax.progress import Progress, say
@@ -155,7 +156,7 @@ def _compiled(encoder: Encoder, dtype: np.dtype, batch_size: int) -> Callable[[n
     mesh = Mesh(np.array(jax.local_devices()), ("batch",))
     params = jax.device_put(encoder.params, NamedSharding(mesh, PartitionSpec()))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compile_options())
     def both(params: Any, images: jax.Array) -> jax.Array:
         sides = images, images[:, :, ::-1]
         return jnp.stack([encoder.moments(params, side) for side in sides], axis=1)  # (b, 2, h, w, 2c)

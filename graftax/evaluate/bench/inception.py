@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from graftax.evaluate.bench.rows import Rows
 from graftax.evaluate.bench.timing import interleaved, load
+from graftax.nets.convolving import compile_options
 from graftax.nets.inception import features, init
 
 
@@ -15,7 +16,7 @@ def bench_inception(batches: tuple[int, ...] = (1, 16, 64), size: int = 256, rou
 
     Columns: batch, size, median_ms, images_per_s (at the median), hours_50k (for 50,000 images), spread, load.
     """
-    params, run = jax.jit(init)(jax.random.key(0)), jax.jit(features)
+    params, run = jax.jit(init)(jax.random.key(0)), jax.jit(features, compiler_options=compile_options())
     rows: Rows = []
     for batch in batches:
         images = jnp.zeros((batch, size, size, 3), jnp.uint8)

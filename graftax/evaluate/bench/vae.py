@@ -16,6 +16,7 @@ from graftax.errors import BadInput
 from graftax.evaluate.bench.rows import Rows
 from graftax.evaluate.bench.timing import interleaved, load
 from graftax.nets import vae
+from graftax.nets.convolving import compile_options
 from graftax.nets.vae import FAMILIES, VAESpec, raw_latents
 from graftax.nets.vae_files import block_types, params_from_tensors
 
@@ -51,7 +52,8 @@ def compare(spec: VAESpec, resolution: int, batch: int, rounds: int) -> Rows:
     latents = rng.standard_normal((batch, side, side, spec.latent_channels), np.float32)
     rows: Rows = []
     for operation, function, given in [("encode", vae.encode_moments, images), ("decode", vae.decode, latents)]:
-        ours = functools.partial(jax.jit(functools.partial(function, spec)), params, jnp.asarray(given))
+        compiled = jax.jit(functools.partial(function, spec), compiler_options=compile_options())
+        ours = functools.partial(compiled, params, jnp.asarray(given))
         rivals = {name: _runner(spec, model, operation, given, RIVALS[name]) for name, model in models.items()}
         rows += _rows(operation, {OURS: ours, **rivals}, rounds)
     return rows
