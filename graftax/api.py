@@ -112,7 +112,7 @@ def text_encoder(
         if max_length is not None:
             raise BadInput(f"max_length: got {max_length!r}, expected none for the words of {folder}")
         return words
-    encoder = read_text_encoder(there, max_length)
+    encoder = read_text_encoder(as_path(folder), max_length)
     if isinstance(encoder, TextEncoders):
         return dataclasses.replace(encoder, parts=tuple(_placed(part, dtype, mesh) for part in encoder.parts))
     return _placed(encoder, dtype, mesh)

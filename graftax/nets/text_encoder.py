@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from graftax.checkpoint.hub import fetched
-from graftax.checkpoint.hugging_face import CONFIG, PIPELINE, pipeline_class
+from graftax.checkpoint.hugging_face import CONFIG, PART, PIPELINE, pipeline_class
 from graftax.checkpoint.members import shown
 from graftax.checkpoint.tensors import Source
 from graftax.errors import BadInput, naming
@@ -132,7 +132,7 @@ def read_text_encoder(path: str | Path, max_length: int | None = None) -> TextEn
     """
     if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1):
         raise BadInput(f"max_length: got {max_length!r}, expected a positive integer")
-    folders, prompting = _located(fetched(path, *FOLDERS))
+    folders, prompting = _found(path)
     if prompting is None:
         return _read(*folders[0], FAMILIES, max_length)
     root = folders[0][0].parent
@@ -174,6 +174,15 @@ def _read(
     found = family.tokenizer(words, spec, prompting.length)
     params, source = family.read(folder, spec)
     return TextEncoder(family, spec, params, source, prompting, found)
+
+
+def _found(path: str | Path) -> tuple[list[tuple[Path, Path]], Prompting | None]:
+    """`_located`, of an address `fetched`: also, where a pipeline leaves its last text encoder out, what its model says of
+    itself, which tells how wide texts are."""
+    folders, prompting = _located(fetched(path, *FOLDERS))
+    if prompting is not None and len(folders) < len(prompting.encoders):
+        fetched(path, PART, weights=False)
+    return folders, prompting
 
 
 def _located(path: Path) -> tuple[list[tuple[Path, Path]], Prompting | None]:

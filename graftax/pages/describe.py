@@ -11,7 +11,7 @@ from graftax.backbones.dit.variants import variant
 from graftax.backbones.zoo import names, spec_of
 from graftax.blocks import block_kind
 from graftax.checkpoint.hub import Absent, fetched
-from graftax.checkpoint.hugging_face import CONFIG, PIPELINE
+from graftax.checkpoint.hugging_face import CONFIG, PART, PIPELINE
 from graftax.errors import BadInput, did_you_mean
 from graftax.evaluate.costs import MISPRINT, cost_table
 from graftax.models import Model, param_shapes
@@ -106,7 +106,7 @@ def parts_of(name: str) -> dict[str, Any]:
     "text_encoder", "text_encoder_2" and so on with "prompting", how prompts are treated, and "vae", those that are there.
     """
     try:
-        root, found = fetched(name, *text_encoder.PARTS, vae_files.PART, weights=False), dict[str, Any]()
+        root, found = fetched(name, *text_encoder.PARTS, vae_files.PART, PART, weights=False), dict[str, Any]()
     except Absent:
         return {}
     if not (root / PIPELINE).is_file():

@@ -130,6 +130,17 @@ def test_each_part_of_a_pipeline_is_fetched_when_it_is_wanted(hub):
     assert (called(folder), called(found), pinned(found)) == ("pipe", "vae", f"hf://ours/pipe@{COMMIT}/vae")
 
 
+def test_a_stable_diffusion_3_without_its_t5_comes_with_what_says_how_wide_texts_are(hub, repositories):
+    pytest.importorskip("diffusers")
+    from tiny_diffusers import stable_diffusion_3
+
+    stable_diffusion_3(text_encoder_3=None, tokenizer_3=None).save_pretrained(repositories[0] / "ours" / "sd3")
+    texts = graftax.text_encoder("hf://ours/sd3")(["a red heart"])
+    local = graftax.text_encoder(repositories[0] / "ours" / "sd3")(["a red heart"])
+    jax.tree.map(np.testing.assert_array_equal, texts, local)
+    assert [name for name in hub.downloads() if name.startswith("transformer/")] == ["transformer/config.json"]
+
+
 def test_a_vaes_file_comes_with_the_statistics_beside_it(hub):
     found = find_vae("hf://ours/va/vavae.pt")
     assert sorted(hub.downloads()) == ["latents_stats.pt", "vavae.pt"]
