@@ -32,7 +32,9 @@ from graftax.nets.autoencoder import AutoencoderSpec
 from graftax.nets.classifier import ClassifierSpec
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
+from graftax.study import relations
 from graftax.study.dry_run import DryRun, dry_job, dry_train
+from graftax.study.relations import RelationsTraining
 from graftax.study.stages import heldout_of
 from graftax.train import DiffusionConfig, MeshConfig, TrainConfig, fit, train, train_job
 from graftax.train.finetune import FRESH
@@ -164,10 +166,10 @@ class ClassifierPretraining(Pretraining):
     model: ClassifierSpec = field(default_factory=ClassifierSpec)
 
 
-TASKS: dict[str, type[Pretraining]] = {
+TASKS: dict[str, type[Any]] = {
     "dit": DiTPretraining, "lightningdit": LightningDiTPretraining, "ddt": DDTPretraining,
     "maskdit": MaskDiTPretraining, "pixart": PixArtPretraining, "flux": FluxPretraining,
-    "autoencoder": AutoencoderPretraining, "classifier": ClassifierPretraining,
+    "autoencoder": AutoencoderPretraining, "classifier": ClassifierPretraining, "relations": RelationsTraining,
 }  # fmt: skip
 
 
@@ -189,6 +191,8 @@ def pretraining_of(tree: dict[str, Any]) -> Any:
 def run(config: Any) -> dict[str, Any]:
     """Train as `config` says; leaves model, record.json, metrics.jsonl and checkpoints in its workdir. Returns what
     record.json holds."""
+    if isinstance(config, RelationsTraining):
+        return relations.run(config)
     folder = Path(config.workdir)
     config.training.check_mesh(config.mesh, jax.device_count())
     data = image_data.load(config.data)
@@ -203,7 +207,9 @@ def run(config: Any) -> dict[str, Any]:
 
 
 def dry_run(config: Any) -> DryRun:
-    """What `run` would do, without doing it. Raises `BadInput` as it does."""
+    """What `run` would do, without doing it. Raises `BadInput` as it does, and where a task has several trainings."""
+    if isinstance(config, RelationsTraining):
+        raise BadInput(f"--dry-run: {len(config.phases)} trainings of {config.task!r}, expected a task of one")
     config.training.check_mesh(config.mesh, jax.device_count())
     data, stage = image_data.load(config.data), config.training
     if isinstance(config, MODELS):

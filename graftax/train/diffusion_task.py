@@ -127,12 +127,12 @@ class DiffusionLoss:
         cond = self._dropped(params, batch["cond"], batch["drop"]) if self.class_dropout else batch["cond"]
         x0, t, noise, drawn = batch["image"], batch["t"], batch["noise"], batch["recipe"]
         options = {**self.options, "policy": self.recipe.policy, "key": drawn["policy"], "states": self.recipe.states}
-        out, taps = _called(self.spec, self.process, params, x0, t, cond, noise, **options)
+        out, taps = on_noised(self.spec, self.process, params, x0, t, cond, noise, **options)
         losses = self._losses(out, x0, t, noise, drawn["policy"])
         found = {name: jnp.mean(value) for name, value in losses.items()}
         loss = found.pop("loss")
         if term := self.recipe.negatives:
-            other, _ = _called(self.spec, self.process, params, x0, t, batch[AGAINST], noise, **{**options, "states": ()})
+            other, _ = on_noised(self.spec, self.process, params, x0, t, batch[AGAINST], noise, **{**options, "states": ()})
             wrong = self._losses(other, x0, t, noise, drawn["policy"])["mse"]
             found[AGAINST] = term.value(losses["mse"], wrong, batch["drop"])
             loss += term.weight * jax.lax.stop_gradient(loss) * found[AGAINST]
@@ -158,7 +158,7 @@ class DiffusionLoss:
         def teacher(position: int, back: jax.Array) -> jax.Array:
             t = self.process.earlier(batch["t"], back)
             inputs = self.process, run["ema"], batch["image"], t, cond, batch["noise"]
-            _, taps = _called(self.spec, *inputs, **self.options, states=(position,))
+            _, taps = on_noised(self.spec, *inputs, **self.options, states=(position,))
             return jax.lax.stop_gradient(image_tokens(spec, position, taps[f"state/{position}"]))
 
         return self.recipe.values(spec, params, taps, batch["recipe"], teacher, run.get("step", jnp.zeros((), jnp.int32)))
@@ -225,7 +225,7 @@ def _losses(
     spec: ModelSpec, process: Noising, params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array,
     **options: Any,
 ) -> dict[str, jax.Array]:  # fmt: skip
-    out, _ = _called(spec, process, params, x0, t, cond, noise, **options)
+    out, _ = on_noised(spec, process, params, x0, t, cond, noise, **options)
     return _judged(spec, process, out, x0, t, noise, PLAIN)
 
 
@@ -242,7 +242,7 @@ def _judged(
     return {**losses, PART: other["mse"], "loss": losses["loss"] + weight * other["loss"]}
 
 
-def _called(
+def on_noised(
     spec: ModelSpec, process: Noising, params: Params, x0: jax.Array, t: jax.Array, cond: Cond, noise: jax.Array,
     **options: Any,
 ) -> tuple[jax.Array, Taps]:  # fmt: skip

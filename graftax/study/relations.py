@@ -1,0 +1,325 @@
+"""Teaching a model of scenes who is left of whom, which the plain loss does not.
+
+Which of two things stands left depends on the order of their words and on the relation together: each by itself says
+nothing, so that at first no step of a training helps (an exclusive or), and the model draws them anywhere. Three things
+lead away:
+
+- Two heads of the text encoder look ahead and behind by their positions alone (`look_both_ways`), so that a thing's word
+  tells the others what relation stands behind or before it.
+- At first nearly all relations are "left of" and "above", which the order of the words alone answers; then all four.
+- The error under the caption with its groups exchanged is held above that under the right one, picture and noise being the
+  same (`graftax.train.recipes.against`).
+
+Only the way of the text into the picture is trained so: text encoder, captions' projection, cross-attention. What was
+there before then teaches all other captions anew, by its answers: the squared error to a frozen copy, which has no noise
+of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from graftax import api
+from graftax import config as configs
+from graftax.backbones import words
+from graftax.checkpoint import save_model
+from graftax.checkpoint.paths import work_path, write_text
+from graftax.data.config import DataConfig
+from graftax.data.pixels import images as image_data
+from graftax.data.pixels.images import Images
+from graftax.data.scenes.tokens import ids
+from graftax.data.scenes.vocabulary import RELATIONS
+from graftax.data.source import AGAINST
+from graftax.errors import BadInput
+from graftax.ops.base import Params
+from graftax.progress import say
+from graftax.spec import ModelSpec
+from graftax.train import LoopConfig, OptimiserConfig, fit, train_job
+from graftax.train.diffusion_task import on_noised
+from graftax.train.loop import Batch, Metrics
+from graftax.train.noising import noising_for
+from graftax.train.recipes.against import HardNegatives
+
+BEFORE = "before"
+"""Where the training's tree has the model as it was."""
+
+PICTURE = ("x_embedder", "t_embedder", "shared", "final", r"blocks/[^/]+/(?!cross).*")
+"""A PixArt without the way of its text: paths of its parameters (`graftax.train.state.split`)."""
+
+LEADING = ("left", "above")
+"""Words of the relations that come first: those which the order of the words answers."""
+
+AHEAD, BEHIND = 5, 7
+"""Words that the new heads look at, on either side."""
+
+BARRED = -6.0
+"""Logit of all others."""
+
+VARIANCE = 0.1
+"""Of what the frozen copy answers about the variance, beside the noise."""
+
+DROPPED = 0.1
+"""Share of the other captions that are left out, for guidance."""
+
+TOLD_AT = 600
+"""Step of the process, of 1,000, at which it is asked whether relations are told apart: there places are still open."""
+
+TIME, NOISE, DROP = range(3)  # streams of a step's key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of the training.
+
+    Attributes:
+        steps: updates.
+        learning_rate: of Adam, after 20 steps.
+        falls: whether it falls to 0, along a cosine.
+        relations: images of a step whose caption has a relation, each also seen under the wrong caption.
+        others: images of a step whose caption has none.
+        leading: share of the relations that are "left of" or "above"; the rest are drawn from all.
+        times: steps of the process at which the relations' images are seen, from and up to.
+        margin: by what share of it the wrong caption's error is to exceed the right one's.
+        weight: of what is missing of the margin.
+        grad_clip: largest norm of a gradient.
+        ema_decay: of the averaged weights, with which the next phase begins.
+        text_alone: whether only the way of the text is trained.
+        taught: whether other captions are learnt from the answers of the model as it was, not from their images.
+    """
+
+    steps: int
+    learning_rate: float
+    falls: bool = True
+    relations: int = 24
+    others: int = 16
+    leading: float = 0.0
+    times: tuple[int, int] = (0, 1000)
+    margin: float = 0.3
+    weight: float = 0.2
+    grad_clip: float = 1.0
+    ema_decay: float = 0.0
+    text_alone: bool = True
+    taught: bool = False
+
+    @property
+    def optimiser(self) -> OptimiserConfig:
+        """Adam as the fields say."""
+        falling: Any = {"schedule": "cosine", "decay_steps": self.steps} if self.falls else {}
+        warm = min(20, self.steps - 1)
+        return OptimiserConfig(self.learning_rate, warm, grad_clip=self.grad_clip, b2=0.99, **falling)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationsTraining:
+    """The whole training. Raises `BadInput` without phases.
+
+    Attributes:
+        task: "relations".
+        workdir: folder of its results.
+        phases: its parts, in turn.
+        model: that learns, a PixArt of words.
+        data: scenes.
+        seed: of what is drawn.
+        log_every: steps between records.
+    """
+
+    task: str
+    workdir: str
+    phases: tuple[Phase, ...]
+    model: str = "scenes"
+    data: DataConfig = field(default_factory=lambda: DataConfig(source="scenes", size=64, latents="scenes", limit=60_000))
+    seed: int = 0
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise BadInput("phases: got none, expected one or more")
+
+
+def run(config: RelationsTraining) -> dict[str, Any]:
+    """Train as `config` says; leaves model and record.json in its workdir, and a folder for each phase. Returns what
+    record.json holds. Interrupted, the same call continues. Raises `BadInput` on models and data that do not fit."""
+    folder, start = Path(config.workdir), time.perf_counter()
+    model = api.load(config.model)
+    spec = check(model.spec)
+    images = image_data.load(config.data)
+    image_data.check_fit(images, spec)
+    params, history = look_both_ways(spec, model.params, jax.random.key(config.seed)), [told(spec, model.params, images)]
+    for number, phase in enumerate(config.phases):
+        batches = Mixed(images, phase, config.seed + number)
+        job = train_job(
+            lambda params=params: {**params, BEFORE: model.params}, RelationsLoss(spec, phase), phase.optimiser,
+            ema_decay=phase.ema_decay, ema_warmup=True, frozen=(BEFORE, *(PICTURE if phase.text_alone else ())),
+            label=f"phase {number + 1} of {len(config.phases)}", metadata={"spec": spec.to_json()},
+        )  # fmt: skip
+        loop = LoopConfig(phase.steps, seed=config.seed + number, log_every=config.log_every, save_every=500)
+        state = fit(job, batches, loop, folder / f"phase_{number + 1}")
+        params = {name: part for name, part in state.ema_params.items() if name != BEFORE}
+        history.append(told(spec, params, images))
+        say(f"phase {number + 1}: {history[-1]}")
+    source = f"{config.model}, then graftax train of relations, {sum(phase.steps for phase in config.phases):,} steps"
+    save_model(folder / "model", spec, params, {**model.meta.to_dict(), "source": source, "data": [images.described]})
+    machine = {"cpus": os.cpu_count(), "platform": platform.machine(), "device": jax.devices()[0].device_kind}
+    record = {
+        "config": configs.as_tree(config), "seconds": round(time.perf_counter() - start), "machine": machine,
+        "told": history, "held_out": history[-1],
+    }  # fmt: skip
+    write_text(work_path(folder) / "record.json", json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def check(spec: ModelSpec) -> ModelSpec:
+    """`spec`, of a PixArt that predicts noise and reads words. Raises `BadInput` on others."""
+    if spec.backbone != "pixart" or not words.reads_words(spec) or spec.prediction.time != "index":
+        raise BadInput(f"relations: a {spec.backbone}, {spec.prediction}, expected a PixArt of noise that reads words")
+    return spec
+
+
+def look_both_ways(spec: ModelSpec, params: Params, key: jax.Array) -> Params:
+    """`params` with two kinds of heads of the text encoder made anew in every block: the first quarter looks at the next
+    `AHEAD` words alike, the second at the last `BEHIND`, whatever these say; what they bring is drawn afresh.
+
+    Raises `BadInput` where there are fewer than four heads.
+    """
+    sizes = words.encoder(spec)
+    heads, k, d = sizes.num_heads // 4, sizes.d_kv, sizes.d_model
+    if not heads:
+        raise BadInput(f"relations: {sizes.num_heads} heads of the text encoder, expected 4 or more")
+    own = jax.tree.map(np.array, params[words.NAME])
+    table, half = own["positions"]["embedding"], sizes.relative_attention_num_buckets // 2
+    table[:, : 2 * heads] = BARRED
+    table[half + 1 : half + 1 + AHEAD, :heads] = 0  # rows of the words behind this one, by distance
+    table[1 : 1 + BEHIND, heads : 2 * heads] = 0
+    new = slice(0, 2 * heads * k)
+    for i in range(sizes.num_layers):
+        block, rng = own[f"blocks_{i}"], jax.random.split(jax.random.fold_in(key, i), 3)
+        block["query"]["kernel"][:, new] *= 0.1
+        for name, one in zip(("key", "value"), rng, strict=False):
+            block[name]["kernel"][:, new] = np.asarray(jax.random.normal(one, (d, new.stop))) * d**-0.5
+        block["proj"]["kernel"][new] = np.asarray(jax.random.normal(rng[2], (new.stop, d))) * d**-0.5
+    return {**params, words.NAME: jax.tree.map(jnp.asarray, own)}
+
+
+class Mixed:
+    """Endless batches of a phase: first the images with a relation, then the others.
+
+    {"image" (n, h, w, c), "text" (n, m), "against" (n, m)}; batch i depends on seed and i alone.
+    """
+
+    def __init__(self, images: Images, phase: Phase, seed: int) -> None:
+        raw: Any = images.raw_train
+        self._arrays = {"image": images.train, "text": raw.text, AGAINST: raw.against}
+        related = np.isin(raw.text, _ids(word for name in RELATIONS for word in name.split()[:1]))
+        leading = np.isin(raw.text, _ids(LEADING))
+        self._related, self._leading, self._others = (np.flatnonzero(rows) for rows in (
+            related.any(1), leading.any(1), ~related.any(1),
+        ))  # fmt: skip
+        self._phase, self._seed, self._count = phase, seed, 0
+
+    def __iter__(self) -> Mixed:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        rng, phase = np.random.Generator(np.random.Philox(key=self._seed, counter=self._count)), self._phase
+        self._count += 1
+        related = np.where(
+            rng.random(phase.relations) < phase.leading, rng.choice(self._leading, phase.relations),
+            rng.choice(self._related, phase.relations),
+        )  # fmt: skip
+        rows = np.concatenate([related, rng.choice(self._others, phase.others)])
+        return {name: array[rows] for name, array in self._arrays.items()}
+
+    def state(self) -> int:
+        """How many batches have been given."""
+        return self._count
+
+    def restore(self, state: int) -> None:
+        """Go on behind so many."""
+        self._count = state
+
+
+@dataclass(frozen=True, eq=False)
+class RelationsLoss:
+    """The loss of a phase, as `graftax.train.step` takes it: relations by their images and by how they are told from wrong
+    captions, others by their images or by the answers of the model as it was.
+
+    Attributes:
+        spec: of the model.
+        phase: what is asked.
+    """
+
+    spec: ModelSpec
+    phase: Phase
+
+    def __call__(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        phase, process, n = self.phase, noising_for(self.spec), self.phase.relations
+        own, x0 = {name: part for name, part in params.items() if name != BEFORE}, batch["image"]
+        keys = [jax.random.fold_in(key, stream) for stream in (TIME, NOISE, DROP)]
+        related, others = jax.random.split(keys[0])
+        t = jnp.concatenate([jax.random.randint(related, (n,), *phase.times), process.draw(others, len(x0) - n)])
+        noise = jax.random.normal(keys[1], x0.shape)
+        drop = jax.random.bernoulli(keys[2], DROPPED, (len(x0), 1)) & (jnp.arange(len(x0))[:, None] >= n)
+        text = jnp.where(drop, words.empty(len(x0), batch["text"].shape[1]), batch["text"])
+        twice = [jnp.concatenate([array, array[:n]]) for array in (x0, t, noise)]
+        captions = jnp.concatenate([text, batch[AGAINST][:n]])
+        out = self._answers(own, *twice, captions)
+        losses = process.training_losses(out, twice[0], twice[1], twice[2])
+        right, wrong = losses["mse"][:n], losses["mse"][len(x0) :]
+        missing = HardNegatives(phase.margin).value(right, wrong, jnp.zeros(n, bool))
+        plain = losses["loss"][n : len(x0)]
+        if phase.taught:
+            before = jax.lax.stop_gradient(self._answers(params[BEFORE], x0[n:], t[n:], noise[n:], text[n:]))
+            plain = _far(out[n : len(x0)], before)
+        loss = (losses["loss"][:n].sum() + plain.sum()) / len(x0) + phase.weight * missing
+        return loss, {"related": right.mean(), "others": plain.mean(), "missing": missing}
+
+    def _answers(self, params: Params, x0: jax.Array, t: jax.Array, noise: jax.Array, text: jax.Array) -> jax.Array:
+        return on_noised(self.spec, noising_for(self.spec), params, x0, t, {"text": text}, noise, plan="auto", remat="auto")[
+            0
+        ]
+
+
+def _far(out: jax.Array, before: jax.Array) -> jax.Array:
+    """(b,) squared distance of answers (b, h, w, 2 c), noise and variance."""
+    noise, variance = jnp.split(jnp.square(out - before).mean((1, 2)), 2, axis=-1)
+    return noise.mean(-1) + VARIANCE * variance.mean(-1)
+
+
+def told(spec: ModelSpec, params: Params, images: Images, most: int = 256) -> dict[str, float]:
+    """How well held-out relations are told apart at step `TOLD_AT`: by what share the error under the wrong caption exceeds
+    that under the right one, of each relation and in how many of all it does ("right"); and the error of all captions at
+    evenly spread steps ("mse")."""
+    raw: Any = images.raw_test
+    process, test = noising_for(spec), images.test
+
+    @jax.jit
+    def error(params: Params, x0: jax.Array, t: jax.Array, text: jax.Array) -> jax.Array:
+        noise = jax.random.normal(jax.random.key(0), x0.shape)
+        out = on_noised(spec, process, params, x0, t, {"text": text}, noise)[0]
+        return process.training_losses(out, x0, t, noise)["mse"]
+
+    rows = np.flatnonzero(np.isin(raw.text, _ids(word for name in RELATIONS for word in name.split()[:1])).any(1))[:most]
+    t = jnp.full(len(rows), TOLD_AT, jnp.int32)
+    right, wrong = (np.asarray(error(params, test[rows], t, text[rows])) for text in (raw.text, raw.against))
+    ahead = wrong / right - 1
+    which = {name: np.isin(raw.text[rows], _ids(name.split()[:1])).any(1) for name in RELATIONS}
+    found = {name: float(ahead[mask].mean()) for name, mask in which.items() if mask.any()}
+    count = min(most, len(test))
+    every = jnp.linspace(0, 999, count).astype(jnp.int32)
+    mse = float(error(params, test[:count], every, raw.text[:count]).mean())
+    return {name: round(value, 4) for name, value in {"mse": mse, "right": float((ahead > 0).mean()), **found}.items()}
+
+
+def _ids(texts: Any) -> list[int]:
+    """Numbers of single words."""
+    return [int(row[0]) for row in ids(list(texts))]
