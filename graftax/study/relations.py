@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,11 @@ BEFORE = "before"
 PICTURE = ("x_embedder", "t_embedder", "shared", "final", r"blocks/[^/]+/(?!cross).*")
 """A PixArt without the way of its text: paths of its parameters (`graftax.train.state.split`)."""
 
+FIRST_WORDS = {name: name.split()[0] for name in RELATIONS}
+"""By which a caption's relation is known."""
+
 LEADING = ("left", "above")
-"""Words of the relations that come first: those which the order of the words answers."""
+"""Those of the relations that come first, which the order of the words answers."""
 
 AHEAD, BEHIND = 5, 7
 """Words that the new heads look at, on either side."""
@@ -219,7 +223,7 @@ class Mixed:
     def __init__(self, images: Images, phase: Phase, seed: int) -> None:
         raw: Any = images.raw_train
         self._arrays = {"image": images.train, "text": raw.text, AGAINST: raw.against}
-        related = np.isin(raw.text, _ids(word for name in RELATIONS for word in name.split()[:1]))
+        related = np.isin(raw.text, _ids(FIRST_WORDS.values()))
         leading = np.isin(raw.text, _ids(LEADING))
         self._related, self._leading, self._others = (np.flatnonzero(rows) for rows in (
             related.any(1), leading.any(1), ~related.any(1),
@@ -308,11 +312,11 @@ def told(spec: ModelSpec, params: Params, images: Images, most: int = 256) -> di
         out = on_noised(spec, process, params, x0, t, {"text": text}, noise)[0]
         return process.training_losses(out, x0, t, noise)["mse"]
 
-    rows = np.flatnonzero(np.isin(raw.text, _ids(word for name in RELATIONS for word in name.split()[:1])).any(1))[:most]
+    rows = np.flatnonzero(np.isin(raw.text, _ids(FIRST_WORDS.values())).any(1))[:most]
     t = jnp.full(len(rows), TOLD_AT, jnp.int32)
     right, wrong = (np.asarray(error(params, test[rows], t, text[rows])) for text in (raw.text, raw.against))
     ahead = wrong / right - 1
-    which = {name: np.isin(raw.text[rows], _ids(name.split()[:1])).any(1) for name in RELATIONS}
+    which = {name: np.isin(raw.text[rows], _ids([word])).any(1) for name, word in FIRST_WORDS.items()}
     found = {name: float(ahead[mask].mean()) for name, mask in which.items() if mask.any()}
     count = min(most, len(test))
     every = jnp.linspace(0, 999, count).astype(jnp.int32)
@@ -320,6 +324,6 @@ def told(spec: ModelSpec, params: Params, images: Images, most: int = 256) -> di
     return {name: round(value, 4) for name, value in {"mse": mse, "right": float((ahead > 0).mean()), **found}.items()}
 
 
-def _ids(texts: Any) -> list[int]:
-    """Numbers of single words."""
-    return [int(row[0]) for row in ids(list(texts))]
+def _ids(single: Iterable[str]) -> list[int]:
+    """Numbers of words."""
+    return [int(row[0]) for row in ids(list(single))]
