@@ -266,26 +266,34 @@ class RelationsLoss:
     phase: Phase
 
     def __call__(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        phase, process, n = self.phase, noising_for(self.spec), self.phase.relations
-        own, x0 = {name: part for name, part in params.items() if name != BEFORE}, batch["image"]
-        keys = [jax.random.fold_in(key, stream) for stream in (TIME, NOISE, DROP)]
-        related, others = jax.random.split(keys[0])
-        t = jnp.concatenate([jax.random.randint(related, (n,), *phase.times), process.draw(others, len(x0) - n)])
-        noise = jax.random.normal(keys[1], x0.shape)
-        drop = jax.random.bernoulli(keys[2], DROPPED, (len(x0), 1)) & (jnp.arange(len(x0))[:, None] >= n)
-        text = jnp.where(drop, words.empty(len(x0), batch["text"].shape[1]), batch["text"])
-        twice = [jnp.concatenate([array, array[:n]]) for array in (x0, t, noise)]
-        captions = jnp.concatenate([text, batch[AGAINST][:n]])
-        out = self._answers(own, *twice, captions)
-        losses = process.training_losses(out, twice[0], twice[1], twice[2])
-        right, wrong = losses["mse"][:n], losses["mse"][len(x0) :]
-        missing = HardNegatives(phase.margin).value(right, wrong, jnp.zeros(n, bool))
-        plain = losses["loss"][n : len(x0)]
-        if phase.taught:
-            before = jax.lax.stop_gradient(self._answers(params[BEFORE], x0[n:], t[n:], noise[n:], text[n:]))
-            plain = _far(out[n : len(x0)], before)
-        loss = (losses["loss"][:n].sum() + plain.sum()) / len(x0) + phase.weight * missing
+        own, process, n = (
+            {k: part for k, part in params.items() if k != BEFORE},
+            noising_for(self.spec),
+            self.phase.relations,
+        )
+        x0, t, noise, text = self._drawn(batch, key)
+        count, again = len(x0), (x0[:n], t[:n], noise[:n], batch[AGAINST][:n])  # the relations' images once more
+        both = [jnp.concatenate(pair) for pair in zip((x0, t, noise, text), again, strict=True)]
+        out = self._answers(own, both[0], both[1], both[2], both[3])
+        losses = process.training_losses(out, both[0], both[1], both[2])
+        right, wrong, plain = losses["mse"][:n], losses["mse"][count:], losses["loss"][n:count]
+        missing = HardNegatives(self.phase.margin).value(right, wrong, jnp.zeros(n, bool))
+        if self.phase.taught:
+            before = self._answers(params[BEFORE], x0[n:], t[n:], noise[n:], text[n:])
+            plain = _far(out[n:count], jax.lax.stop_gradient(before))
+        loss = (losses["loss"][:n].sum() + plain.sum()) / count + self.phase.weight * missing
         return loss, {"related": right.mean(), "others": plain.mean(), "missing": missing}
+
+    def _drawn(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Images, times, noise and right captions, some of the others' left out."""
+        n, x0 = self.phase.relations, batch["image"]
+        when, noise, dropped = (jax.random.fold_in(key, stream) for stream in (TIME, NOISE, DROP))
+        related, others = jax.random.split(when)
+        rest = noising_for(self.spec).draw(others, len(x0) - n)
+        t = jnp.concatenate([jax.random.randint(related, (n,), *self.phase.times), rest])
+        drop = jax.random.bernoulli(dropped, DROPPED, (len(x0), 1)) & (jnp.arange(len(x0))[:, None] >= n)
+        text = jnp.where(drop, words.empty(len(x0), batch["text"].shape[1]), batch["text"])
+        return x0, t, jax.random.normal(noise, x0.shape), text
 
     def _answers(self, params: Params, x0: jax.Array, t: jax.Array, noise: jax.Array, text: jax.Array) -> jax.Array:
         return on_noised(self.spec, noising_for(self.spec), params, x0, t, {"text": text}, noise, plan="auto", remat="auto")[
