@@ -6,8 +6,6 @@ import functools
 
 import jax
 
-from graftax.ops.target import target
-
 _PLAIN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 """No part of a program goes to YNNPACK."""
 
@@ -19,7 +17,7 @@ def compile_options() -> dict[str, str]:
     done by XLA itself: InceptionV3 in half of the time, SD's VAE in 0.9 of it (two AVX-512 cores). What a version of XLA
     does not know is left out.
     """
-    return _PLAIN if target() == "cpu" and _known() else {}
+    return _PLAIN if jax.default_backend() == "cpu" and _known() else {}
 
 
 @functools.cache

@@ -113,8 +113,8 @@ def _diffusion(
             wanted = f"recipe {stage.recipe!r}: takes {name!r} {one.shape} of the data"
             raise BadInput(f"{wanted}, expected {FEATURES!r}, and their folder as data.features, or 'against' of scenes")
     traced = train_program(title, spec, stage).trace(mesh.build(), mesh.rules)
-    (state, batch, _), _ = traced.in_avals
-    memory = {"state": f"{_bytes(state, mesh)}: weights, averages, moments"}
+    (moving, frozen, batch, _), _ = traced.in_avals
+    memory = {"state": f"{_bytes((moving, frozen), mesh)}: weights, averages, moments"}
     if chosen_remat(stage.remat) == "none":
         pieces = stage.accumulate * math.prod(mesh.shape(jax.device_count())[:2])
         kept = roofline(spec, max(1, stage.batch_size // pieces), stage.compute_dtype)[-1].saved_bytes

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from graftax.nets import convolving
-from graftax.ops.target import compiling_for
 
 pytestmark = pytest.mark.full_compiler
 
@@ -18,10 +17,10 @@ def fresh():
     convolving._known.cache_clear()
 
 
-def test_they_are_for_cpus_alone():
+def test_they_are_for_cpus_alone(monkeypatch):
     assert convolving.compile_options()
-    with compiling_for("tpu"):
-        assert convolving.compile_options() == {}
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert convolving.compile_options() == {}
 
 
 def test_what_the_compiler_does_not_know_is_left_out(monkeypatch):

@@ -185,7 +185,7 @@ def test_losses_add_up_by_weight(one_step):
 def test_a_dry_run_traces_it():
     stage = config(ALL + " + repa(1, dino, width=5)")
     traced = train_program("stage 2", SPEC, stage).trace(MeshConfig().build(jax.devices()[:1]), MeshConfig().rules)
-    (_, batch, _), _ = traced.in_avals
+    (_, _, batch, _), _ = traced.in_avals
     assert batch["dino"].shape == (8, 16, 5)
     assert {"repa", "repa2", "sra", "dispersive"} <= set(traced.out_info[1])
 
