@@ -168,7 +168,8 @@ def _sampling(spec: ModelSpec, stage: DiffusionConfig, recipe: Recipe | None = N
 
 def _in_child(topology: Topology, name: str, path: str, overrides: Sequence[str], keep: Path | None) -> dict[str, Any]:
     command = [sys.executable, "-m", "graftax.study.aot", str(topology), name, path, *overrides]
-    kept = {CACHE: str(keep or ""), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    # A second at least: what this machine's own processor computes on the way takes milliseconds, a step's program more.
+    kept = {CACHE: str(keep or ""), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1"}
     done = subprocess.run(command, env={**os.environ, **ENVIRONMENT, **kept}, capture_output=True, text=True, check=False)
     if done.returncode == BadInput.exit_code:
         raise BadInput(done.stderr.strip().splitlines()[-1])
