@@ -8,6 +8,12 @@ import importlib.util
 import os
 
 VARIABLE = "JAX_PLATFORMS"
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
+"""jax's folder of compiled programs; empty for none."""
+
+LEAST_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+"""Of compiling, for a program to be kept there."""
+
 DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 """What the kernel shows of a TPU's chips."""
 

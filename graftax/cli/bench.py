@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         if args.name or not args.config:
             raise BadInput("bench --aot: expected --config FILE and no name of a measurement")
         _run_aot(args)
-    elif args.config or args.overrides or args.step or args.keep:
+    elif args.config or args.overrides or args.step or args.keep is not None:
         raise BadInput("bench: got --config, --step or --keep, which belong to --aot SLICE")
     elif args.name is None:
         raise BadInput("bench: expected the name of a measurement, list, or --aot SLICE")
@@ -54,7 +54,7 @@ def _run_aot(args: argparse.Namespace) -> None:
     from graftax.evaluate.aot import format_report
     from graftax.study import aot
 
-    keep = options.output(args.keep, overwrite=True, holds=".") if args.keep else None  # others may be in it
+    keep = options.output(args.keep, overwrite=True, holds=".") if args.keep is not None else None  # others may be in it
     rows = aot.compile_steps(args.aot, args.config, args.overrides, args.step, keep)
     options.answer(args, rows, format_report(rows) + (f"\n{aot.kept(keep)}" if keep else ""))
 

@@ -11,14 +11,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-"""jax's own: another folder, or empty for none."""
+from graftax.platforms import COMPILED, LEAST_SECONDS
 
 
 def keep_compiled() -> None:
     """Name the folder to jax, which must not have been imported yet. What the user has set stays."""
-    os.environ.setdefault(VARIABLE, str(folder()))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # a start has dozens of 10 ms each
+    os.environ.setdefault(COMPILED, str(folder()))
+    os.environ.setdefault(LEAST_SECONDS, "0")  # a start has dozens of 10 ms each
 
 
 _TROUBLE = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '([^']*)': (.*)", re.DOTALL)
@@ -37,13 +36,13 @@ def watch() -> None:
         if not found:
             show(message, *where, **more)
             return
-        entries = list(Path(os.environ[VARIABLE]).glob(f"{found[1]}-*"))
+        entries = list(Path(os.environ[COMPILED]).glob(f"{found[1]}-*"))
         for entry in entries:
             entry.unlink(missing_ok=True)
         if not told and not (entries and "reading" in found[0]):
             reason = " ".join(found[2].split())
             told.append(reason)
-            print(f"graftax: warning: {os.environ[VARIABLE]}: compiled programs are not kept ({reason})", file=sys.stderr)
+            print(f"graftax: warning: {os.environ[COMPILED]}: compiled programs are not kept ({reason})", file=sys.stderr)
 
     warnings.showwarning = answer
 

@@ -9,8 +9,8 @@ import platform
 from typing import Any
 
 from graftax.cli import options
-from graftax.cli.compiled import VARIABLE
 from graftax.errors import BadInput
+from graftax.platforms import COMPILED
 
 REQUIRED = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections", "clu",
@@ -63,7 +63,7 @@ def _devices() -> dict[str, str]:
     for device in jax.devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")
         found[f"device {device.id}"] = device.device_kind + (f", {limit / 2**30:.0f} GiB" if limit else "")
-    found["compiled programs"] = os.environ.get(VARIABLE) or "not kept"
+    found["compiled programs"] = os.environ.get(COMPILED) or "not kept"
     chip = chip_of(jax.devices()[0].device_kind)
     peak = f"{chip.flops / 1e12:g} TFLOP/s bfloat16, {chip.hbm_bandwidth / 1e9:g} GB/s" if chip else "unknown"
     found["peak of a chip"] = peak

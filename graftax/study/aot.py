@@ -36,6 +36,7 @@ from graftax.evaluate.aot import (
 )
 from graftax.evaluate.aot.topology import ENVIRONMENT
 from graftax.models import Meta, Model, param_shapes
+from graftax.platforms import COMPILED, LEAST_SECONDS
 from graftax.progress import Progress
 from graftax.spec import ModelSpec
 from graftax.study import drawing
@@ -49,7 +50,6 @@ from graftax.surgery.report import compare
 from graftax.train import DiffusionConfig, MeshConfig
 
 TAIL = 30  # lines of a failed child's stderr that are shown
-CACHE = "JAX_COMPILATION_CACHE_DIR"
 _NOT_KEPT = "Error writing persistent compilation cache entry"
 """How jax warns."""
 
@@ -72,6 +72,8 @@ def compile_steps(
     for name in wanted:
         check(by_name[name], slice_, mesh)
     require_libtpu()
+    if keep:
+        _make(keep)
     rows = []
     with Progress(len(wanted), f"compile for {slice_}", unit="step") as progress:
         for name in wanted:
@@ -82,8 +84,21 @@ def compile_steps(
 
 def kept(folder: Path) -> str:
     """How many programs a folder of `compile_steps` holds, and how a run finds them."""
-    found = [entry.stat().st_size for entry in folder.glob("*-cache")]
-    return f"{folder}: {len(found)} programs, {sum(found) / 1e6:.1f} MB; on the slice: {CACHE}={folder} graftax ..."
+    found = [entry.stat().st_size for entry in _entries(folder)]
+    return f"{folder}: {len(found)} programs, {sum(found) / 1e6:.1f} MB; on the slice: {COMPILED}={folder} graftax ..."
+
+
+def _make(folder: Path) -> None:
+    """Make the folder for compiled programs, without which jax would go on."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be made ({error.strerror})") from None
+
+
+def _entries(folder: Path | None) -> set[Path]:
+    """The compiled programs in a folder."""
+    return set(folder.glob("*-cache")) if folder else set()
 
 
 # --- What a config's steps are -----------------------------------------------------------------------------------------
@@ -169,7 +184,8 @@ def _sampling(spec: ModelSpec, stage: DiffusionConfig, recipe: Recipe | None = N
 def _in_child(topology: Topology, name: str, path: str, overrides: Sequence[str], keep: Path | None) -> dict[str, Any]:
     command = [sys.executable, "-m", "graftax.study.aot", str(topology), name, path, *overrides]
     # A second at least: what this machine's own processor computes on the way takes milliseconds, a step's program more.
-    kept = {CACHE: str(keep or ""), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1"}
+    kept = {COMPILED: str(keep or ""), LEAST_SECONDS: "1"}
+    there = _entries(keep)
     done = subprocess.run(command, env={**os.environ, **ENVIRONMENT, **kept}, capture_output=True, text=True, check=False)
     if done.returncode == BadInput.exit_code:
         raise BadInput(done.stderr.strip().splitlines()[-1])
@@ -177,6 +193,8 @@ def _in_child(topology: Topology, name: str, path: str, overrides: Sequence[str]
         tail = "\n".join(done.stderr.splitlines()[-TAIL:])
         raise RuntimeError(f"compiling {name} for {topology} ended with {done.returncode}:\n{tail}")
     if lost := [line for line in done.stderr.splitlines() if _NOT_KEPT in line]:
+        for entry in _entries(keep) - there:  # jax leaves them cut off
+            entry.unlink()
         raise BadInput(f"{keep}: {name} is not kept ({lost[0].partition(_NOT_KEPT)[2].strip()})")
     warnings = [line for line in done.stderr.splitlines() if REMATERIALISATION in line]
     return {**json.loads(done.stdout.splitlines()[-1]), "warnings": warnings}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +33,7 @@ from graftax.spec import ModelSpec
 from graftax.study import relations
 from graftax.study.dry_run import DryRun, dry_job, dry_train
 from graftax.study.relations import RelationsTraining
+from graftax.study.run_folder import machine
 from graftax.study.stages import heldout_of
 from graftax.train import DiffusionConfig, MeshConfig, TrainConfig, fit, train, train_job
 from graftax.train.finetune import FRESH
@@ -232,7 +231,7 @@ def make_record(config: Any, folder: Path) -> dict[str, Any]:
         "steps": config.training.loop.steps,
         "images_seen": config.training.loop.steps * batch,
         "training_seconds": round(seconds),
-        "machine": {"cpus": os.cpu_count(), "platform": platform.machine(), "device": jax.devices()[0].device_kind},
+        "machine": machine(),
         "held_out": held_out[-1] if held_out else {},
         "curve": {"train": [[line["step"], round(line["loss"], 5)] for line in trained], "held_out": held_out},
     }

@@ -18,8 +18,6 @@ of its own.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,6 +32,7 @@ from graftax import api
 from graftax import config as configs
 from graftax.backbones import words
 from graftax.checkpoint import save_model
+from graftax.checkpoint.files import sha256_of_arrays
 from graftax.checkpoint.paths import work_path, write_text
 from graftax.data.config import DataConfig
 from graftax.data.pixels import images as image_data
@@ -45,6 +44,7 @@ from graftax.errors import BadInput
 from graftax.ops.base import Params
 from graftax.progress import say
 from graftax.spec import ModelSpec
+from graftax.study.run_folder import machine
 from graftax.train import LoopConfig, OptimiserConfig, fit, train_job
 from graftax.train.diffusion_task import on_noised
 from graftax.train.loop import Batch, Metrics
@@ -75,15 +75,18 @@ VARIANCE = 0.1
 DROPPED = 0.1
 """Share of the other captions that are left out, for guidance."""
 
+STEPS = 1000
+"""Of the process."""
+
 TOLD_AT = 600
-"""Step of the process, of 1,000, at which it is asked whether relations are told apart: there places are still open."""
+"""Step at which it is asked whether relations are told apart: there places are still open."""
 
 TIME, NOISE, DROP = range(3)  # streams of a step's key
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A part of the training.
+    """A part of the training. Raises `BadInput` on values that make none.
 
     Attributes:
         steps: updates.
@@ -107,13 +110,28 @@ class Phase:
     relations: int = 24
     others: int = 16
     leading: float = 0.0
-    times: tuple[int, int] = (0, 1000)
+    times: tuple[int, int] = (0, STEPS)
     margin: float = 0.3
     weight: float = 0.2
     grad_clip: float = 1.0
     ema_decay: float = 0.0
     text_alone: bool = True
     taught: bool = False
+
+    def __post_init__(self) -> None:
+        first, end = self.times
+        for name, fits, expected in (
+            ("steps", self.steps >= 1, "1 or more"),
+            ("relations", self.relations >= 1, "1 or more"),
+            ("others", self.others >= 1, "1 or more"),
+            ("leading", 0 <= self.leading <= 1, "a share in [0, 1]"),
+            ("times", 0 <= first < end <= STEPS, f"from and up to, within 0 and {STEPS}"),
+            ("margin", self.margin > 0, "a positive number"),
+            ("weight", self.weight >= 0, "0 or more"),
+        ):
+            if not fits:
+                raise BadInput(f"phase {name}: got {getattr(self, name)!r}, expected {expected}")
+        _ = self.optimiser  # refuses what makes none
 
     @property
     def optimiser(self) -> OptimiserConfig:
@@ -152,34 +170,44 @@ class RelationsTraining:
 
 def run(config: RelationsTraining) -> dict[str, Any]:
     """Train as `config` says; leaves model and record.json in its workdir, and a folder for each phase. Returns what
-    record.json holds. Interrupted, the same call continues. Raises `BadInput` on models and data that do not fit."""
+    record.json holds. Interrupted, the same call continues. One device trains, the default one. Raises `BadInput` on models
+    and data that do not fit, and where a folder is of another training."""
     folder, start = Path(config.workdir), time.perf_counter()
     model = api.load(config.model)
     spec = check(model.spec)
     images = image_data.load(config.data)
     image_data.check_fit(images, spec)
+    if AGAINST not in images.besides:
+        raise BadInput(f"data.source {config.data.source!r}: no wrong captions beside the right ones, expected scenes")
     params, history = look_both_ways(spec, model.params, jax.random.key(config.seed)), [told(spec, model.params, images)]
-    for number, phase in enumerate(config.phases):
-        batches = Mixed(images, phase, config.seed + number)
-        job = train_job(
-            lambda params=params: {**params, BEFORE: model.params}, RelationsLoss(spec, phase), phase.optimiser,
-            ema_decay=phase.ema_decay, ema_warmup=True, frozen=(BEFORE, *(PICTURE if phase.text_alone else ())),
-            label=f"phase {number + 1} of {len(config.phases)}", metadata={"spec": spec.to_json()},
-        )  # fmt: skip
-        loop = LoopConfig(phase.steps, seed=config.seed + number, log_every=config.log_every, save_every=500)
-        state = fit(job, batches, loop, folder / f"phase_{number + 1}")
-        params = {name: part for name, part in state.ema_params.items() if name != BEFORE}
+    for number in range(len(config.phases)):
+        params = _trained(config, number, spec, params, model.params, images)
         history.append(told(spec, params, images))
         say(f"phase {number + 1}: {history[-1]}")
     source = f"{config.model}, then graftax train of relations, {sum(phase.steps for phase in config.phases):,} steps"
     save_model(folder / "model", spec, params, {**model.meta.to_dict(), "source": source, "data": [images.described]})
-    machine = {"cpus": os.cpu_count(), "platform": platform.machine(), "device": jax.devices()[0].device_kind}
     record = {
-        "config": configs.as_tree(config), "seconds": round(time.perf_counter() - start), "machine": machine,
+        "config": configs.as_tree(config), "seconds": round(time.perf_counter() - start), "machine": machine(),
         "told": history, "held_out": history[-1],
     }  # fmt: skip
     write_text(work_path(folder) / "record.json", json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _trained(
+    config: RelationsTraining, number: int, spec: ModelSpec, params: Params, before: Params, images: Images
+) -> Params:
+    """`params` after phase `number`; `before`: of the model as it was."""
+    phase, seed = config.phases[number], config.seed + number
+    metadata = {"spec": spec.to_json(), "phase": configs.as_tree(phase), "start": sha256_of_arrays(params)}
+    job = train_job(
+        lambda: {**params, BEFORE: before}, RelationsLoss(spec, phase), phase.optimiser, ema_decay=phase.ema_decay,
+        ema_warmup=True, frozen=(BEFORE, *(PICTURE if phase.text_alone else ())), metadata=metadata,
+        label=f"phase {number + 1} of {len(config.phases)}",
+    )  # fmt: skip
+    loop = LoopConfig(phase.steps, seed=seed, log_every=config.log_every, save_every=500)
+    state = fit(job, Mixed(images, phase, seed), loop, Path(config.workdir) / f"phase_{number + 1}")
+    return {name: part for name, part in state.ema_params.items() if name != BEFORE}
 
 
 def check(spec: ModelSpec) -> ModelSpec:
@@ -327,7 +355,7 @@ def told(spec: ModelSpec, params: Params, images: Images, most: int = 256) -> di
     which = {name: np.isin(raw.text[rows], _ids([word])).any(1) for name, word in FIRST_WORDS.items()}
     found = {name: float(ahead[mask].mean()) for name, mask in which.items() if mask.any()}
     count = min(most, len(test))
-    every = jnp.linspace(0, 999, count).astype(jnp.int32)
+    every = jnp.linspace(0, STEPS - 1, count).astype(jnp.int32)
     mse = float(error(params, test[:count], every, raw.text[:count]).mean())
     return {name: round(value, 4) for name, value in {"mse": mse, "right": float((ahead > 0).mean()), **found}.items()}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,11 @@ TRAININGS = {"distill": "Stage 1: distillation", "finetune": "Stage 2: fine-tuni
 """Folders that hold the record of a training, and what the page calls them."""
 TEACHER = "teacher"
 MODELS = ("grafted", "distilled", "finetuned", "model")
+
+
+def machine() -> dict[str, Any]:
+    """What the record of a training says of where it ran, JSON types."""
+    return {"cpus": os.cpu_count(), "platform": platform.machine(), "device": jax.devices()[0].device_kind}
 
 
 @dataclass(frozen=True)

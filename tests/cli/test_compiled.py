@@ -10,6 +10,7 @@ import pytest
 
 from graftax.cli import compiled
 from graftax.cli.main import main
+from graftax.platforms import COMPILED, LEAST_SECONDS
 
 
 def test_the_folder_is_the_users_and_the_processors(monkeypatch, tmp_path):
@@ -27,28 +28,28 @@ def test_the_folder_is_the_users_and_the_processors(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("given", "expected"), [(None, "ours"), ("mine", "mine"), ("", "")])
 def test_what_the_user_has_set_stays(monkeypatch, given, expected):
     monkeypatch.setattr(compiled, "folder", lambda: Path("ours"))
-    for name in (compiled.VARIABLE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+    for name in (COMPILED, LEAST_SECONDS):
         monkeypatch.setenv(name, "")  # so that it is put back
         monkeypatch.delenv(name)
     if given is not None:
-        monkeypatch.setenv(compiled.VARIABLE, given)
+        monkeypatch.setenv(COMPILED, given)
     compiled.keep_compiled()
-    assert os.environ[compiled.VARIABLE] == expected
+    assert os.environ[COMPILED] == expected
 
 
 def test_a_measurement_compiles_anew(monkeypatch, capsys):
     for argv, kept in ((["bench", "list"], False), (["inspect", "demo"], True)):
-        monkeypatch.setenv(compiled.VARIABLE, "")
-        monkeypatch.delenv(compiled.VARIABLE)
+        monkeypatch.setenv(COMPILED, "")
+        monkeypatch.delenv(COMPILED)
         assert main(argv) == 0
-        assert (compiled.VARIABLE in os.environ) == kept
+        assert (COMPILED in os.environ) == kept
     assert "compile" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_a_command_leaves_its_programs_and_the_next_reads_them(teacher, tmp_path):
     home = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    home.pop(compiled.VARIABLE, None)
+    home.pop(COMPILED, None)
     command = [sys.executable, "-m", "graftax.cli", "sample", teacher, "--steps=2", "--per-class=1", "--overwrite"]
     for _ in range(2):
         subprocess.run([*command, "--out", tmp_path / "x.npz"], env=home, check=True, capture_output=True)
@@ -59,7 +60,7 @@ def test_a_command_leaves_its_programs_and_the_next_reads_them(teacher, tmp_path
 
 
 def test_trouble_with_the_folder_is_told_in_one_line_and_what_is_cut_off_goes(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv(compiled.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(COMPILED, str(tmp_path))
     shown = []
     monkeypatch.setattr(warnings, "showwarning", lambda message, *where: shown.append(str(message)))
     compiled.watch()

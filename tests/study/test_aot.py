@@ -84,11 +84,21 @@ def test_programs_are_kept_where_they_are_asked_for_and_nowhere_else(tiny, tmp_p
 
 def test_a_program_that_is_not_kept_is_said(tiny, tmp_path, monkeypatch):
     lost = "UserWarning: Error writing persistent compilation cache entry for 'jit_update': OSError: No space left"
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 0, "{}", f"noise\n{lost}\n")
-    )
+    kept = tmp_path / "kept"
+
+    def run(command, **_):
+        (kept / "jit_update-2e-cache").write_bytes(b"cut o")
+        return subprocess.CompletedProcess(command, 0, "{}", f"noise\n{lost}\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    kept.mkdir()
+    (kept / "jit_update-1f-cache").write_bytes(b"whole")
     with pytest.raises(BadInput, match=r"kept: train is not kept \(for 'jit_update': OSError: No space left\)"):
-        aot.compile_steps("v5e:2x4", str(tiny), [], ["train"], tmp_path / "kept")
+        aot.compile_steps("v5e:2x4", str(tiny), [], ["train"], kept)
+    assert [entry.name for entry in kept.iterdir()] == ["jit_update-1f-cache"]
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"file/kept: cannot be made \(Not a directory\)"):
+        aot.compile_steps("v5e:2x4", str(tiny), [], ["train"], tmp_path / "file" / "kept")
 
 
 def test_a_child_that_dies_shows_its_last_words(tiny, monkeypatch):

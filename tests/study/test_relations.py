@@ -38,7 +38,7 @@ def images(few_held_out):
 
 
 def test_new_heads_tell_a_things_word_what_stands_around_it():
-    """The words of things change with the relation, a hundred times as much as before."""
+    """The words of things change with the relation, ten times as much as where a training left them unmoved by it."""
 
     def changes(params):
         texts = jnp.asarray(ids(["a cat left of a dog", "a cat right of a dog"]))
@@ -94,6 +94,7 @@ def _mean_loss(batch, phase):
     return (7 * total - 4 * found["others"]) / 3
 
 
+@pytest.mark.slow
 def test_a_small_training_resumes_and_leaves_a_model_and_its_record(tmp_path, capsys):
     save_model(tmp_path / "start", SPEC, PARAMS, {})
     phases = [
@@ -116,6 +117,10 @@ def test_a_small_training_resumes_and_leaves_a_model_and_its_record(tmp_path, ca
     for part, leaf in (("x_embedder", "kernel"), ("words", "embed")):
         changed = jax.tree.map(lambda a, b: bool((a != b).any()), trained.params[part][leaf], PARAMS[part][leaf])
         assert all(jax.tree.leaves(changed))
+    changed = str(tree).replace("0.001", "0.002")
+    config.write_text(f"def get_config():\n    return {changed}\n")
+    assert main(["train", "--config", str(config)]) == 2  # and not the old run under a new name
+    assert "learning_rate" in capsys.readouterr().err
     assert main(["train", "--config", str(config), "--dry-run"]) == 2
     assert "2 trainings of 'relations', expected a task of one" in capsys.readouterr().err
 
@@ -126,5 +131,10 @@ def test_other_models_are_refused():
     few = pixart_spec(input_size=8, patch_size=2, hidden_size=32, depth=1, num_heads=2, **TEXT, text_heads=2)
     with pytest.raises(BadInput, match="relations: 2 heads of the text encoder, expected 4 or more"):
         look_both_ways(few, random_params(few, jax.random.key(0)), jax.random.key(0))
+    for wrong in ({"steps": 0}, {"relations": 0}, {"others": 0}, {"leading": 1.5}, {"times": (750, 450)}, {"margin": 0.0}):
+        with pytest.raises(BadInput, match=f"phase {next(iter(wrong))}: got"):
+            Phase(**{"steps": 1, "learning_rate": 1.0, **wrong})
+    with pytest.raises(BadInput, match=r"learning_rate: got 0\.0"):
+        Phase(steps=1, learning_rate=0.0)
     with pytest.raises(BadInput, match="phases: got none"):
         relations.RelationsTraining(task="relations", workdir="x", phases=())
