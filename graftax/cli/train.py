@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
 
     config = pretrain.pretraining_of(options.tree_of(args))
     if args.dry_run:
-        print(pretrain.dry_run(config))
+        print("\n\n".join(map(str, pretrain.dry_run(config))))
     else:
         workdir = options.own(config.workdir, folder=True)
         held_out = pretrain.run(config)["held_out"]

@@ -48,9 +48,11 @@ class Backbone(Protocol):
 
     Attributes:
         fixed: paths of parameters that no training changes, such as tables of positions, where a model has them.
+        fills_in: whether the head puts something in the places of tokens that no block saw (`Policy.mask`).
     """
 
     fixed: tuple[str, ...]
+    fills_in: bool
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `BadInput` where `spec` is no model of this family: a frame option is unknown or impossible, say."""

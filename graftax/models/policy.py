@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from graftax.blocks import block_kind, build
 from graftax.errors import BadInput
+from graftax.models.backbone import find
 from graftax.spec import ModelSpec
 from graftax.spec_checks import check_count, check_number
 
@@ -157,7 +158,7 @@ class Policy:
         """Raise `BadInput` where it does not fit a model: a route that ends with the last block or beyond, or over an
         operator that needs the image's whole grid; a mask that nothing fills in, or that leaves no token."""
         if self.mask:
-            if not spec.option("decoder_depth", 0):
+            if not find(spec).fills_in:
                 raise BadInput(f"{self.mask}: {spec.backbone} has no decoder that fills tokens in, expected a MaskDiT")
             if not self.mask.kept(spec.tokens):
                 raise BadInput(f"{self.mask}: leaves none of {spec.tokens} tokens, expected a smaller ratio")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from graftax.data.features import NAME as FEATURES
 from graftax.data.pixels.images import Images
@@ -29,7 +28,7 @@ from graftax.models.stack import chosen_remat
 from graftax.spec import ModelSpec
 from graftax.train import DiffusionConfig, MeshConfig
 from graftax.train.finetune import table_of_finetuning, table_of_training
-from graftax.train.loop import Job
+from graftax.train.loop import Batch, Job
 from graftax.train.overview import parameter_table
 from graftax.train.recipes import Recipe
 from graftax.train.sharding_report import sharding_report, size_text
@@ -89,11 +88,9 @@ def dry_train(spec: ModelSpec, stage: DiffusionConfig, data: Images, mesh: MeshC
     return _diffusion("training", spec, table_of_training(spec, stage), stage, data, mesh)
 
 
-def dry_job(job: Job[Any], steps: int, batch_size: int, data: Images, mesh: MeshConfig, frozen: Iterable[str]) -> DryRun:
-    """Any training of images and labels, with a state as `graftax.train.train_job` has it."""
+def dry_job(job: Job[Any], steps: int, batch: Batch, data: Images, mesh: MeshConfig, frozen: Iterable[str]) -> DryRun:
+    """Any training with a state as `graftax.train.train_job` has it; `batch`: shapes of what a step sees."""
     state = jax.eval_shape(job.init)
-    image = jax.ShapeDtypeStruct((batch_size, *data.shape), jnp.float32)
-    batch = {"image": image, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
     _, metrics = jax.eval_shape(job.step, state, batch, jax.eval_shape(lambda: jax.random.key(0)))
     table = parameter_table({**state.trainable, **state.frozen}, None, tuple(frozen))
     return _found(job.label, steps, data, mesh, table, {"state": _bytes(state, mesh)}, batch, metrics)

@@ -205,16 +205,18 @@ def run(config: Any) -> dict[str, Any]:
     return record
 
 
-def dry_run(config: Any) -> DryRun:
-    """What `run` would do, without doing it. Raises `BadInput` as it does, and where a task has several trainings."""
+def dry_run(config: Any) -> list[DryRun]:
+    """What `run` would do, without doing it: each training of the task. Raises `BadInput` as it does."""
     if isinstance(config, RelationsTraining):
-        raise BadInput(f"--dry-run: {len(config.phases)} trainings of {config.task!r}, expected a task of one")
+        return relations.dry_run(config)
     config.training.check_mesh(config.mesh, jax.device_count())
     data, stage = image_data.load(config.data), config.training
     if isinstance(config, MODELS):
-        return dry_train(_vetted(config, data), stage, data, config.mesh)
+        return [dry_train(_vetted(config, data), stage, data, config.mesh)]
     _, job = _net_and_job(config, data)
-    return dry_job(job, stage.loop.steps, stage.batch_size, data, config.mesh, stage.frozen)
+    shapes = {"image": ((stage.batch_size, *data.shape), jnp.float32), "label": ((stage.batch_size,), jnp.int32)}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    return [dry_job(job, stage.loop.steps, batch, data, config.mesh, stage.frozen)]
 
 
 def make_record(config: Any, folder: Path) -> dict[str, Any]:

@@ -41,13 +41,15 @@ from graftax.data.scenes.tokens import ids
 from graftax.data.scenes.vocabulary import RELATIONS
 from graftax.data.source import AGAINST
 from graftax.errors import BadInput
+from graftax.models import Model
 from graftax.ops.base import Params
 from graftax.progress import say
 from graftax.spec import ModelSpec
+from graftax.study.dry_run import DryRun, dry_job
 from graftax.study.run_folder import machine
-from graftax.train import LoopConfig, OptimiserConfig, fit, train_job
+from graftax.train import LoopConfig, MeshConfig, OptimiserConfig, fit, train_job
 from graftax.train.diffusion_task import on_noised
-from graftax.train.loop import Batch, Metrics
+from graftax.train.loop import Batch, Job, Metrics
 from graftax.train.noising import noising_for
 from graftax.train.recipes.against import HardNegatives
 
@@ -173,12 +175,8 @@ def run(config: RelationsTraining) -> dict[str, Any]:
     record.json holds. Interrupted, the same call continues. One device trains, the default one. Raises `BadInput` on models
     and data that do not fit, and where a folder is of another training."""
     folder, start = Path(config.workdir), time.perf_counter()
-    model = api.load(config.model)
-    spec = check(model.spec)
-    images = image_data.load(config.data)
-    image_data.check_fit(images, spec)
-    if AGAINST not in images.besides:
-        raise BadInput(f"data.source {config.data.source!r}: no wrong captions beside the right ones, expected scenes")
+    model, images = _begun(config)
+    spec = model.spec
     params, history = look_both_ways(spec, model.params, jax.random.key(config.seed)), [told(spec, model.params, images)]
     for number in range(len(config.phases)):
         params = _trained(config, number, spec, params, model.params, images)
@@ -194,20 +192,52 @@ def run(config: RelationsTraining) -> dict[str, Any]:
     return record
 
 
+def dry_run(config: RelationsTraining) -> list[DryRun]:
+    """What each phase of `run` would do, without doing it. Raises `BadInput` as it does."""
+    model, images = _begun(config)
+    params, found = look_both_ways(model.spec, model.params, jax.random.key(config.seed)), []
+    raw: Any = images.raw_train
+    for number, phase in enumerate(config.phases):
+        count, captions = phase.relations + phase.others, ((raw.text.shape[1],), raw.text.dtype)
+        each = {"image": (images.shape, jnp.float32), "text": captions, AGAINST: captions}
+        batch = {name: jax.ShapeDtypeStruct((count, *shape), dtype) for name, (shape, dtype) in each.items()}
+        job = _job(config, number, model.spec, params, model.params)
+        found.append(dry_job(job, phase.steps, batch, images, MeshConfig(data=1), _frozen(phase)))
+    return found
+
+
+def _begun(config: RelationsTraining) -> tuple[Model, Images]:
+    """The model as it was, and what it is to learn from. Raises `BadInput` where they do not fit."""
+    model = api.load(config.model)
+    images = image_data.load(config.data)
+    image_data.check_fit(images, check(model.spec))
+    if AGAINST not in images.besides:
+        raise BadInput(f"data.source {config.data.source!r}: no wrong captions beside the right ones, expected scenes")
+    return model, images
+
+
 def _trained(
     config: RelationsTraining, number: int, spec: ModelSpec, params: Params, before: Params, images: Images
 ) -> Params:
     """`params` after phase `number`; `before`: of the model as it was."""
     phase, seed = config.phases[number], config.seed + number
-    metadata = {"spec": spec.to_json(), "phase": configs.as_tree(phase), "start": sha256_of_arrays(params)}
-    job = train_job(
-        lambda: {**params, BEFORE: before}, RelationsLoss(spec, phase), phase.optimiser, ema_decay=phase.ema_decay,
-        ema_warmup=True, frozen=(BEFORE, *(PICTURE if phase.text_alone else ())), metadata=metadata,
-        label=f"phase {number + 1} of {len(config.phases)}",
-    )  # fmt: skip
+    job = _job(config, number, spec, params, before)
     loop = LoopConfig(phase.steps, seed=seed, log_every=config.log_every, save_every=500)
     state = fit(job, Mixed(images, phase, seed), loop, Path(config.workdir) / f"phase_{number + 1}")
     return {name: part for name, part in state.ema_params.items() if name != BEFORE}
+
+
+def _job(config: RelationsTraining, number: int, spec: ModelSpec, params: Params, before: Params) -> Job[Any]:
+    phase = config.phases[number]
+    metadata = {"spec": spec.to_json(), "phase": configs.as_tree(phase), "start": sha256_of_arrays(params)}
+    return train_job(
+        lambda: {**params, BEFORE: before}, RelationsLoss(spec, phase), phase.optimiser, ema_decay=phase.ema_decay,
+        ema_warmup=True, frozen=_frozen(phase), metadata=metadata, label=f"phase {number + 1} of {len(config.phases)}",
+    )  # fmt: skip
+
+
+def _frozen(phase: Phase) -> tuple[str, ...]:
+    return (BEFORE, *(PICTURE if phase.text_alone else ()))
 
 
 def check(spec: ModelSpec) -> ModelSpec:

@@ -142,6 +142,7 @@ class Toy(ClassConditional):
     """The backbone: patches of an image, words of its class, and a vector of time and class."""
 
     fixed = ("pos_embed",)
+    fills_in = False
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `BadInput` where the frame's options are not those of a toy, or there is no text."""

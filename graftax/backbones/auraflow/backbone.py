@@ -34,6 +34,7 @@ class AuraFlow:
     """The backbone: an image and a text stream, registers in front of the text, conditioned on a time."""
 
     fixed = ()
+    fills_in = False
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `BadInput` where the frame's options are not an AuraFlow's, or a joint block gives its text no answer."""

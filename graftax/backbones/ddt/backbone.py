@@ -40,6 +40,7 @@ class DDT(ClassConditional):
     """The backbone: the streams "cond" of the encoder and "img" of the decoder, conditioned on a time and a class."""
 
     fixed = ()
+    fills_in = False
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `BadInput` where the spec is not that of a DDT."""

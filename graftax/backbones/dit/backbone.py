@@ -39,6 +39,7 @@ class DiT(ClassConditional):
     """The backbone: one image stream, conditioned on a time and a class."""
 
     fixed = ("pos_embed",)
+    fills_in = False
     options: ClassVar[tuple[str, ...]] = OPTIONS
 
     def check(self, spec: ModelSpec) -> None:

@@ -43,6 +43,7 @@ class Flux:
     guidance."""
 
     fixed = ()
+    fills_in = False
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `BadInput` where the frame's options are not those of a Flux."""

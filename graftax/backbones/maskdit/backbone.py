@@ -31,6 +31,7 @@ class MaskDiT(DiT):
     """The backbone: one image stream, conditioned on a noise level and a class."""
 
     fixed = ("pos_embed", "decoder/pos_embed")
+    fills_in = True
     options = (*OPTIONS, *DECODER)
 
     def check(self, spec: ModelSpec) -> None:

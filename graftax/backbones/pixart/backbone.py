@@ -41,6 +41,7 @@ class PixArt:
     image's size."""
 
     fixed = ("null_caption",)
+    fills_in = False
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `BadInput` where the frame's options are not those of a PixArt."""

@@ -38,6 +38,7 @@ class SD3:
     """The backbone: an image beside a text that its blocks read and write, conditioned on a time and the pooled text."""
 
     fixed = ("pos_embed",)
+    fills_in = False
 
     def check(self, spec: ModelSpec) -> None:
         """Raise `BadInput` where the frame's options are not those of an SD3, or the streams are not its two."""
