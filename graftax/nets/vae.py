@@ -159,6 +159,10 @@ FAMILIES = {
 """The VAE, with the scale and shift of its latents, that the models of each family were trained with."""
 
 
+ALONE = 128 * 128
+"""Pixels of an image from which it is encoded and decoded by itself on a CPU."""
+
+
 def init(spec: VAESpec, key: jax.Array) -> Params:
     """Fresh float32 parameters."""
     keys = jax.random.split(key, 4)
@@ -184,7 +188,7 @@ def encode_moments(spec: VAESpec, params: Params, images: jax.Array) -> jax.Arra
     if len(shape) != 4 or shape[3] != spec.in_channels or any(side % spec.factor for side in shape[1:3]):
         expected = f"(b, h, w, {spec.in_channels}), h and w multiples of {spec.factor}"
         raise BadInput(f"images to encode: shape {shape}, expected {expected}")
-    raw: jax.Array = _encoder(spec).apply({"params": params["encoder"]}, images)  # pyright: ignore[reportAssignmentType]
+    raw = _each(functools.partial(_encoder(spec).apply, {"params": params["encoder"]}), images, shape[1] * shape[2])
     if spec.use_quant_conv:
         raw = _pointwise(params["quant_conv"], raw)
     mean, logvar = jnp.split(raw, 2, axis=-1)
@@ -221,7 +225,8 @@ def decode(spec: VAESpec, params: Params, latents: jax.Array) -> jax.Array:
     raw = raw_latents(spec, latents)
     if spec.use_post_quant_conv:
         raw = _pointwise(params["post_quant_conv"], raw)
-    return _decoder(spec).apply({"params": params["decoder"]}, raw)  # pyright: ignore[reportReturnType]
+    pixels = spec.factor**2 * raw.shape[1] * raw.shape[2]
+    return _each(functools.partial(_decoder(spec).apply, {"params": params["decoder"]}), raw, pixels)
 
 
 def decode_tiled(
@@ -244,6 +249,18 @@ def decode_tiled(
 def decode_compiled() -> Callable[[VAESpec, Params, jax.Array | np.ndarray], jax.Array]:
     """`decode`, compiled as suits it where it runs."""
     return jax.jit(decode, static_argnums=0, compiler_options=compile_options())
+
+
+def _each(network: Callable[[jax.Array], Any], x: jax.Array, pixels: int) -> jax.Array:
+    """network(x (b, ...)); on a CPU one image after the other where each, of so many `pixels`, fills the cores by itself:
+    that takes the memory of one, and convolutions their quickest form (`graftax.nets.winograd.suits`)."""
+
+    def one_by_one(x: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda image: network(image[None])[0], x)
+
+    if len(x) == 1 or pixels < ALONE:
+        return network(x)
+    return jax.lax.platform_dependent(x, cpu=one_by_one, default=network)
 
 
 def _pointwise(p: Params, x: jax.Array) -> jax.Array:

@@ -9,15 +9,37 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+
+from graftax.nets.winograd import conv3x3, doubled_conv3x3
 
 EPS = 1e-6
 """Of every group normalisation."""
 
 
-def conv3(features: int, name: str) -> nn.Conv:
+class Conv3(nn.Module):
+    """A 3x3 convolution that keeps height and width: (b, h, w, c) -> (b, h, w, features).
+
+    Attributes:
+        features: output channels.
+    """
+
+    features: int
+    convolution = staticmethod(conv3x3)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = promote_dtype(x, kernel, bias)
+        return self.convolution(x, kernel) + bias
+
+
+def conv3(features: int, name: str) -> Conv3:
     """A 3x3 convolution that keeps height and width."""
-    return nn.Conv(features, (3, 3), padding=1, name=name)
+    return Conv3(features, name=name)
 
 
 def conv1(features: int, name: str | None = None) -> nn.Conv:
@@ -28,9 +50,10 @@ def conv1(features: int, name: str | None = None) -> nn.Conv:
 class GroupNorm(nn.Module):
     """(x - mean) / deviation * scale + bias over height, width and each group's channels, in float32: (b, h, w, c).
 
-    Sums run over pixels for every channel by itself first, and channels of a group meet as vectors (b, g, c / g): a CPU
-    sums whole rows of channels, and what is left for each pixel is one product and one sum. Both variances are of centred
-    numbers, for E[x^2] - E[x]^2 loses digits where the mean is large.
+    Sums run over pixels for every channel by itself first; a product with a small matrix then gives every channel the mean
+    of its group. So what is left for each pixel is one product and one sum with rows of channels as they lie in memory;
+    broadcasting from groups to channels there would cost a CPU as much again. Both variances are of centred numbers, for
+    E[x^2] - E[x]^2 loses digits where the mean is large.
 
     Attributes:
         groups: that the channels are cut into.
@@ -44,13 +67,18 @@ class GroupNorm(nn.Module):
         scale, bias = self.param("scale", nn.initializers.ones, (c,)), self.param("bias", nn.initializers.zeros, (c,))
         wide = x.astype(jnp.float32)
         own = wide.mean((1, 2), keepdims=True)  # (b, 1, 1, c)
-        within = jnp.square(wide - own).mean((1, 2))  # (b, c)
-        means = own.reshape(len(x), self.groups, -1)  # (b, g, c / g)
-        mean = means.mean(-1, keepdims=True)
-        variance = (within.reshape(means.shape) + jnp.square(means - mean)).mean(-1, keepdims=True)  # (b, g, 1)
-        factor = jax.lax.rsqrt(variance + EPS) * scale.reshape(self.groups, -1)  # (b, g, c / g)
-        shift = bias.reshape(self.groups, -1) - mean * factor
-        return (wide * factor.reshape(own.shape) + shift.reshape(own.shape)).astype(x.dtype)
+        within = jnp.square(wide - own).mean((1, 2), keepdims=True)
+        mean = self.grouped(own)
+        variance = self.grouped(within + jnp.square(own - mean))
+        factor = jax.lax.rsqrt(variance + EPS) * scale
+        return (wide * factor + (bias - mean * factor)).astype(x.dtype)
+
+    def grouped(self, values: jax.Array) -> jax.Array:
+        """(b, 1, 1, c) -> the mean over each one's group, (b, 1, 1, c)."""
+        c = values.shape[-1]
+        size = c // self.groups
+        same = np.kron(np.eye(self.groups), np.full((size, size), 1 / size)).astype(np.float32)  # (c, c)
+        return jnp.dot(values, same, precision=jax.lax.Precision.HIGHEST)
 
 
 def norm(groups: int, name: str) -> GroupNorm:
@@ -78,6 +106,21 @@ class ResBlock(nn.Module):
         return x + y
 
 
+class Linear(nn.Module):
+    """Kernel (c, features) and bias (features,) of an `nn.Dense`, for those who multiply themselves.
+
+    Attributes:
+        features: output channels.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, c: int) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (c, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
 class Attention(nn.Module):
     """x + out(attention of one head over all pixels of norm(x)), in float32: (b, h, w, c) is kept.
 
@@ -91,7 +134,10 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         b, h, w, c = x.shape
         y = norm(self.groups, "group_norm")(x).reshape(b, h * w, c)  # (b, n, c)
-        q, k, v = (nn.Dense(c, name=name)(y) for name in ("to_q", "to_k", "to_v"))
+        # One product for all three: XLA's compiler for CPUs would fuse three of their own into that of the scores, which
+        # takes it three times as long.
+        kernels, biases = zip(*(Linear(c, name=name)(c) for name in ("to_q", "to_k", "to_v")), strict=True)
+        q, k, v = jnp.split(y @ jnp.concatenate(kernels, 1) + jnp.concatenate(biases), 3, axis=-1)  # (b, n, c) each
         scores = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
         y = jnp.einsum("bqk,bkc->bqc", nn.softmax(scores), v)
         return x + nn.Dense(c, name="to_out")(y).reshape(b, h, w, c)
@@ -184,37 +230,7 @@ class Decoder(nn.Module):
         return conv3(self.features, "conv_out")(nn.silu(norm(self.groups, "conv_norm_out")(x)))
 
 
-class DoubledConv(nn.Module):
-    """Every pixel becomes four, then a 3x3 convolution: (b, h, w, c) -> (b, 2 h, 2 w, features).
+class DoubledConv(Conv3):
+    """Every pixel becomes four, then a 3x3 convolution: (b, h, w, c) -> (b, 2 h, 2 w, features)."""
 
-    The nine weights meet four pixels of the small image alone, so that their sums are a 2x2 convolution for each of the four
-    places of a new pixel within its old one: 4 / 9 of the products, on the small image.
-
-    Attributes:
-        features: output channels.
-    """
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        b, h, w, c = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, c, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        rows = [_halved(kernel, 0, place) for place in (0, 1)]
-        parts = [
-            jax.lax.conv_general_dilated(
-                x, _halved(rows[i], 1, j).astype(x.dtype), (1, 1), ((1 - i, i), (1 - j, j)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-            for i in (0, 1)
-            for j in (0, 1)
-        ]  # fmt: skip
-        places = jnp.stack(parts, axis=3).reshape(b, h, w, 2, 2, -1)  # (b, h, w, row, column, features)
-        return places.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, -1) + bias.astype(x.dtype)
-
-
-def _halved(kernel: jax.Array, axis: int, place: int) -> jax.Array:
-    """Three weights along an axis as the two that the pixels at `place` 0 or 1 within an old one see of the old ones."""
-    first, middle, last = jnp.split(kernel, 3, axis)
-    return jnp.concatenate([first, middle + last] if place == 0 else [first + middle, last], axis)
+    convolution = staticmethod(doubled_conv3x3)

@@ -1,6 +1,7 @@
 """What autoencoders cost: forward FLOPs in closed form, 2 per multiply-add, of convolutions and attention on one image.
 
-Norms, activations and residual sums do not count, as in `graftax.models.cost`.
+Norms, activations and residual sums do not count, as in `graftax.models.cost`. Convolutions count as accelerators run them;
+on CPUs most take 16 products for 36 (`graftax.nets.winograd`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def encode_flops(spec: VAESpec, pixels: int) -> int:
 
 def decode_flops(spec: VAESpec, pixels: int, *, published: bool = False) -> int:
     """Of `graftax.nets.vae.decode` to one image of `pixels` a side; as `encode_flops`. As `published`, convolutions behind
-    steps up meet the large image; here they meet the small one, with 4 / 9 of the products (`vae_blocks.Upsample`)."""
+    steps up meet the large image; here they meet the small one, with 4 / 9 of the products (`vae_blocks.DoubledConv`)."""
     _check(pixels, spec.factor)
     widths, side, c = spec.block_out_channels, pixels // spec.factor, spec.block_out_channels[-1]
     total = _conv(side, spec.latent_channels, spec.latent_channels, 1) * spec.use_post_quant_conv

@@ -55,6 +55,24 @@ def test_families_have_their_published_scales():
     assert [name for name, spec in vae.FAMILIES.items() if not spec.scaled] == ["lightningdit"]
 
 
+def test_large_images_are_one_by_one_on_a_cpu(params, monkeypatch):
+    images, latents = jax.random.normal(jax.random.key(1), (3, 8, 4, 3)), jax.random.normal(jax.random.key(2), (3, 4, 2, 3))
+    for run, x in ((vae.encode_moments, images), (vae.decode, latents)):
+
+        def found(x=x, run=run):
+            traced = jax.jit(lambda x: run(SMALL, params, x)).trace(x)
+            texts = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu")]
+            return run(SMALL, params, x), ["stablehlo.while" in text for text in texts]
+
+        together, loops = found()
+        assert loops == [False, False]
+        monkeypatch.setattr(vae, "ALONE", 32)
+        alone, loops = found()
+        assert loops == [True, False]
+        np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)  # sums in another order
+        monkeypatch.undo()
+
+
 def test_spec_survives_json():
     assert vae.VAESpec.from_json(SMALL.to_json()) == SMALL
     assert hash(vae.VAESpec.from_json(SMALL.to_json())) == hash(SMALL)

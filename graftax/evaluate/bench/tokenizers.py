@@ -76,7 +76,8 @@ def _of_vae(name: str, spec: VAESpec, model: ModelSpec, called: str) -> Tokenize
 
 
 def count_vae(spec: VAESpec = SD, pixels: int = PIXELS) -> tuple[float, float]:
-    """XLA's count of encoder and decoder on one image."""
+    """XLA's count of encoder and decoder on one image, of convolutions as accelerators run them (on CPUs see
+    `graftax.nets.winograd`)."""
     params = jax.eval_shape(functools.partial(vae.init, spec), jax.random.key(0))
     side = pixels // spec.factor
     encode, decode = functools.partial(vae.encode_moments, spec), functools.partial(vae.decode, spec)
@@ -95,7 +96,7 @@ def count_autoencoder(spec: autoencoder.AutoencoderSpec) -> tuple[float, float]:
 
 def _counted(function: Callable[..., jax.Array], params: Any, shape: tuple[int, int, int]) -> float:
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    analysis: Any = jax.jit(function).lower(params, x).cost_analysis()
+    analysis: Any = jax.jit(function).trace(params, x).lower(lowering_platforms=("tpu",)).cost_analysis()
     return analysis["flops"]
 
 
