@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -32,6 +32,7 @@ from graftax.train.loop import Batch, Job
 from graftax.train.overview import parameter_table
 from graftax.train.recipes import Recipe
 from graftax.train.sharding_report import sharding_report, size_text
+from graftax.train.step import TrainStep
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class DryRun:
             self.title: f"{self.steps:,} steps", "data": self.data, "mesh": self.mesh, "a batch": _listed(self.batch),
             "a step gives": _listed(self.metrics), **self.memory,
         }  # fmt: skip
-        told = "\n".join(f"{name:<14}{text}" for name, text in lines.items())
+        width = max(map(len, lines)) + 2
+        told = "\n".join(f"{name:<{width}}{text}" for name, text in lines.items())
         return f"{self.parameters}\n\n{told}\nDry run: nothing was trained, nothing written."
 
 
@@ -91,7 +93,8 @@ def dry_train(spec: ModelSpec, stage: DiffusionConfig, data: Images, mesh: MeshC
 def dry_job(job: Job[Any], steps: int, batch: Batch, data: Images, mesh: MeshConfig, frozen: Iterable[str]) -> DryRun:
     """Any training with a state as `graftax.train.train_job` has it; `batch`: shapes of what a step sees."""
     state = jax.eval_shape(job.init)
-    _, metrics = jax.eval_shape(job.step, state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    step = cast(TrainStep, job.step)
+    _, metrics = step.trace(state, batch, jax.eval_shape(lambda: jax.random.key(0))).out_info
     table = parameter_table({**state.trainable, **state.frozen}, None, tuple(frozen))
     return _found(job.label, steps, data, mesh, table, {"state": _bytes(state, mesh)}, batch, metrics)
 

@@ -28,6 +28,7 @@ from graftax.evaluate.preview import preview
 from graftax.nets import autoencoder, classifier, small
 from graftax.nets.autoencoder import AutoencoderSpec
 from graftax.nets.classifier import ClassifierSpec
+from graftax.nets.convolving import compile_options
 from graftax.ops.base import Params
 from graftax.spec import ModelSpec
 from graftax.study import relations
@@ -286,7 +287,7 @@ def _net_and_job(config: Any, data: Images) -> tuple[Net, Job[Any]]:
         ema_warmup=stage.ema_warmup, frozen=stage.frozen, mesh=config.mesh.build(),
         metadata={"task": config.task, "spec": json.loads(net.spec_json)},
         evaluate=net.evaluate if data.held_out else None, label=f"train {config.task}", rules=config.mesh.rules,
-        accumulate=stage.accumulate,
+        accumulate=stage.accumulate, compiler=compile_options(),
     )  # fmt: skip
     return net, job
 

@@ -41,7 +41,7 @@ taken for them."""
 
 def make_step(
     loss_fn: LossFn, optimiser: OptimiserConfig, *, ema_decay: float = 0.9999, ema_warmup: bool = False,
-    mesh: Mesh | None = None, rules: AxisRules = RULES, accumulate: int = 1,
+    mesh: Mesh | None = None, rules: AxisRules = RULES, accumulate: int = 1, compiler: Mapping[str, str] | None = None,
 ) -> TrainStep:  # fmt: skip
     """The compiled `step(state, batch, key) -> (state, metrics)`.
 
@@ -56,7 +56,8 @@ def make_step(
     `ema_warmup`: the decay of the average grows to `ema_decay` (`graftax.train.state.warmed_decay`).
 
     The state's arrays are donated, so the old state must not be used again; frozen leaves are not: they stay the same
-    objects. With a `mesh` the new state is held to the layout of `shard_tree`, activations to that of `rules`.
+    objects. With a `mesh` the new state is held to the layout of `shard_tree`, activations to that of `rules`. `compiler`:
+    options of the compiler, as `jax.jit` takes them.
 
     Raises BadInput if `ema_decay` is not in [0, 1), if `accumulate` is below 1, and in the first step if a batch does not
     divide into its pieces.
@@ -69,7 +70,7 @@ def make_step(
 
     gradient = _gradient(loss_fn, accumulate, mesh, rules)
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, compiler_options=dict(compiler or {}))
     def update(state: TrainState, frozen: Params, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         beside = {RUN: {"ema": merge(state.ema, frozen), "step": state.step}} if getattr(loss_fn, "sees_run", False) else {}
         with activations(mesh, rules):
@@ -168,12 +169,14 @@ def train_job(
     ema_warmup: bool = False, frozen: Sequence[str] = (), mesh: Mesh | None = None,
     metadata: Mapping[str, Any] | None = None, evaluate: Callable[[Params], Mapping[str, Any]] | None = None,
     label: str = "train", flops_per_image: float = 0.0, rules: AxisRules = RULES, accumulate: int = 1,
+    compiler: Mapping[str, str] | None = None,
 ) -> Job[TrainState]:  # fmt: skip
     """The `Job` that trains `init_params()` on `loss_fn`, ready for `fit`: used by every network of this package.
 
     `frozen` are path patterns (see `state.split`). `evaluate` gets the averaged parameters and returns what to log.
-    `flops_per_image`: of a step, for the log (`graftax.models.cost.train_flops`). `metadata` (JSON types) is stored with
-    each checkpoint next to the optimiser's fields, the average's and `frozen`; a run that resumes must agree in all of it.
+    `flops_per_image`: of a step, for the log (`graftax.models.cost.train_flops`). `compiler` as in `make_step`.
+    `metadata` (JSON types) is stored with each checkpoint next to the optimiser's fields, the average's and `frozen`; a run
+    that resumes must agree in all of it.
     """
 
     tx = optimiser.build()
@@ -184,7 +187,7 @@ def train_job(
         return sharded_state(init_params(), tx, frozen, mesh, rules)
 
     average = {"ema_decay": ema_decay, "ema_warmup": ema_warmup}
-    step = make_step(loss_fn, optimiser, **average, mesh=mesh, rules=rules, accumulate=accumulate)
+    step = make_step(loss_fn, optimiser, **average, mesh=mesh, rules=rules, accumulate=accumulate, compiler=compiler)
     facts = {"optimiser": dataclasses.asdict(optimiser), **average, "frozen": list(frozen)}
     return Job(
         init=init, step=step, mesh=mesh, label=label,

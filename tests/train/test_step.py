@@ -141,3 +141,9 @@ def test_what_is_recomputed_does_not_change_what_is_learnt() -> None:
         return jax.jit(jax.value_and_grad(lambda p: loss.given(p, drawn)[0]))(own)
 
     assert_trees_close(gradient("full"), gradient("none"), rtol=1e-5, atol=1e-6)
+
+
+def test_options_reach_the_compiler() -> None:
+    step = make_step(loss_fn, FAST, compiler={"no_such_option": "1"})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        step(create_state(params(), FAST.build()), next(Stream()), KEY)
