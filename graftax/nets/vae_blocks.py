@@ -50,8 +50,8 @@ def conv1(features: int, name: str | None = None) -> nn.Conv:
 class GroupNorm(nn.Module):
     """(x - mean) / deviation * scale + bias over height, width and each group's channels, in float32: (b, h, w, c).
 
-    Sums run over pixels for every channel by itself first; a product with a small matrix then gives every channel the mean
-    of its group. So what is left for each pixel is one product and one sum with rows of channels as they lie in memory;
+    Sums run over pixels for every channel by itself first; a product with a small matrix then hands every channel what its
+    group has. So what is left for each pixel is one product and one sum with rows of channels as they lie in memory;
     broadcasting from groups to channels there would cost a CPU as much again. Both variances are of centred numbers, for
     E[x^2] - E[x]^2 loses digits where the mean is large.
 
@@ -75,10 +75,9 @@ class GroupNorm(nn.Module):
 
     def grouped(self, values: jax.Array) -> jax.Array:
         """(b, 1, 1, c) -> the mean over each one's group, (b, 1, 1, c)."""
-        c = values.shape[-1]
-        size = c // self.groups
-        same = np.kron(np.eye(self.groups), np.full((size, size), 1 / size)).astype(np.float32)  # (c, c)
-        return jnp.dot(values, same, precision=jax.lax.Precision.HIGHEST)
+        means = values.reshape(*values.shape[:-1], self.groups, -1).mean(-1)
+        spread = np.repeat(np.eye(self.groups, dtype=np.float32), values.shape[-1] // self.groups, axis=1)  # (g, c)
+        return jnp.dot(means, spread, precision=jax.lax.Precision.HIGHEST)
 
 
 def norm(groups: int, name: str) -> GroupNorm:

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
+@pytest.mark.slow
 def test_a_run_finds_what_was_compiled_from_shapes(tmp_path):
     """On four simulated devices, weights split over two: both stages and drawing compile nothing of their steps."""
     script = Path(__file__).with_name("kept_run.py")
