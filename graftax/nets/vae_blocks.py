@@ -37,11 +37,6 @@ class Conv3(nn.Module):
         return self.convolution(x, kernel) + bias
 
 
-def conv3(features: int, name: str) -> Conv3:
-    """A 3x3 convolution that keeps height and width."""
-    return Conv3(features, name=name)
-
-
 def conv1(features: int, name: str | None = None) -> nn.Conv:
     """A 1x1 convolution."""
     return nn.Conv(features, (1, 1), name=name)
@@ -98,14 +93,14 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = conv3(self.features, "conv1")(nn.silu(norm(self.groups, "norm1")(x)))
-        y = conv3(self.features, "conv2")(nn.silu(norm(self.groups, "norm2")(y)))
+        y = Conv3(self.features, name="conv1")(nn.silu(norm(self.groups, "norm1")(x)))
+        y = Conv3(self.features, name="conv2")(nn.silu(norm(self.groups, "norm2")(y)))
         if x.shape[-1] != self.features:
             x = conv1(self.features, "conv_shortcut")(x)
         return x + y
 
 
-class Linear(nn.Module):
+class DenseWeights(nn.Module):
     """Kernel (c, features) and bias (features,) of an `nn.Dense`, for those who multiply themselves.
 
     Attributes:
@@ -135,7 +130,7 @@ class Attention(nn.Module):
         y = norm(self.groups, "group_norm")(x).reshape(b, h * w, c)  # (b, n, c)
         # One product for all three: XLA's compiler for CPUs would fuse three of their own into that of the scores, which
         # takes it three times as long.
-        kernels, biases = zip(*(Linear(c, name=name)(c) for name in ("to_q", "to_k", "to_v")), strict=True)
+        kernels, biases = zip(*(DenseWeights(c, name=name)(c) for name in ("to_q", "to_k", "to_v")), strict=True)
         q, k, v = jnp.split(y @ jnp.concatenate(kernels, 1) + jnp.concatenate(biases), 3, axis=-1)  # (b, n, c) each
         scores = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
         y = jnp.einsum("bqk,bkc->bqc", nn.softmax(scores), v)
@@ -182,7 +177,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = conv3(self.widths[0], "conv_in")(x)
+        x = Conv3(self.widths[0], name="conv_in")(x)
         below_and_right = ((0, 1), (0, 1))  # the only padding of the steps down
         for i, width in enumerate(self.widths):
             for j in range(self.layers):
@@ -193,7 +188,7 @@ class Encoder(nn.Module):
                 step = nn.Conv(width, (3, 3), 2, below_and_right, name=f"down_blocks_{i}_downsample")
                 x = step(x)  # (b, h / 2, w / 2, width)
         x = MidBlock(self.groups, self.attention, name="mid_block")(x)
-        return conv3(self.features, "conv_out")(nn.silu(norm(self.groups, "conv_norm_out")(x)))
+        return Conv3(self.features, name="conv_out")(nn.silu(norm(self.groups, "conv_norm_out")(x)))
 
 
 class Decoder(nn.Module):
@@ -217,7 +212,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = conv3(self.widths[-1], "conv_in")(x)
+        x = Conv3(self.widths[-1], name="conv_in")(x)
         x = MidBlock(self.groups, self.attention, name="mid_block")(x)
         for i, width in enumerate(reversed(self.widths)):
             for j in range(self.layers + 1):
@@ -226,7 +221,7 @@ class Decoder(nn.Module):
                     x = Attention(self.groups, name=f"up_blocks_{i}_attentions_{j}")(x)
             if i < len(self.widths) - 1:
                 x = DoubledConv(width, name=f"up_blocks_{i}_upsample")(x)  # (b, 2 h, 2 w, width)
-        return conv3(self.features, "conv_out")(nn.silu(norm(self.groups, "conv_norm_out")(x)))
+        return Conv3(self.features, name="conv_out")(nn.silu(norm(self.groups, "conv_norm_out")(x)))
 
 
 class DoubledConv(Conv3):

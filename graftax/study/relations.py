@@ -209,8 +209,9 @@ def dry_run(config: RelationsTraining) -> list[DryRun]:
 def _begun(config: RelationsTraining) -> tuple[Model, Images]:
     """The model as it was, and what it is to learn from. Raises `BadInput` where they do not fit."""
     model = api.load(config.model)
+    spec = check(model.spec)
     images = image_data.load(config.data)
-    image_data.check_fit(images, check(model.spec))
+    image_data.check_fit(images, spec)
     if AGAINST not in images.besides:
         raise BadInput(f"data.source {config.data.source!r}: no wrong captions beside the right ones, expected scenes")
     return model, images

@@ -153,3 +153,13 @@ def test_other_models_are_refused():
         Phase(steps=1, learning_rate=0.0)
     with pytest.raises(BadInput, match="phases: got none"):
         relations.RelationsTraining(task="relations", workdir="x", phases=())
+
+
+def test_a_model_that_does_not_fit_is_refused_before_scenes_are_drawn(monkeypatch):
+    monkeypatch.setattr(image_data, "load", lambda _: pytest.fail("the data was loaded"))
+    config = relations.RelationsTraining(
+        task="relations", workdir="x", model="demo", phases=(Phase(steps=1, learning_rate=1.0),)
+    )
+    for start in (relations.run, relations.dry_run):
+        with pytest.raises(BadInput, match="expected a PixArt of noise that reads words"):
+            start(config)
