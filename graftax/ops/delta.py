@@ -22,6 +22,9 @@ CHUNK = 32
 Tokens = tuple[jax.Array, ...]
 """Queries and keys (b, n, h, k), values (b, n, h, c), queries and keys for the sums (b, n, h, k), log a and e (b, n, h)."""
 
+State = tuple[jax.Array, jax.Array]
+"""S (b, h, c, k) and z (b, h, k)."""
+
 
 def delta_chunked(tokens: Tokens, chunk: int = CHUNK) -> tuple[jax.Array, jax.Array]:
     """S_t q_t (b, n, h, c) and z_t . q_t (b, n, h), float32, of `Tokens` whose keys have any length: a value is written with
@@ -29,40 +32,58 @@ def delta_chunked(tokens: Tokens, chunk: int = CHUNK) -> tuple[jax.Array, jax.Ar
 
     A chunk's writes depend on each other through a triangular system, which is solved for all of its tokens at once (the WY
     form: arXiv 2406.06484, Section 3.2, with decays as in arXiv 2412.06464); what came before enters through the state,
-    which a scan hands on. Gradients compute a chunk again from the state before it.
+    which a scan hands on. Gradients compute a chunk again from the state before it, but for a chunk that is all there is.
     """
     b, n, h, width = tokens[2].shape
-    size = min(chunk, n)
-    empty = jnp.zeros((b, h, width, tokens[1].shape[-1])), jnp.zeros((b, h, tokens[1].shape[-1]))
-    _, (out, weights) = jax.lax.scan(jax.checkpoint(_chunk), empty, tuple(_chunks(a, size) for a in tokens))
+    chunks = tuple(_chunks(a, min(chunk, n)) for a in tokens)
+    if n <= chunk:
+        _, read = _chunk(None, tuple(a[0] for a in chunks))
+        out, weights = (a[None] for a in read)
+    else:
+        empty = jnp.zeros((b, h, width, tokens[1].shape[-1])), jnp.zeros((b, h, tokens[1].shape[-1]))
+        _, (out, weights) = jax.lax.scan(jax.checkpoint(_chunk), empty, chunks)
     out = out.transpose(1, 0, 3, 2, 4).reshape(b, -1, h, width)  # of (chunks, b, h, s, c)
     return out[:, :n], weights.transpose(1, 0, 3, 2).reshape(b, -1, h)[:, :n]
 
 
-def _chunk(state: tuple[jax.Array, jax.Array], tokens: Tokens) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    """State (b, h, c, k) and sums (b, h, k) before a chunk -> those after it, and what its tokens read."""
+def _chunk(state: State | None, tokens: Tokens) -> tuple[State | None, tuple[jax.Array, jax.Array]]:
+    """State before a chunk -> that after it, and what its tokens read. None: nothing was written, and nobody reads on."""
     q, k, v, plain_q, plain_k, log_a, erase = tokens  # (b, h, s, ...)
-    S, z = state
     sums = prefix_sums(log_a)
     between, since = decays(sums), jnp.exp(sums[0] + sums[1])[..., None]  # (b, h, s, s), (b, h, s, 1)
+    unit, length = _directions(k)
+    overlap = jnp.tril(erase[..., None] * between * _product("bhik,bhjk->bhij", unit, unit), -1)
+    held, read, weighed = (0.0, 0.0, 0.0) if state is None else _carried(state, unit, q, plain_q, since)
+    written = _product("bhij,bhjc->bhic", unit_inverse(overlap), length * v - erase[..., None] * held)
+    out = read + _product("bhij,bhjc->bhic", between * _product("bhik,bhjk->bhij", q, unit), written)
+    weights = weighed + (between * _product("bhik,bhjk->bhij", plain_q, plain_k)).sum(-1)
+    if state is None:
+        return None, (out, weights)
     left = jnp.exp(minus((sums[0][..., -1:], sums[1][..., -1:]), sums))[..., None]
     last = since[..., -1:, :]  # (b, h, 1, 1)
+    S = last * state[0] + _product("bhsc,bhsk->bhck", left * written, unit)
+    return (S, last[..., 0] * state[1] + (left * plain_k).sum(2)), (out, weights)
+
+
+def _carried(
+    state: State, unit: jax.Array, q: jax.Array, plain_q: jax.Array, since: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a chunk's keys and queries find of the state before it, decayed: (b, h, s, c) twice, (b, h, s)."""
+    S, z = state
+    held, read = (since * _product("bhsk,bhck->bhsc", x, S) for x in (unit, q))
+    return held, read, since[..., 0] * _product("bhsk,bhk->bhs", plain_q, z)
+
+
+def _directions(k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys (..., k) of unit length, or zero where they are, and their lengths (..., 1); gradients at zero are zero."""
     square = jnp.square(k).sum(-1, keepdims=True)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-    unit = k / jnp.where(square > 0, length, 1)
-    overlap = jnp.tril(erase[..., None] * between * _product("bhik,bhjk->bhij", unit, unit), -1)
-    missing = length * v - erase[..., None] * since * _product("bhsk,bhck->bhsc", unit, S)
-    written = _product("bhij,bhjc->bhic", unit_inverse(overlap), missing)
-    out = since * _product("bhsk,bhck->bhsc", q, S)
-    out = out + _product("bhij,bhjc->bhic", between * _product("bhik,bhjk->bhij", q, unit), written)
-    weights = since[..., 0] * _product("bhsk,bhk->bhs", plain_q, z)
-    weights = weights + (between * _product("bhik,bhjk->bhij", plain_q, plain_k)).sum(-1)
-    S = last * S + _product("bhsc,bhsk->bhck", left * written, unit)
-    return (S, last[..., 0] * z + (left * plain_k).sum(2)), (out, weights)
+    return k / jnp.where(square > 0, length, 1), length
 
 
+@jax.custom_vjp
 def unit_inverse(lower: jax.Array) -> jax.Array:
-    """(I + L)^-1 of strictly lower triangular L (..., s, s), in 2 log2 s - 2 products.
+    """X = (I + L)^-1 of strictly lower triangular L (..., s, s), in 2 log2 s - 2 products; its gradient, -X^T G X^T, in two.
 
     Inverses of blocks on the diagonal are joined two by two, X - X L X with the part of L that joins them: unlike the
     series I - L + L^2 - .. it sums up no large numbers that cancel.
@@ -79,6 +100,19 @@ def unit_inverse(lower: jax.Array) -> jax.Array:
         )
         inverse = inverse - step
     return inverse
+
+
+def _inverse_forward(lower: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inverse = unit_inverse(lower)
+    return inverse, inverse
+
+
+def _inverse_backward(inverse: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    left = _product("...ji,...jk->...ik", inverse, g)
+    return (-jnp.tril(_product("...ik,...lk->...il", left, inverse), -1),)
+
+
+unit_inverse.defvjp(_inverse_forward, _inverse_backward)
 
 
 def delta_flops(tokens: int, heads: int, width: int, chunk: int = CHUNK) -> int:

@@ -57,6 +57,17 @@ def test_chunks_equal_one_token_after_the_other(n, chunk, scale):
         np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_gradients_of_chunks_are_those_of_one():
+    given = tuple(map(jnp.float32, tokens(21)))
+
+    def loss(given, chunk):
+        return sum(jnp.square(part).sum() for part in delta_chunked(given, chunk))
+
+    several, one = (jax.jit(jax.grad(loss), static_argnums=1)(given, chunk) for chunk in (8, 32))
+    for ours, expected in zip(several, one, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_chunks_equal_it_at_length_with_keys_that_repeat():
     """A thousand writes of four keys, fully erased each time: the triangular systems are as coupled as they can be."""
     given = list(tokens(1000, 0.01))
@@ -83,7 +94,10 @@ def test_it_is_the_papers_rule_where_writing_and_erasing_are_one():
 def test_unit_inverse(size):
     lower = np.tril(np.ones((size, size), np.float32), -1)  # whose powers have entries of up to 3e8
     expected = np.linalg.inv(lower.astype(np.float64) + np.eye(size))
-    np.testing.assert_allclose(jax.jit(unit_inverse)(lower), expected, atol=1e-6)
+    inverse, back = jax.vjp(jax.jit(unit_inverse), lower)
+    np.testing.assert_allclose(inverse, expected, atol=1e-6)
+    g = np.random.default_rng(0).standard_normal((size, size), np.float32)
+    np.testing.assert_allclose(back(g)[0], -np.tril(expected.T @ g @ expected.T, -1), atol=1e-4)
 
 
 def definition(q, k, v, gates, orders, grid):
