@@ -10,9 +10,9 @@ Tables, pictures and samples are left in runs/sweep/PART/report.html. Each run g
 fine-tuning, batches of 64, and is judged three times by 300 samples: a fixed budget to compare with, not the best that
 each can reach. The model has 10 blocks and a grid of 4 x 4 tokens, hence the small windows and states.
 
-Expect half a minute to a minute per run on two quiet CPU cores, ten times that of `gated_delta` and five times of `moe`:
-31, 26, 4, 4 and 4 variants of three seeds; 22 of the 26 of `newer` have been run. One seed for a quick look:
---config.seeds="(0,)". Interrupted, the same command continues.
+Expect half a minute to a minute per run on two quiet CPU cores, twice that of `moe` and three to six times of `gated_delta`:
+31, 26, 4, 4 and 4 variants of three seeds. One seed for a quick look: --config.seeds="(0,)". Interrupted, the same command
+continues.
 """
 
 from typing import Any
