@@ -6,7 +6,8 @@
 
 Every operator is taught by 150 steps of stage 1 before its harm is measured. Expect half a minute each on two quiet CPU
 cores. With --check all grafts that reach the goal, two or so per operator, go through 150 steps of both stages with three
-seeds: expect a minute per run, and in the last line the rank correlation of predicted harm with what fine-tuning left.
+seeds: expect a minute per run, and in the last line the rank correlation of predicted harm with what fine-tuning left (0.98
+with the held-out loss, 0.84 with the Fréchet distance, for the seven operators named in graftax/study/README.md).
 Interrupted, the same command continues. `graftax plan demo --flops 0.95` alone needs no data.
 """
 
