@@ -6,7 +6,9 @@ import pytest
 
 from graftax import ops
 from graftax.errors import BadInput
+from graftax.evaluate.bench import operators
 from graftax.evaluate.bench.operators import ATTENTION, REST, bench_operators, break_even, break_even_by_cost
+from graftax.progress import Progress
 
 pytestmark = pytest.mark.full_compiler
 
@@ -52,6 +54,15 @@ def test_refuses():
         bench_operators(tokens=(64, 16))
     with pytest.raises(BadInput, match="'swab'"):
         bench_operators(tokens=(16,), mixers=("swab",), width=16, heads=2)
+
+
+@pytest.mark.slow
+def test_candidates_of_one_length_share_their_input():
+    """A copy for each would fill a machine's memory, at 65,536 tokens, after each was found to fit."""
+    length = operators._candidates(operators._sizes(16, 16, 2), ("swa",), None)
+    with Progress(1, "operators") as progress:
+        operators._try(length, {}, 2, 30.0, 0.0, progress)
+    assert len({id(one.run.args[1]) for one in length}) == 1  # of (weights, x), in training (weights, x, g)
 
 
 @pytest.mark.slow
