@@ -81,9 +81,9 @@ def _directions(k: jax.Array) -> tuple[jax.Array, jax.Array]:
     return k / jnp.where(square > 0, length, 1), length
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def unit_inverse(lower: jax.Array) -> jax.Array:
-    """X = (I + L)^-1 of strictly lower triangular L (..., s, s), in 2 log2 s - 2 products; its gradient, -X^T G X^T, in two.
+    """X = (I + L)^-1 of strictly lower triangular L (..., s, s), in 2 log2 s - 2 products; its derivative, -X dL X, in two.
 
     Inverses of blocks on the diagonal are joined two by two, X - X L X with the part of L that joins them: unlike the
     series I - L + L^2 - .. it sums up no large numbers that cancel.
@@ -102,24 +102,20 @@ def unit_inverse(lower: jax.Array) -> jax.Array:
     return inverse
 
 
-def _inverse_forward(lower: jax.Array) -> tuple[jax.Array, jax.Array]:
-    inverse = unit_inverse(lower)
-    return inverse, inverse
-
-
-def _inverse_backward(inverse: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    left = _product("...ji,...jk->...ik", inverse, g)
-    return (-jnp.tril(_product("...ik,...lk->...il", left, inverse), -1),)
-
-
-unit_inverse.defvjp(_inverse_forward, _inverse_backward)
+@unit_inverse.defjvp
+def _inverse_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    inverse, change = unit_inverse(primals[0]), jnp.tril(tangents[0], -1)
+    left = _product("...ij,...jk->...ik", inverse, change)
+    return inverse, -_product("...ik,...kl->...il", left, inverse)
 
 
 def delta_flops(tokens: int, heads: int, width: int, chunk: int = CHUNK) -> int:
-    """FLOPs of `delta_chunked` per image and pass, heads of `width` channels: products of s x s, s x k, k x k matrices."""
+    """FLOPs of `delta_chunked` per image and pass, heads of `width` channels: products of s x s and s x k matrices, and
+    where there is more than one chunk those with the state, k x k, and its sums."""
     s = min(chunk, tokens)
     inverse = 4 * s**2 * max((s - 1).bit_length() - 1, 0)
-    return -(-tokens // s) * s * heads * (10 * s * width + 6 * width**2 + inverse + 4 * width)
+    state = 6 * width**2 + 4 * width if tokens > chunk else 0
+    return -(-tokens // s) * s * heads * (10 * s * width + inverse + state)
 
 
 def _product(how: str, a: jax.Array, b: jax.Array) -> jax.Array:

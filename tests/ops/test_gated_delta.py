@@ -97,6 +97,8 @@ def test_unit_inverse(size):
     inverse, back = jax.vjp(jax.jit(unit_inverse), lower)
     np.testing.assert_allclose(inverse, expected, atol=1e-6)
     g = np.random.default_rng(0).standard_normal((size, size), np.float32)
+    _, forward = jax.jvp(unit_inverse, (lower,), (g,))
+    np.testing.assert_allclose(forward, -expected @ np.tril(g, -1) @ expected, atol=1e-4)
     np.testing.assert_allclose(back(g)[0], -np.tril(expected.T @ g @ expected.T, -1), atol=1e-4)
 
 
@@ -158,7 +160,8 @@ def test_cost_and_names():
     operator = sized(scan="cross", conv=False)
     cost, (n, d) = operator.cost(), (15, 24)
     assert cost.params == sum(leaf.size for leaf in jax.tree.leaves(weights_of(operator)))
-    assert cost.op_flops == 4 * n * 3 * (10 * n * 8 + 6 * 8 * 8 + 4 * n * n * 3 + 4 * 8)
+    assert cost.op_flops == 4 * n * 3 * (10 * n * 8 + 4 * n * n * 3)  # one chunk, and so no state
+    assert delta_flops(30, 3, 8, chunk=n) == 2 * n * 3 * (10 * n * 8 + 6 * 8 * 8 + 4 * n * n * 3 + 4 * 8)
     assert cost.featurizer_flops == 8 * n * d * d + 2 * n * d * 6
     for scion in (op("gated_delta"), op("gated_delta", conv=False)):
         assert_exports(scion)
